@@ -1,0 +1,290 @@
+"""Every setting of every agent: frozen dataclasses, presets as data, and one place that checks them.
+
+*Steps* are agent steps (one action), *frames* are emulator frames; Atari makes ``frame_skip`` = 4 of
+them per step. Each field is a flag of the command line, and its comment is the flag's help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class ConfigError(ValueError):
+    """A setting out of its range; the message names the setting, its value and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run has, whatever the agent."""
+
+    seed: int = 1
+    """Seeds every generator of the run: environments, exploration, replay, network."""
+    runs_dir: str = "runs"
+    """Folder that holds one folder per run."""
+    name: str | None = None
+    """Name of the run's folder (default: game, seed and date)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig(RunConfig):
+    """Dueling double DQN with prioritized replay on EnvPool's vectorised games."""
+
+    game: str = "breakout"
+    """Any of EnvPool's Atari games by its plain name, or `catch`."""
+    device: Device = "auto"
+    """Where the network learns; `auto` takes a GPU where there is one."""
+    total_frames: int = 10_000_000
+    """Emulator frames to play in all (4 per agent step)."""
+
+    # Environments
+    num_envs: int = 64
+    """Games played side by side."""
+    env_threads: int = 0
+    """EnvPool's threads (0: one per CPU core that this process may use)."""
+    frame_skip: int = 4
+    """Emulator frames per agent step."""
+    episodic_life: bool = True
+    """A lost life ends the episode for the learner, though not the game."""
+    reward_clip: bool = True
+    """Learn from the sign of the reward; scores are always reported unclipped."""
+    repeat_action_probability: float = 0.0
+    """Sticky actions: the chance that the emulator repeats the last action instead (Machado et al.: 0.25)."""
+    noop_max: int = 30
+    """Up to so many no-ops open a game."""
+    max_episode_steps: int = 27_000
+    """A game is cut off after so many agent steps (27,000 = 108,000 frames)."""
+    dephase_steps: int = 128
+    """Up to so many random actions open the run in each game, so that games do not end together."""
+
+    # Network
+    trunk: Literal["nature", "small", "vector"] = "nature"
+    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `vector` (two dense layers)."""
+    hidden: int = 512
+    """Width of the dense layer in each of the two dueling streams."""
+    dueling: bool = True
+    """Separate streams for state value and advantages (Wang et al. 2016)."""
+    double: bool = True
+    """The online network chooses the action that the target network values (van Hasselt et al. 2016)."""
+
+    # Replay
+    capacity: int | None = None
+    """Rows of replay over all games (default: 1,000,000, or fewer where the run or the memory is smaller)."""
+    stack: int = 4
+    """Frames that make one observation."""
+    prioritized: bool = True
+    """Draw by TD error (Schaul et al. 2016); off: uniformly."""
+    alpha: float = 0.6
+    """Exponent of the priorities."""
+    beta_start: float = 0.4
+    """Exponent of the importance weights at the start."""
+    beta_end: float = 1.0
+    """Exponent of the importance weights at the end of the run."""
+    priority_eps: float = 1e-6
+    """Added to each priority, so that no row is lost for good."""
+    n_step: int = 3
+    """Rewards summed before the value of a later state takes over."""
+    gamma: float = 0.99
+    """Discount per agent step."""
+
+    # Learning
+    batch_size: int = 256
+    """Samples in one update."""
+    samples_per_step: float = 4.0
+    """Samples learned per agent step; with the batch size it says how often an update is due."""
+    learn_start_steps: int = 20_000
+    """Agent steps played at random before learning starts."""
+    target_period_updates: int = 500
+    """Updates between hard copies of the online network into the target network."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """`rmsprop` is the centred one of Mnih et al. 2015."""
+    learning_rate: float = 2.5e-4
+    """Step size of the optimizer (Mnih et al.: 2.5e-4 for rmsprop)."""
+    optimizer_eps: float | None = None
+    """Stability term (default: 0.005 / batch size for adam, 0.01 for rmsprop as in the paper)."""
+    max_grad_norm: float = 10.0
+    """Longest gradient; longer ones are scaled down."""
+    huber_delta: float = 1.0
+    """TD error at which the Huber loss turns from square to linear."""
+
+    # Exploration
+    epsilon_start: float = 1.0
+    """Share of random actions at the start."""
+    epsilon_end: float = 0.01
+    """Share of random actions from `epsilon_steps` on."""
+    epsilon_steps: int = 250_000
+    """Agent steps over which epsilon falls."""
+
+    # Speed
+    compile: bool = True
+    """Compile act and update with torch.compile; off: eager PyTorch."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; `auto` is bfloat16 where the device has it."""
+    torch_threads: int = 0
+    """PyTorch's CPU threads (0: one per CPU core that this process may use)."""
+
+    # Clocks
+    log_every_frames: int = 20_000
+    """Frames between two lines of metrics."""
+    evaluate_every_frames: int = 1_000_000
+    """Frames between two evaluations; each refreshes the film."""
+    evaluate_episodes: int = 10
+    """Whole games per evaluation on the way."""
+    final_episodes: int = 30
+    """Whole games of the evaluation that ends the run."""
+    checkpoint_every_frames: int = 1_000_000
+    """Frames between two checkpoints."""
+    keep_checkpoints: int = 3
+    """Checkpoints to keep, besides the best by evaluation."""
+    checkpoint_replay: bool = True
+    """Keep the replay in the newest checkpoint, so that a resumed run goes on without a new warm-up."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def total_steps(self) -> int:
+        """Agent steps of the whole run."""
+        return self.total_frames // self.frame_skip
+
+    def replace(self, **changes: Any) -> DQNConfig:
+        """Return a copy with other values in the named fields."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SarsaConfig(RunConfig):
+    """Linear SARSA(lambda) on many CartPoles at once (Sutton & Barto 2018, section 12.7)."""
+
+    learners: int = 256
+    """Independent learners, each with its own CartPole."""
+    episodes: int = 300
+    """Episodes that every learner plays at least."""
+    max_steps: int = 200_000
+    """Agent steps per learner after which the run ends whatever happens."""
+    alpha: float = 0.1
+    """Step size."""
+    gamma: float = 0.95
+    """Discount per step."""
+    lam: float = 0.5
+    """Decay of the eligibility traces."""
+    epsilon: float = 0.0
+    """Share of random actions; equal action values are broken at random."""
+    version: Literal["v0", "v1"] = "v0"
+    """CartPole-v0 (200 steps, solved at 195) or v1 (500 steps, solved at 475)."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+# What each field may hold: (test, what the message asks for). One row serves every config that has the field.
+_AT_LEAST_1 = (lambda v: v >= 1, "at least 1")
+_AT_LEAST_0 = (lambda v: v >= 0, "at least 0")
+_SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
+_POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
+_RANGES: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(
+        "total_frames num_envs frame_skip noop_max max_episode_steps hidden capacity stack n_step batch_size "
+        "target_period_updates log_every_frames evaluate_every_frames evaluate_episodes final_episodes "
+        "checkpoint_every_frames keep_checkpoints learners episodes max_steps".split(),
+        _AT_LEAST_1,
+    ),
+    **dict.fromkeys(
+        "seed env_threads torch_threads dephase_steps learn_start_steps epsilon_steps".split(), _AT_LEAST_0
+    ),
+    **dict.fromkeys(
+        "repeat_action_probability beta_start beta_end gamma epsilon_start epsilon_end epsilon lam alpha".split(),
+        _SHARE,
+    ),
+    **dict.fromkeys(
+        "priority_eps samples_per_step learning_rate optimizer_eps max_grad_norm huber_delta".split(),
+        _POSITIVE,
+    ),
+}
+
+
+def _check(config: RunConfig) -> None:
+    """Raise ConfigError for the first field that is out of its range."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None or field.name not in _RANGES:
+            continue
+        test, wanted = _RANGES[field.name]
+        flag = "--" + field.name.replace("_", "-")
+        if not test(value):
+            raise ConfigError(f"{flag} is {value!r}; give {wanted}")
+    if config.name is not None and (not config.name or "/" in config.name or config.name in (".", "..")):
+        raise ConfigError(f"--name is {config.name!r}; give the name of one folder, without slashes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings that belong together, with what to expect of them."""
+
+    config: DQNConfig
+    about: str
+
+
+PRESETS: dict[str, Preset] = {
+    "cuda": Preset(
+        config=DQNConfig(
+            total_frames=40_000_000,
+            num_envs=128,
+            batch_size=512,
+            samples_per_step=8.0,
+            n_step=1,
+            learn_start_steps=50_000,
+            epsilon_steps=500_000,
+            log_every_frames=100_000,
+            evaluate_every_frames=4_000_000,
+            checkpoint_every_frames=4_000_000,
+        ),
+        about="40M frames on one GPU; not yet timed on one",
+    ),
+    "cpu": Preset(
+        config=DQNConfig(
+            total_frames=10_000_000,
+            trunk="small",
+            hidden=256,
+            batch_size=128,
+            samples_per_step=2.0,
+        ),
+        about="10M frames on a CPU: about an hour on two cores",
+    ),
+    # The tiny problem: 10 x 5 floats, one step per frame, games of ten steps (Osband et al. 2020, bsuite).
+    "catch": Preset(
+        config=DQNConfig(
+            game="catch",
+            total_frames=40_000,
+            num_envs=16,
+            frame_skip=1,
+            trunk="vector",
+            hidden=64,
+            stack=1,
+            n_step=1,
+            batch_size=64,
+            samples_per_step=4.0,
+            learn_start_steps=1_000,
+            epsilon_steps=10_000,
+            learning_rate=1e-3,
+            target_period_updates=100,
+            dephase_steps=0,
+            log_every_frames=1_000,
+            evaluate_every_frames=10_000,
+            checkpoint_every_frames=20_000,
+        ),
+        about="40k steps of Catch: about a minute",
+    ),
+}
+
+
+def preset_for(game: str, device: str) -> Preset:
+    """Return the preset of a game on a device (``"cpu"`` or ``"cuda"``)."""
+    if game == "catch":
+        return PRESETS["catch"]
+    preset = PRESETS[device]
+    return dataclasses.replace(preset, config=preset.config.replace(game=game))

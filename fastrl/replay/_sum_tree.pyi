@@ -1,0 +1,15 @@
+import numpy as np
+from numpy.typing import NDArray
+
+def set_leaves(
+    nodes: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    leaves: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> None: ...
+def find_leaves(
+    nodes: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    targets: NDArray[np.float64],
+    leaves: NDArray[np.int64],
+) -> None: ...

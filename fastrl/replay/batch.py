@@ -1,0 +1,88 @@
+"""What a draw returns, and the pool of arrays that draws write into."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """B transitions, each over up to ``n_step`` steps."""
+
+    obs: NDArray[Any]
+    """``[B, stack, *obs_shape]``, oldest frame first."""
+    action: NDArray[Any]
+    """``[B, *action_shape]``: what was done at ``obs``."""
+    reward: NDArray[np.float32]
+    """``[B]``: sum of gamma^k r_k over the steps taken."""
+    next_obs: NDArray[Any]
+    """``[B, stack, *obs_shape]`` after the last of these steps."""
+    discount: NDArray[np.float32]
+    """``[B]``: gamma to the number of steps taken, 0 after a termination."""
+    weight: NDArray[np.float32]
+    """``[B]``: importance weights, the largest 1."""
+    index: NDArray[np.int64]
+    """``[B]``: names of the rows, for `update_priorities`; opaque."""
+
+
+_NAMES = tuple(field.name for field in fields(Batch))
+
+
+def _held(batch: Batch) -> int:
+    """Return the highest reference count among the batch's arrays."""
+    return max(sys.getrefcount(getattr(batch, name)) for name in _NAMES)
+
+
+# What `_held` says of arrays that only a batch in a list holds; versions of the interpreter differ in it.
+_EMPTY: list[Any] = [np.empty(1) for _ in _NAMES]
+_FREE = _held([Batch(*_EMPTY)][0]) - 1  # less the reference from _EMPTY
+
+
+class BatchPool:
+    """Lends arrays and takes back those that nobody else holds any more.
+
+    Writing into memory that is mapped already is several times faster than into fresh pages. A batch, one of
+    its arrays, a view or a tensor over one all count as holding: arrays still held are never lent again.
+
+    Parameters
+    ----------
+    shapes, dtypes
+        Shape behind the batch axis and dtype of each field of `Batch`, in order.
+    keep : int
+        Sets of arrays to remember; when more are held, the oldest are left to their holders.
+    """
+
+    def __init__(self, shapes: list[tuple[int, ...]], dtypes: list[np.dtype[Any]], keep: int = 4) -> None:
+        self._fields = list(zip(_NAMES, shapes, dtypes, strict=True))
+        self._keep = keep
+        self._sets: list[Batch] = []
+
+    def lend(self, size: int) -> Batch:
+        """Return a batch of ``size`` whose contents may be overwritten."""
+        for batch in self._sets:
+            if len(batch.index) == size and _held(batch) <= _FREE:
+                return _again(batch)
+        alike = [batch for batch in self._sets if len(batch.index) == size]
+        fresh: list[Any] = [np.empty((size, *shape), dtype) for _, shape, dtype in self._fields]
+        self._sets = [*alike[-self._keep + 1 :], Batch(*fresh)]
+        return _again(self._sets[-1])
+
+    def check(self, batch: Batch, size: int) -> None:
+        """Raise ValueError unless ``batch`` holds writable contiguous arrays that fit."""
+        for name, shape, dtype in self._fields:
+            array, wanted = getattr(batch, name), (size, *shape)
+            if not isinstance(array, np.ndarray) or array.shape != wanted or array.dtype != dtype:
+                got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise ValueError(f"out.{name} is {got}; give a NumPy array, {dtype} {wanted}")
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                raise ValueError(f"out.{name} is read-only or not contiguous; give a writable C-contiguous array")
+
+
+def _again(batch: Batch) -> Batch:
+    """Return another batch over the same arrays, so that the pool's own is never handed out."""
+    return replace(batch)

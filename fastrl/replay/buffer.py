@@ -1,0 +1,375 @@
+"""Replay buffers over unstacked frames: add vector steps, draw n-step transitions of stacked frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from fastrl.replay import files
+from fastrl.replay.batch import Batch, BatchPool
+from fastrl.replay.checks import Autoreset, Rows, Settings, check_rows, check_settings
+from fastrl.replay.ring import Ring
+from fastrl.replay.store import FrameStore, RamStore
+from fastrl.replay.sum_tree import SumTree
+
+
+class ReplayBuffer:
+    """Uniform replay of the newest rows of many environments.
+
+    One row is one environment's part of one vector step: the newest *frame* of its observation (stacks are
+    put together when a batch is drawn), the action taken there, and what that action brought. A row can be
+    drawn exactly while all its fields can be rebuilt: once its n-step window is closed by n further frames
+    or by the end of the episode, and until the oldest frame of its stack is overwritten.
+
+    Parameters
+    ----------
+    capacity : int
+        Rows over all environments; each has a ring of ``capacity // num_envs``.
+    num_envs : int
+        Environments; ``env_id`` names them 0 to ``num_envs - 1``.
+    obs_shape, obs_dtype
+        Shape and dtype of one frame.
+    action_shape, action_dtype
+        Shape and dtype of one action.
+    stack : int
+        Frames in an observation.
+    stack_padding : {"first", "zero"}
+        What stands in a stack before the first frame of a game: that frame again, or zeros.
+    n_step : int
+        Rewards summed into one.
+    gamma : float
+        Discount per step.
+    autoreset : {"next_step", "same_step", "disabled"}
+        What the row after a done holds. ``"next_step"`` (EnvPool, Gymnasium's default): the final
+        observation and an ignored action. ``"same_step"`` and ``"disabled"``: the new episode's first
+        observation; the final one comes in ``final_obs`` of the done itself.
+    seed : int, sequence of int, SeedSequence or None
+        Of the draws. The same seed and the same calls give the same batches, to the bit.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        num_envs: int,
+        obs_shape: tuple[int, ...],
+        obs_dtype: DTypeLike = np.uint8,
+        action_shape: tuple[int, ...] = (),
+        action_dtype: DTypeLike = np.int64,
+        stack: int = 1,
+        stack_padding: Literal["first", "zero"] = "first",
+        n_step: int = 1,
+        gamma: float = 0.99,
+        autoreset: Autoreset = "next_step",
+        seed: int | list[int] | np.random.SeedSequence | None = None,
+    ) -> None:
+        self.settings: dict[str, Any] = check_settings(
+            capacity=capacity, num_envs=num_envs, obs_shape=obs_shape, obs_dtype=obs_dtype,
+            action_shape=action_shape, action_dtype=action_dtype, stack=stack, stack_padding=stack_padding,
+            n_step=n_step, gamma=gamma, autoreset=autoreset,
+        )  # fmt: skip
+        obs_shape, action_shape = self.settings["obs_shape"], self.settings["action_shape"]
+        obs_dtype, action_dtype = np.dtype(obs_dtype), np.dtype(action_dtype)
+        rows = capacity // num_envs
+        self._zero = stack_padding == "zero"
+        self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
+        self._powers = np.array([gamma**k for k in range(n_step + 1)])
+        self._ring = Ring(num_envs, rows, stack, n_step, action_shape, action_dtype)
+        self._tree = SumTree(num_envs * rows)
+        self._store: FrameStore = RamStore(num_envs * rows, obs_shape, obs_dtype)
+        self._pool = BatchPool(
+            [(stack, *obs_shape), action_shape, (), (stack, *obs_shape), (), (), ()],
+            [np.dtype(d) for d in (obs_dtype, action_dtype, "f4", obs_dtype, "f4", "f4", "i8")],
+        )
+        self._rng = np.random.default_rng(seed)
+        self._drawable = 0
+
+    def __len__(self) -> int:
+        """Rows held."""
+        return len(self._ring)
+
+    @property
+    def drawable(self) -> int:
+        """Rows that can be drawn now."""
+        return self._drawable
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the full buffer takes, the pool of batches aside."""
+        return self._store.nbytes + self._ring.nbytes + self._tree.nbytes
+
+    def add(
+        self,
+        obs: ArrayLike,
+        action: ArrayLike,
+        reward: ArrayLike,
+        terminated: ArrayLike,
+        truncated: ArrayLike,
+        first: ArrayLike | None = None,
+        final_obs: ArrayLike | None = None,
+        env_id: ArrayLike | None = None,
+    ) -> None:
+        """Add one vector step: one row for each of n environments.
+
+        Costs O(n (stack + n_step)) and n copies of a frame.
+
+        Parameters
+        ----------
+        obs : [n, *obs_shape] obs_dtype
+            Newest frame of the observation in which ``action`` was taken.
+        action : [n, *action_shape]
+            Ignored in the row after a done if ``autoreset="next_step"``, like the three that follow.
+        reward : [n] float
+            What the action brought.
+        terminated, truncated : [n] bool
+            How the action ended the episode, if it did; terminated wins over truncated.
+        first : [n] bool, optional
+            ``obs[i]`` opens a new game: stacks do not look back past it. By default the row that opens an
+            episode; pass False there for a lost life that ended an episode but not the game. True without a
+            done before it abandons the episode under way: rows whose future is then unknown are never drawn.
+        final_obs : [n, *obs_shape] or object array with None, optional
+            For ``autoreset`` "same_step" and "disabled" only: the frame after a done, read nowhere else.
+            Without one a terminated row's ``next_obs`` ends in its own frame again (its discount is 0).
+        env_id : [n] int, optional
+            The environments that these rows belong to, none twice (default: all, in order).
+
+        Raises
+        ------
+        ValueError
+            If an argument does not fit, or a truncated row comes without its final frame. Nothing has been
+            changed then.
+        """
+        rows = check_rows(self.settings, obs, action, reward, terminated, truncated, first, final_obs, env_id)
+        self._append(rows.env, rows.obs, rows.action, rows.reward, rows.mark, rows.first)
+        if not self._final_inside and rows.mark.any():
+            self._append_final(rows)
+
+    def sample(self, batch_size: int, out: Batch | None = None) -> Batch:
+        """Draw transitions, every drawable row with the same probability; all weights are 1.
+
+        Rows come in slot order, one from each of ``batch_size`` equal strata. Costs O(B (log capacity +
+        stack)) and 2 B stack copies of a frame.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        out : Batch, optional
+            Arrays to write into, for example over pinned memory. Otherwise they come from a pool, which
+            reuses only arrays that nobody holds any more: a batch you hold is never overwritten.
+
+        Raises
+        ------
+        ValueError
+            If no row can be drawn yet, or ``out`` does not fit.
+        """
+        batch, _ = self._draw(batch_size, out)
+        batch.weight[:] = 1.0
+        return batch
+
+    def check(self) -> None:
+        """Raise AssertionError unless rings, tree and counters agree (reads everything but the frames)."""
+        self._ring.check()
+        self._tree.check()
+        drawable = self._ring.drawable != 0
+        assert np.array_equal(self._tree.weights > 0, drawable), "the tree weighs other rows than may be drawn"
+        assert self._drawable == drawable.sum(), "the count of drawable rows is off"
+
+    def save(self, path: str | Path) -> None:
+        """Write everything, generator included, to one file, atomically (see `load`)."""
+        held = self._ring.held
+        files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, held)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return the buffer that `save` wrote: it draws what the saved one would have drawn.
+
+        Raises
+        ------
+        ValueError
+            If the file is no saved buffer of this class, or damaged.
+        """
+        with files.SavedReplay(Path(path), cls.__name__) as saved:
+            buffer = cls(**saved.settings)
+            saved.fill(buffer._store)
+            try:
+                buffer._load_state(saved.state())
+                buffer.check()
+            except (AssertionError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} contradicts itself ({error}); use an earlier one") from error
+        return buffer
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _new_weight(self) -> float:
+        """Return the weight of a row that becomes drawable."""
+        return 1.0
+
+    def _append(
+        self,
+        env: NDArray[np.int64],
+        frames: NDArray[Any],
+        action: NDArray[Any] | None,
+        reward: NDArray[np.float32],
+        mark: NDArray[np.uint8],
+        first: NDArray[np.int8],
+    ) -> None:
+        """Append one row per environment in ``env``, and weigh what may be drawn from now on."""
+        slots, changed = self._ring.push(env, action, reward, mark, first)
+        self._store.write(slots, frames)
+        may_be_drawn = self._ring.drawable[changed] != 0
+        self._tree.write(changed, np.where(may_be_drawn, self._new_weight(), 0.0))
+        self._drawable += 2 * int(may_be_drawn.sum()) - len(changed)
+
+    def _append_final(self, rows: Rows) -> None:
+        """Append the final frame after each done as an undrawable row, as if ``autoreset`` were next_step."""
+        done = np.flatnonzero(rows.mark)
+        frames = rows.obs[done]
+        for k, i in enumerate(done):
+            if rows.final_obs is not None and rows.final_obs[i] is not None:
+                frames[k] = rows.final_obs[i]
+        nothing = np.zeros(len(done), np.uint8)
+        default = np.full(len(done), -1, np.int8)
+        self._append(rows.env[done], frames, None, nothing.astype(np.float32), nothing, default)
+
+    def _draw(self, batch_size: int, out: Batch | None) -> tuple[Batch, NDArray[np.int64]]:
+        """Fill a batch but for its weights; return it with the slots drawn."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give at least 1")
+        if not self._drawable:
+            raise ValueError(f"no row can be drawn yet: {len(self)} rows held; add more before the first sample")
+        if out is None:
+            batch = self._pool.lend(batch_size)
+        else:
+            self._pool.check(out, batch_size)
+            batch = out
+        slots = self._tree.sample(batch_size, self._rng)
+        next_slots = self._ring.returns(slots, self._powers, batch.reward, batch.discount)
+        self._store.gather(self._ring.stacks(slots, self._zero), batch.obs)
+        self._store.gather(self._ring.stacks(next_slots, self._zero), batch.next_obs)
+        batch.action[:] = self._ring.action[slots]
+        batch.index[:] = self._ring.index(slots)
+        return batch, slots
+
+    def _state(self) -> dict[str, Any]:
+        arrays = {f"ring.{name}": array for name, array in self._ring.state().items()}
+        return arrays | {"rng": self._rng.bit_generator.state}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._ring.load_state({k.removeprefix("ring."): v for k, v in state.items() if k.startswith("ring.")})
+        drawable = self._ring.drawable != 0
+        self._tree.set(np.flatnonzero(drawable), np.ones(drawable.sum()))
+        self._drawable = int(drawable.sum())
+        self._rng.bit_generator.state = state["rng"]
+
+
+class PrioritizedReplayBuffer(ReplayBuffer):
+    """Replay drawn in proportion to (priority + eps)^alpha (Schaul et al. 2016, eq. 1), as `ReplayBuffer` else.
+
+    Rows that become drawable get the highest priority seen so far, 1 at first.
+
+    Parameters
+    ----------
+    alpha : float
+        Exponent of the priorities, from 0 (uniform) up.
+    eps : float
+        Added to each priority, above 0, so that no row is lost for good.
+    **settings
+        As for `ReplayBuffer`.
+    """
+
+    def __init__(self, *, alpha: float = 0.6, eps: float = 1e-6, **settings: Unpack[Settings]) -> None:
+        if not 0 <= alpha < np.inf:
+            raise ValueError(f"alpha is {alpha}; give a finite number from 0 up")
+        if not 0 < eps < np.inf:
+            raise ValueError(f"eps is {eps}; give a finite number above 0")
+        super().__init__(**settings)
+        self.settings |= {"alpha": float(alpha), "eps": float(eps)}
+        self._alpha, self._eps = float(alpha), float(eps)
+        self._max_priority = 1.0
+
+    @property
+    def max_priority(self) -> float:
+        """Highest priority seen, which new rows get."""
+        return self._max_priority
+
+    def sample(  # type: ignore[override]
+        self, batch_size: int, beta: float = 0.4, out: Batch | None = None
+    ) -> Batch:
+        """Draw transitions in proportion to their weights, as `ReplayBuffer.sample` else.
+
+        ``weight`` is (N P(i))^-beta over the batch's largest (Schaul et al. 2016, section 3.4).
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        beta : float
+            Exponent of the importance weights, from 0 (no correction) to 1 (full).
+        out : Batch, optional
+            Arrays to write into.
+        """
+        if not 0 <= beta < np.inf:
+            raise ValueError(f"beta is {beta}; give a finite number from 0 up")
+        batch, slots = self._draw(batch_size, out)
+        weight = self._tree.get(slots)
+        batch.weight[:] = (weight / weight.min()) ** -beta
+        return batch
+
+    def update_priorities(self, index: ArrayLike, priority: ArrayLike) -> None:
+        """Give rows new priorities, usually their absolute TD errors; of repeated indices the last wins.
+
+        Rows that were overwritten since they were drawn, or that may not be drawn now, are ignored.
+
+        Parameters
+        ----------
+        index : [B] int
+            From a batch's ``index``.
+        priority : [B] float
+            Finite, from 0 up.
+
+        Raises
+        ------
+        ValueError
+            If an index names no row, or a priority is negative, not finite or overflows to the power of
+            alpha. Nothing has been changed then.
+        """
+        names, priorities = np.asarray(index), np.asarray(priority, np.float64)
+        if names.ndim != 1 or (names.dtype.kind not in "iu" and names.size):
+            raise ValueError(f"index is {names.dtype} {names.shape}; give a batch's own index, int64 [B]")
+        if priorities.shape != names.shape:
+            raise ValueError(f"priority has shape {priorities.shape}; give one per index, shape {names.shape}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = self._weight(priorities)
+        good = (priorities >= 0) & (weights <= self._tree.max_weight)  # also false for NaN
+        if not good.all():
+            raise ValueError(f"priority holds {priorities[~good][0]}; give finite numbers from 0 up")
+        slots, accepted = self._ring.slots(names.astype(np.int64, copy=False))
+        if accepted.any():
+            self._tree.write(slots[accepted], weights[accepted])
+            self._max_priority = max(self._max_priority, float(priorities[accepted].max()))
+
+    def _weight(self, priority: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (priority + eps)^alpha, above 0 even where that underflows."""
+        return np.maximum((priority + self._eps) ** self._alpha, np.finfo(np.float64).tiny)
+
+    def _new_weight(self) -> float:
+        return float(self._weight(np.float64(self._max_priority)))  # type: ignore[arg-type]
+
+    def _state(self) -> dict[str, Any]:
+        weights = self._tree.weights.reshape(self._ring.num_envs, -1)[:, : self._ring.held]
+        return super()._state() | {"weights": weights, "max_priority": self._max_priority}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        super()._load_state(state)
+        slots = np.arange(self._tree.capacity).reshape(self._ring.num_envs, -1)[:, : state["weights"].shape[1]]
+        self._tree.set(slots.reshape(-1), state["weights"].reshape(-1))
+        self._max_priority = float(state["max_priority"])

@@ -1,0 +1,127 @@
+"""A replay as one file: a zip of plain .npy arrays and a JSON header; no pickle, checksums by zip."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.replay.store import FrameStore
+
+FORMAT = 1
+_CHUNK = 1 << 24  # bytes of frames to hold besides the store
+
+
+def save(path: Path, kind: str, settings: dict[str, Any], state: dict[str, Any], store: FrameStore, held: int) -> None:
+    """Write settings, state and the first ``held`` frames of each environment to ``path``, atomically."""
+    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+    rest = {name: value for name, value in state.items() if name not in arrays}
+    header = {"format": FORMAT, "kind": kind, "settings": settings, "state": rest, "held": held}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                archive.writestr("header.json", json.dumps(header))
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+                with archive.open("frames", "w", force_zip64=True) as member:
+                    for ids, frames in _chunks(settings, held):
+                        store.gather(ids, frames)
+                        member.write(frames.reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+class SavedReplay:
+    """An open file that `save` wrote; ``settings`` are the arguments of the buffer to build.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or holds something else than a ``kind``.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+            header = json.loads(self._archive.read("header.json"))
+            self.settings: dict[str, Any] = header["settings"]
+            self._rest, self._held = header["state"], int(header["held"])
+            found = (header["format"], header["kind"])
+        except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+            raise self._damaged(error) from error
+        if found != (FORMAT, kind):
+            self._archive.close()
+            raise ValueError(
+                f"{path} holds a {found[1]} in format {found[0]}; this is {kind} in format {FORMAT}: "
+                "load it with the class and version that saved it"
+            )
+
+    def __enter__(self) -> SavedReplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._archive.close()
+
+    def state(self) -> dict[str, Any]:
+        """Return what the buffer's state was."""
+        try:
+            names = [name for name in self._archive.namelist() if name.endswith(".npy")]
+            arrays: dict[str, Any] = {name.removesuffix(".npy"): self._array(name) for name in names}
+            return {**arrays, **self._rest}
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            raise self._damaged(error) from error
+
+    def fill(self, store: FrameStore) -> None:
+        """Read the frames into a store."""
+        try:
+            with self._archive.open("frames") as member:
+                for ids, frames in _chunks(self.settings, self._held):
+                    _read_exactly(member, frames.reshape(-1).view(np.uint8))
+                    store.write(ids[:, 0], frames[:, 0])
+                if member.read(1):  # also makes zipfile compare the checksum
+                    raise ValueError("it holds more frames than its header says")
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+            raise self._damaged(error) from error
+
+    def _array(self, name: str) -> NDArray[Any]:
+        with self._archive.open(name) as member:
+            array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+            member.read(1)  # makes zipfile compare the checksum
+        return array
+
+    def _damaged(self, error: Exception) -> ValueError:
+        return ValueError(f"{self._path} is no saved replay, or damaged ({error}); use an earlier one")
+
+
+def _chunks(settings: dict[str, Any], held: int) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+    """Yield frame numbers ``[n, 1]`` of all rows held, env by env, with an array ``[n, 1, *obs_shape]`` for them."""
+    shape, dtype = tuple(settings["obs_shape"]), np.dtype(settings["obs_dtype"])
+    rows = settings["capacity"] // settings["num_envs"]
+    most = max(1, _CHUNK // (dtype.itemsize * int(np.prod(shape))))
+    for env in range(settings["num_envs"]):
+        for start in range(0, held, most):
+            ids = np.arange(env * rows + start, env * rows + min(start + most, held))[:, None]
+            yield ids, np.empty((len(ids), 1, *shape), dtype)
+
+
+def _read_exactly(member: IO[bytes], into: NDArray[np.uint8]) -> None:
+    done = 0
+    while done < len(into):
+        piece = member.read(len(into) - done)
+        if not piece:
+            raise EOFError("it ends in the middle of the frames")
+        into[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+        done += len(piece)

@@ -1,0 +1,156 @@
+"""The kernels in plain NumPy: what they mean, the oracle of the tests, the baseline of the benches.
+
+Same names, arguments and results, to the last bit, as the compiled modules ``_sum_tree``, ``_ring`` and
+``_frames``, whose sources in ``csrc/`` draw the memory layouts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROW, TRUNCATED, TERMINATED, FINAL = 0, 1, 2, 3
+"""Marks of a row: ordinary, ended by truncation, by termination, or holding a final observation."""
+
+_Int = NDArray[np.int64]
+_Byte = NDArray[np.uint8]
+_Float = NDArray[np.float32]
+_Double = NDArray[np.float64]
+
+
+# --- _sum_tree ---------------------------------------------------------------------------------------
+
+
+def set_leaves(nodes: _Double, offsets: _Int, leaves: _Int, weights: _Double) -> None:
+    """Write leaves (a repeated leaf: the last wins) and rebuild every sum above them."""
+    for leaf, weight in zip(leaves, weights, strict=True):
+        nodes[leaf] = weight
+    for level in range(1, len(offsets)):
+        parents = np.unique(leaves >> (3 * level))
+        c = nodes[offsets[level - 1] + 8 * parents[:, None] + np.arange(8)].T
+        nodes[offsets[level] + parents] = ((c[0] + c[1]) + (c[2] + c[3])) + ((c[4] + c[5]) + (c[6] + c[7]))
+
+
+def find_leaves(nodes: _Double, offsets: _Int, targets: _Double, leaves: _Int) -> None:
+    """Put into ``leaves`` the leaf under each target; ``targets`` is used up."""
+    leaves[:] = 0
+    for level in range(len(offsets) - 2, -1, -1):
+        children = nodes[offsets[level] + 8 * leaves[:, None] + np.arange(8)]  # [B, 8]
+        upto = np.cumsum(children, axis=1)
+        passed = (targets[:, None] >= upto).sum(axis=1)
+        child = np.minimum(passed, 7)
+        query = np.arange(len(leaves))
+        lost = passed == 8  # rounding carried the target past the end
+        last = 7 - np.argmax(children[:, ::-1] > 0, axis=1)  # the last child that weighs anything
+        last[~(children > 0).any(axis=1)] = 0
+        child = np.where(lost, last, child)
+        before = np.where(child > 0, upto[query, np.maximum(child, 1) - 1], 0.0)
+        targets[:] = np.where(lost, children[query, child], targets - before)
+        leaves[:] = 8 * leaves + child
+
+
+# --- _ring -------------------------------------------------------------------------------------------
+
+
+def push(
+    env: _Int,
+    in_reward: _Float,
+    in_mark: _Byte,
+    in_first: NDArray[np.int8],
+    rows: int,
+    stack: int,
+    n_step: int,
+    count: _Int,
+    pending: _Int,
+    ended: _Byte,
+    opens: _Byte,
+    first: _Byte,
+    reward: _Float,
+    mark: _Byte,
+    drawable: _Byte,
+    slots: _Int,
+    changed: _Int,
+) -> int:
+    """Append one row to the ring of each ``env[i]``; return how many slots ``changed`` names."""
+    found: list[int] = []
+
+    def switch(slot: int, may_be_drawn: bool) -> None:
+        if drawable[slot] != may_be_drawn:
+            drawable[slot] = may_be_drawn
+            found.append(slot)
+
+    for i, e in enumerate(env.tolist()):
+        new = int(count[e])
+        slot = e * rows + new % rows
+        slots[i] = slot
+        final = bool(ended[e]) and in_first[i] != 1
+        is_first = not final and (new == 0 or bool(opens[e] if in_first[i] < 0 else in_first[i]))
+
+        switch(slot, False)
+        if new >= rows:
+            for r in range(new - rows + 1, new - rows + stack):
+                if first[e * rows + r % rows]:
+                    break
+                switch(e * rows + r % rows, False)
+
+        first[slot] = is_first
+        reward[slot] = 0 if final else in_reward[i]
+        mark[slot] = FINAL if final else in_mark[i]
+        count[e] = new + 1
+        opens[e] = final
+        ended[e] = not final and in_mark[i] != ROW
+
+        if is_first:
+            pending[e] = new
+        closed = new if final else new - n_step + 1  # rows before this one know their future
+        for r in range(int(pending[e]), closed):
+            switch(e * rows + r % rows, True)
+            pending[e] = r + 1
+        if final:
+            pending[e] = new + 1
+
+    changed[: len(found)] = found
+    return len(found)
+
+
+# --- _frames -----------------------------------------------------------------------------------------
+
+
+def stack_numbers(first: _Byte, rows: int, slots: _Int, zero: bool, numbers: _Int) -> None:
+    """Put into ``numbers [B, stack]`` the frames of each slot's stack, oldest first; -1 is a frame of zeros."""
+    slot, inside = slots.copy(), np.ones(len(slots), bool)
+    numbers[:, -1] = slot
+    for k in range(numbers.shape[1] - 2, -1, -1):
+        inside &= first[slot] == 0
+        slot = np.where(inside, slot // rows * rows + (slot - 1) % rows, slot)
+        numbers[:, k] = np.where(inside | (not zero), slot, -1)
+
+
+def n_step(
+    reward: _Float,
+    mark: _Byte,
+    rows: int,
+    slots: _Int,
+    powers: _Double,
+    returns: _Float,
+    discounts: _Float,
+    next_slots: _Int,
+) -> None:
+    """Sum rewards over each slot's window; ``powers`` are gamma to the 0th … nth."""
+    slot, total = slots.copy(), np.zeros(len(slots))
+    length, end = np.zeros(len(slots), np.int64), np.zeros(len(slots), np.uint8)
+    for k in range(len(powers) - 1):
+        going = end == 0
+        total = np.where(going, total + powers[k] * reward[slot], total)
+        end = np.where(going, mark[slot], end)
+        slot = np.where(going, slot // rows * rows + (slot + 1) % rows, slot)
+        length += going
+    returns[:] = total
+    discounts[:] = np.where(end == TERMINATED, 0.0, powers[length])
+    next_slots[:] = slot
+
+
+def gather(frames: _Byte, numbers: _Int, out: _Byte) -> None:
+    """Copy the numbered frames, as bytes, into ``out``."""
+    np.take(frames, np.maximum(numbers, 0), axis=0, out=out, mode="clip")
+    out[numbers < 0] = 0

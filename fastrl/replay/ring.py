@@ -1,0 +1,186 @@
+"""Rings of rows, one per environment: columns, cursors, row numbers, and which rows may be drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.replay import _frames, _ring
+from fastrl.replay.reference import FINAL, ROW, TERMINATED, TRUNCATED
+
+__all__ = ["FINAL", "ROW", "TERMINATED", "TRUNCATED", "Ring"]
+
+_COLUMNS = ("first", "reward", "mark", "drawable", "action")  # [N, T]
+_CURSORS = ("count", "pending", "ended", "opens")  # [N]
+
+
+class Ring:
+    """Everything about rows but their frames.
+
+    Row ``r`` of environment ``e`` (row numbers only ever grow) lives in *slot* ``e T + r mod T``; its
+    *index*, ``r N + e``, names the row itself and is never given twice.
+
+    Parameters
+    ----------
+    num_envs, rows : int
+        N rings of T rows each.
+    stack, n_step : int
+        Frames in an observation; rewards in a return.
+    action_shape, action_dtype
+        Shape and dtype of one action.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        rows: int,
+        stack: int,
+        n_step: int,
+        action_shape: tuple[int, ...],
+        action_dtype: np.dtype[Any],
+    ) -> None:
+        self.num_envs, self.rows, self.stack, self.n_step = num_envs, rows, stack, n_step
+        size = num_envs * rows
+        self.first = np.zeros(size, np.uint8)  # stacks do not look back past this row
+        self.reward = np.zeros(size, np.float32)
+        self.mark = np.zeros(size, np.uint8)  # ROW, TRUNCATED, TERMINATED or FINAL
+        self.drawable = np.zeros(size, np.uint8)
+        self.action = np.zeros((size, *action_shape), action_dtype)
+        self.count = np.zeros(num_envs, np.int64)  # rows ever written
+        self.pending = np.zeros(num_envs, np.int64)  # oldest row whose window is still open
+        self.ended = np.zeros(num_envs, np.uint8)  # the newest row was a done
+        self.opens = np.zeros(num_envs, np.uint8)  # the newest row was a final observation
+
+    def __len__(self) -> int:
+        return int(np.minimum(self.count, self.rows).sum())
+
+    @property
+    def held(self) -> int:
+        """Slots of each ring that any row was written to: the others hold nothing worth saving."""
+        return int(min(self.count.max(), self.rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the columns take."""
+        return sum(getattr(self, name).nbytes for name in _COLUMNS + _CURSORS)
+
+    def push(
+        self,
+        env: NDArray[np.int64],
+        action: NDArray[Any] | None,
+        reward: NDArray[np.float32],
+        mark: NDArray[np.uint8],
+        first: NDArray[np.int8],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Append one row to each ring in ``env [n]``, which names none twice.
+
+        Returns
+        -------
+        slots : [n] int64
+            Where the rows went; their frames belong there.
+        changed : [m] int64
+            Slots whose ``drawable`` this changed.
+        """
+        slots = np.empty(len(env), np.int64)
+        changed = np.empty(len(env) * (self.stack + self.n_step), np.int64)
+        found = _ring.push(
+            env, reward, mark, first, self.rows, self.stack, self.n_step, self.count, self.pending, self.ended,
+            self.opens, self.first, self.reward, self.mark, self.drawable, slots, changed,
+        )  # fmt: skip
+        if action is not None:
+            self.action[slots] = action
+        return slots, changed[:found]
+
+    def index(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Name the rows that live in ``slots [B]`` now."""
+        env, t = np.divmod(slots, self.rows)
+        newest = self.count[env] - 1
+        return (newest - (newest - t) % self.rows) * self.num_envs + env
+
+    def slots(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return where the rows named ``index [B]`` live, and which of them may be drawn now.
+
+        Raises
+        ------
+        ValueError
+            If an index names no row that was ever written.
+        """
+        row, env = np.divmod(index, self.num_envs)
+        known = (row >= 0) & (row < self.count[env])
+        if not known.all():
+            raise ValueError(f"index holds {index[~known][0]}, which names no row; pass a batch's own index")
+        slots = env * self.rows + row % self.rows
+        return slots, (row >= self.count[env] - self.rows) & (self.drawable[slots] != 0)
+
+    def stacks(self, slots: NDArray[np.int64], zero: bool) -> NDArray[np.int64]:
+        """Return the frame numbers ``[B, stack]`` of each slot's observation, oldest first (-1: zeros)."""
+        numbers = np.empty((len(slots), self.stack), np.int64)
+        _frames.stack_numbers(self.first, self.rows, slots, zero, numbers)
+        return numbers
+
+    def returns(
+        self,
+        slots: NDArray[np.int64],
+        powers: NDArray[np.float64],
+        reward: NDArray[np.float32],
+        discount: NDArray[np.float32],
+    ) -> NDArray[np.int64]:
+        """Write n-step returns and discounts; return the slots ``[B]`` of the next observations."""
+        next_slots = np.empty(len(slots), np.int64)
+        _frames.n_step(self.reward, self.mark, self.rows, slots, powers, reward, discount, next_slots)
+        return next_slots
+
+    def check(self) -> None:
+        """Raise AssertionError unless ``drawable`` is what its definition says of every row."""
+        assert (self.count >= 0).all(), "a cursor is negative"
+        assert ((self.pending >= self.count - self.n_step) & (self.pending <= self.count)).all(), "a window is lost"
+        by_env = (self.num_envs, self.rows)
+        newest = self.count[:, None] - 1
+        row = newest - (newest - np.arange(self.rows)) % self.rows  # [N, T]; negative: never written
+        held = row >= 0
+        first, mark = self.first.reshape(by_env) != 0, self.mark.reshape(by_env)
+        env = np.arange(self.num_envs)[:, None]
+        oldest = np.maximum(self.count[:, None] - self.rows, 0)
+
+        stack_held, inside = held.copy(), ~first
+        for k in range(1, self.stack):
+            stack_held &= ~inside | (row - k >= oldest)
+            inside = inside & ~first[env, (row - k) % self.rows]
+
+        open_window, known = np.ones(by_env, bool), held.copy()
+        for k in range(self.n_step):
+            open_window &= ~((k > 0) & np.isin(mark[env, (row + k - 1) % self.rows], (TRUNCATED, TERMINATED)))
+            follows = (row + k + 1 <= newest) & ~first[env, (row + k + 1) % self.rows]
+            known &= ~open_window | follows
+        expected = held & (mark != FINAL) & stack_held & known
+        assert np.array_equal(self.drawable.reshape(by_env) != 0, expected), "drawable differs from its definition"
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return cursors ``[N]`` and columns ``[N, rows written at most, …]`` (views)."""
+        columns = {
+            name: getattr(self, name).reshape(self.num_envs, self.rows, *getattr(self, name).shape[1:])[:, : self.held]
+            for name in _COLUMNS
+        }
+        return {name: getattr(self, name) for name in _CURSORS} | columns
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take over what `state` of an equal ring returned.
+
+        Raises
+        ------
+        ValueError
+            If an array has another shape or dtype than this ring's.
+        """
+        held = state["first"].shape[1]
+        for name in _CURSORS + _COLUMNS:
+            mine, other = getattr(self, name), state[name]
+            tail = mine.shape if name in _CURSORS else (self.num_envs, held, *mine.shape[1:])
+            if other.shape != tail or other.dtype != mine.dtype or held > self.rows:
+                raise ValueError(f"{name} is {other.dtype} {other.shape}; expected {mine.dtype} {tail}")
+        for name in _CURSORS:
+            getattr(self, name)[:] = state[name]
+        for name in _COLUMNS:
+            mine = getattr(self, name)
+            mine.reshape(self.num_envs, self.rows, *mine.shape[1:])[:, :held] = state[name]

@@ -1,0 +1,45 @@
+"""Where frames lie. A store writes frames under numbers and gathers numbered frames; it knows nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.replay import _frames
+
+
+class FrameStore(Protocol):
+    """What the buffer asks of a store; memory, compression or a GPU lie behind the same two calls."""
+
+    def write(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> None:
+        """Keep ``frames [n, *obs_shape]`` under the numbers ``ids [n]``, in place of what was there."""
+
+    def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Put frame ``ids[b, k]`` into ``out[b, k]``; -1 is a frame of zeros."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the store takes when full."""
+
+
+class RamStore:
+    """Frames as one array in memory, ``[count, *shape]``: a gather is one ``memcpy`` per frame."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.frames = np.empty((count, *shape), dtype)
+        self._bytes = self.frames.reshape(count, -1).view(np.uint8)  # [count, bytes of a frame]
+
+    def write(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> None:
+        """Keep ``frames [n, *shape]`` under the numbers ``ids [n]``."""
+        self.frames[ids] = frames
+
+    def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Put frame ``ids[b, k]`` into ``out[b, k]``; -1 is a frame of zeros."""
+        _frames.gather(self._bytes, ids.reshape(-1), out.reshape(ids.size, -1).view(np.uint8))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the store takes when full."""
+        return self.frames.nbytes

@@ -1,0 +1,140 @@
+"""Sum tree: draws an index with a probability proportional to its weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastrl.replay import _sum_tree
+
+ARITY = 8
+
+
+class SumTree:
+    """Weights of ``capacity`` indices, with their sum, in float64; all weights are 0 at first.
+
+    ``set`` costs O(B log capacity), and so does ``find``; ``total`` and ``get`` read the stored array.
+    Each node is rebuilt from its children, so rounding errors do not add up over time.
+
+    Parameters
+    ----------
+    capacity : int
+        Number of indices, at least 1.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}; give at least 1")
+        self.capacity = int(capacity)
+        sizes = [-(-self.capacity // ARITY) * ARITY]
+        while sizes[-1] > 1:
+            parents = sizes[-1] // ARITY
+            sizes.append(parents if parents == 1 else -(-parents // ARITY) * ARITY)
+        self._offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
+        self._nodes = np.zeros(sum(sizes), np.float64)
+        # Heavier leaves could overflow the sum.
+        self.max_weight = float(np.finfo(np.float64).max) / sizes[0]
+
+    @property
+    def total(self) -> float:
+        """Sum of all weights."""
+        return float(self._nodes[-1])
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """All weights, ``[capacity] float64``, read-only: a view, not a copy."""
+        view = self._nodes[: self.capacity]
+        view.flags.writeable = False
+        return view
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the tree takes."""
+        return self._nodes.nbytes
+
+    def get(self, index: ArrayLike) -> NDArray[np.float64]:
+        """Return the weights of ``index [B] int``."""
+        return self._nodes[self._checked(index)]
+
+    def set(self, index: ArrayLike, weight: ArrayLike) -> None:
+        """Give ``index [B] int`` the weights ``weight [B] float``; of repeated indices the last wins.
+
+        Raises
+        ------
+        ValueError
+            If an index is out of range, a weight is negative, not finite or so large that the sum could
+            overflow, or the shapes differ. Nothing has been changed then.
+        """
+        index = self._checked(index)
+        weight = np.ascontiguousarray(weight, np.float64)
+        if weight.shape != index.shape:
+            raise ValueError(f"weight has shape {weight.shape}; give one per index, shape {index.shape}")
+        if not np.all((weight >= 0) & (weight <= self.max_weight)):  # also false for NaN
+            raise ValueError(f"weight holds {_first_outside(weight, self.max_weight)}; give finite weights from 0 up")
+        self.write(index, weight)
+
+    def write(self, index: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        """Do as `set`, without its checks: contiguous int64 and float64 ``[B]`` that are known to be in range."""
+        _sum_tree.set_leaves(self._nodes, self._offsets, index, weight)
+
+    def find(self, target: ArrayLike) -> NDArray[np.int64]:
+        """Return for each ``target [B] float`` the first index at which the running sum exceeds it.
+
+        Targets lie in ``[0, total)``; one that rounding carried to ``total`` finds the last index that weighs
+        anything. An index of weight 0 is never returned.
+
+        Raises
+        ------
+        ValueError
+            If all weights are 0, or a target lies outside ``[0, total]``.
+        """
+        target = np.array(target, np.float64, ndmin=1)
+        if self.total <= 0:
+            raise ValueError("all weights are 0, so no index can be drawn; set some weights first")
+        if not np.all((target >= 0) & (target <= self.total)):
+            raise ValueError(f"target holds {_first_outside(target, self.total)}; give targets in [0, {self.total}]")
+        index = np.empty(target.shape, np.int64)
+        _sum_tree.find_leaves(self._nodes, self._offsets, target, index)
+        return index
+
+    def sample(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw ``size`` indices, one from each of ``size`` equal strata of the sum (Schaul et al. 2016, B.2.1).
+
+        The indices come in ascending order.
+        """
+        strata = (np.arange(size) + rng.random(size)) * (self.total / size)
+        return self.find(np.minimum(strata, self.total))
+
+    def check(self) -> None:
+        """Raise AssertionError unless every node is the sum of its children."""
+        assert np.all(self._nodes >= 0), "a node is negative or NaN"
+        ends = [*self._offsets[1:], len(self._nodes)]
+        for start, middle, end in zip(self._offsets[:-1], ends[:-1], ends[1:], strict=True):
+            c = self._nodes[start:middle].reshape(-1, ARITY).T
+            sums = ((c[0] + c[1]) + (c[2] + c[3])) + ((c[4] + c[5]) + (c[6] + c[7]))
+            assert np.array_equal(self._nodes[middle : middle + len(sums)], sums), "a sum differs from its children"
+            assert not self._nodes[middle + len(sums) : end].any(), "padding holds a weight"
+        assert not self._nodes[self.capacity : ends[0]].any(), "padding holds a weight"
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load_state` needs: the weights (a view)."""
+        return {"weights": self.weights}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over the weights of another tree of the same capacity."""
+        self.set(np.arange(self.capacity), state["weights"])
+
+    def _checked(self, index: ArrayLike) -> NDArray[np.int64]:
+        array = np.asarray(index)
+        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+            raise ValueError(f"index is {array.dtype} of shape {array.shape}; give integers of shape [B]")
+        array = np.ascontiguousarray(array, np.int64)
+        if array.size and not (0 <= array.min() and array.max() < self.capacity):
+            raise ValueError(f"index holds {_first_outside(array, self.capacity - 1)}; give 0 to {self.capacity - 1}")
+        return array
+
+
+def _first_outside(values: NDArray[Any], highest: float) -> Any:
+    return values[~((values >= 0) & (values <= highest))][0]

@@ -1,0 +1,18 @@
+"""The compiled kernels and their plain twins, each under one roof."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from fastrl.replay import _frames, _ring, _sum_tree, reference
+
+
+def _under_one_roof(frames, ring, tree):
+    return SimpleNamespace(
+        set_leaves=tree.set_leaves, find_leaves=tree.find_leaves, push=ring.push,
+        stack_numbers=frames.stack_numbers, n_step=frames.n_step, gather=frames.gather,
+    )  # fmt: skip
+
+
+COMPILED = _under_one_roof(_frames, _ring, _sum_tree)
+REFERENCE = _under_one_roof(reference, reference, reference)

@@ -1,0 +1,99 @@
+"""A replay by brute force: a list of everything that was ever added, read back by definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Row:
+    frame: int
+    game: int
+    episode: int
+    action: int = 0
+    reward: float = 0.0
+    ended: str = ""  # "terminated", "truncated"
+    final: bool = False  # a final observation: no action was taken there
+    priority: float = 1.0
+
+
+class Oracle:
+    """Environments as lists of rows; frames are integers that name themselves, 0 is the frame of zeros."""
+
+    def __init__(self, num_envs, rows, stack, padding, n_step, gamma, autoreset):
+        self.rows, self.stack, self.padding, self.n_step, self.gamma = rows, stack, padding, n_step, gamma
+        self.next_step = autoreset == "next_step"
+        self.envs: list[list[Row]] = [[] for _ in range(num_envs)]
+        self.max_priority = 1.0
+
+    def add(self, env, frame, action, reward, terminated, truncated, first, final_frame):
+        rows = self.envs[env]
+        last = rows[-1] if rows else None
+        if last is not None and last.ended and first is not True:
+            assert self.next_step
+            self._append(env, Row(frame, last.game, last.episode, final=True))
+            return
+        starts = last is None or last.final or first is True
+        new_game = last is None or (starts if first is None else first)
+        game = last.game + 1 if last and new_game else last.game if last else 0
+        episode = last.episode + 1 if last and (starts or new_game) else last.episode if last else 0
+        ended = "terminated" if terminated else "truncated" if truncated else ""
+        self._append(env, Row(frame, game, episode, action, reward, ended))
+        if ended and not self.next_step:
+            self._append(env, Row(frame if final_frame is None else final_frame, game, episode, final=True))
+
+    def _append(self, env, row):
+        before = set(self.drawable(env))
+        self.envs[env].append(row)
+        for r in set(self.drawable(env)) - before:
+            self.envs[env][r].priority = self.max_priority
+
+    def __len__(self):
+        return sum(min(len(rows), self.rows) for rows in self.envs)
+
+    def numbers(self, env, r):
+        """Rows whose frames make the stack at row r: those of its game, the newest ``stack`` of them."""
+        game = [k for k in range(r + 1) if self.envs[env][k].game == self.envs[env][r].game]
+        return game[-self.stack :]
+
+    def observation(self, env, r):
+        frames = [self.envs[env][k].frame for k in self.numbers(env, r)]
+        pad = frames[0] if self.padding == "first" else 0
+        return [pad] * (self.stack - len(frames)) + frames
+
+    def window(self, env, r):
+        """Rows whose rewards are summed from row r on, or None while they or the next frame are unknown."""
+        rows = self.envs[env]
+        for length in range(1, self.n_step + 1):
+            after = r + length
+            if after >= len(rows) or rows[after].episode != rows[r].episode:
+                return None
+            if rows[after - 1].ended or length == self.n_step:
+                return range(r, after)
+        raise AssertionError
+
+    def drawable(self, env):
+        rows = self.envs[env]
+        oldest = max(0, len(rows) - self.rows)
+        return [
+            r
+            for r in range(oldest, len(rows))
+            if not rows[r].final and min(self.numbers(env, r)) >= oldest and self.window(env, r) is not None
+        ]
+
+    def transition(self, env, r):
+        """Every field of the transition from row r."""
+        rows, window = self.envs[env], self.window(env, r)
+        reward = 0.0
+        for k, w in enumerate(window):
+            reward += self.gamma**k * float(np.float32(rows[w].reward))
+        discount = 0.0 if rows[window[-1]].ended == "terminated" else self.gamma ** len(window)
+        return {
+            "obs": self.observation(env, r),
+            "action": rows[r].action,
+            "reward": np.float32(reward),
+            "next_obs": self.observation(env, window[-1] + 1),
+            "discount": np.float32(discount),
+        }

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+from fastrl.replay import Batch, PrioritizedReplayBuffer, ReplayBuffer
+
+NO = np.zeros(2, bool)
+
+
+def small(**changes):
+    settings = {
+        "capacity": 40, "num_envs": 2, "obs_shape": (3,), "stack": 2, "n_step": 1, "gamma": 0.5, "seed": 0,
+    } | changes  # fmt: skip
+    return PrioritizedReplayBuffer(**settings)
+
+
+def filled(steps=12, **changes):
+    buffer = small(**changes)
+    dtype = np.dtype(buffer.settings["obs_dtype"])
+    for t in range(steps):
+        frames = np.full((2, *buffer.settings["obs_shape"]), t).astype(dtype)
+        buffer.add(frames, np.array([t, -t]), np.array([t, 10 * t]), NO, NO)
+    return buffer
+
+
+def test_constructor_arguments_are_keyword_only_and_named_as_promised():
+    with pytest.raises(TypeError):
+        ReplayBuffer(40, 2, (3,))
+    promised = set("capacity num_envs obs_shape obs_dtype action_shape action_dtype stack stack_padding n_step gamma "
+                   "autoreset seed".split())  # fmt: skip
+    assert set(inspect.signature(ReplayBuffer).parameters) == promised
+    buffer = PrioritizedReplayBuffer(
+        capacity=1000, num_envs=4, obs_shape=(84, 84), obs_dtype=np.uint8, action_shape=(), action_dtype=np.int64,
+        stack=4, stack_padding="first", n_step=3, gamma=0.99, alpha=0.6, eps=1e-6, autoreset="next_step", seed=0,
+    )  # fmt: skip
+    assert (len(buffer), buffer.drawable) == (0, 0)
+
+
+def test_a_batch_has_the_promised_shapes_and_dtypes(kernels):
+    batch = filled(action_shape=(), action_dtype=np.int64).sample(6)
+    shapes = {name: (getattr(batch, name).shape, getattr(batch, name).dtype.name) for name in Batch.__slots__}
+    assert shapes == {
+        "obs": ((6, 2, 3), "uint8"), "action": ((6,), "int64"), "reward": ((6,), "float32"),
+        "next_obs": ((6, 2, 3), "uint8"), "discount": ((6,), "float32"), "weight": ((6,), "float32"),
+        "index": ((6,), "int64"),
+    }  # fmt: skip
+
+
+def test_a_truncated_row_bootstraps_from_the_final_frame_and_a_terminated_one_does_not(kernels):
+    buffer = small(n_step=3, stack=1)
+    ends = np.array([True, False]), np.array([True, True])  # env 0 both: terminated wins
+    for t, (terminated, truncated) in enumerate([(NO, NO), ends, (NO, NO), (NO, NO)]):
+        buffer.add(np.full((2, 3), t, np.uint8), np.array([t, t]), np.array([1.0, 1.0]), terminated, truncated)
+    batch = buffer.sample(4, beta=1.0)
+    # Per env two rows; the third is the final frame, the fourth waits for its future.
+    assert batch.obs[:, 0, 0].tolist() == [0, 1, 0, 1]
+    assert batch.next_obs[:, 0, 0].tolist() == [2, 2, 2, 2]
+    assert batch.reward.tolist() == [1.5, 1.0, 1.5, 1.0]
+    assert batch.discount.tolist() == [0.0, 0.0, 0.25, 0.5]
+
+
+def test_draw_frequencies_follow_the_priorities(kernels):
+    buffer = filled(alpha=0.7, eps=0.01)
+    rows = buffer.sample(2 * buffer.drawable)
+    index = np.unique(rows.index)
+    assert len(index) == buffer.drawable  # equal priorities: all are drawn
+    priority = np.linspace(0, 3, len(index))
+    buffer.update_priorities(index, priority)
+    p = (priority + 0.01) ** 0.7
+    p /= p.sum()
+    counts = np.zeros(len(index))
+    for _ in range(400):
+        batch = buffer.sample(32, beta=0.5)
+        position = np.searchsorted(index, batch.index)
+        np.add.at(counts, position, 1)
+        weights = (len(index) * p[position]) ** -0.5
+        np.testing.assert_allclose(batch.weight, weights / weights.max(), rtol=1e-6)
+    expected = p * 400 * 32
+    assert (np.abs(counts - expected) <= 4 * np.sqrt(expected)).all()
+
+
+def test_new_rows_get_the_highest_priority_seen(kernels):
+    buffer = filled(alpha=1.0, eps=1e-9)
+    assert buffer.max_priority == 1.0
+    batch = buffer.sample(4)
+    buffer.update_priorities(batch.index, [0.5, 7.0, 0.1, 0.2])
+    assert buffer.max_priority == 7.0
+    before = buffer.drawable
+    buffer.add(np.full((2, 3), 12, np.uint8), np.array([12, -12]), np.zeros(2), NO, NO)
+    assert buffer.drawable == before + 2
+    weights = buffer._tree.weights
+    assert np.isclose(weights, 7.0).sum() == 3  # the updated row and one new row for each environment
+
+
+def test_a_late_priority_for_an_overwritten_row_is_ignored(kernels):
+    buffer = filled()
+    batch = buffer.sample(8)
+    for t in range(100, 130):
+        buffer.add(np.full((2, 3), t, np.uint8), np.array([t, t]), np.zeros(2), NO, NO)
+    weights = buffer._tree.weights.copy()
+    buffer.update_priorities(batch.index, np.full(8, 99.0))
+    assert np.array_equal(weights, buffer._tree.weights)
+    assert buffer.max_priority == 1.0
+
+
+def test_undrawable_rows_weigh_nothing_even_with_alpha_zero(kernels):
+    buffer = filled(alpha=0.0)
+    held = buffer._ring.drawable != 0
+    assert buffer.drawable == held.sum() == 22
+    assert np.array_equal(buffer._tree.weights, held.astype(float))
+
+
+@pytest.mark.parametrize(
+    ("priority", "message"),
+    [(np.nan, "nan"), (np.inf, "inf"), (-0.1, "-0.1"), (1e200, "1e\\+200")],
+)
+def test_bad_priorities_are_refused_before_anything_changes(kernels, priority, message):
+    buffer = filled(alpha=2.0)
+    index = buffer.sample(3).index
+    weights = buffer._tree.weights.copy()
+    with pytest.raises(ValueError, match=f"priority holds {message}"):
+        buffer.update_priorities(index, [5.0, priority, 5.0])
+    assert np.array_equal(weights, buffer._tree.weights)
+    assert buffer.max_priority == 1.0
+
+
+@pytest.mark.parametrize("index", [[-1], [10_000], [0.5], [[0]]])
+def test_foreign_indices_are_refused(index):
+    with pytest.raises(ValueError, match="index"):
+        filled().update_priorities(index, np.ones(np.shape(index)))
+
+
+def test_a_priority_per_index_is_asked_for():
+    buffer = filled()
+    with pytest.raises(ValueError, match="one per index"):
+        buffer.update_priorities(buffer.sample(3).index, [1.0])
+
+
+def test_the_same_seed_and_calls_give_the_same_batches():
+    first, second, other = filled(seed=3), filled(seed=3), filled(seed=4)
+    same = [np.array_equal(first.sample(16).index, second.sample(16).index) for _ in range(5)]
+    assert all(same)
+    assert not np.array_equal(first.sample(16).index, other.sample(16).index)
+
+
+def test_a_batch_that_is_held_is_never_overwritten():
+    buffer = filled()
+    held = [buffer.sample(4) for _ in range(20)]
+    views = [buffer.sample(4).obs[1:, 0] for _ in range(20)]
+    copies = [batch.obs.copy() for batch in held], [view.copy() for view in views]
+    for _ in range(20):
+        buffer.sample(4)
+    assert all(np.array_equal(batch.obs, copy) for batch, copy in zip(held, copies[0], strict=True))
+    assert all(np.array_equal(view, copy) for view, copy in zip(views, copies[1], strict=True))
+
+
+def test_arrays_that_nobody_holds_are_reused():
+    buffer = filled()
+    seen = set()
+    for _ in range(20):
+        batch = buffer.sample(4)
+        seen.add(batch.obs.__array_interface__["data"][0])
+        del batch
+    assert len(seen) == 1
+
+
+def test_out_takes_arrays_of_your_own():
+    buffer, twin = filled(), filled()
+    own = Batch(
+        np.empty((4, 2, 3), np.uint8), np.empty(4, np.int64), np.empty(4, np.float32), np.empty((4, 2, 3), np.uint8),
+        np.empty(4, np.float32), np.empty(4, np.float32), np.empty(4, np.int64),
+    )  # fmt: skip
+    assert buffer.sample(4, 0.4, own) is own
+    expected = twin.sample(4)
+    for name in Batch.__slots__:
+        assert np.array_equal(getattr(own, name), getattr(expected, name)), name
+    for size, message in ((5, r"out.obs is uint8 \(4, 2, 3\)"), (3, "out.obs")):
+        with pytest.raises(ValueError, match=message):
+            buffer.sample(size, out=own)
+
+
+def test_vector_observations_and_continuous_actions(kernels):
+    buffer = PrioritizedReplayBuffer(
+        capacity=20,
+        num_envs=1,
+        obs_shape=(2,),
+        obs_dtype=np.float64,
+        action_shape=(3,),
+        action_dtype=np.float32,
+        seed=0,
+    )
+    no = np.zeros(1, bool)
+    for t in range(9):
+        buffer.add(np.full((1, 2), t / 7), np.full((1, 3), t, np.float32), [0.0], no, no)
+    batch = buffer.sample(8, beta=0.0)
+    assert (batch.obs[:, 0, 0] == np.arange(8) / 7).all()
+    assert (batch.action == np.arange(8)[:, None]).all()
+
+
+def test_uniform_replay_has_weights_of_one():
+    buffer = ReplayBuffer(capacity=40, num_envs=2, obs_shape=(3,), seed=0)
+    for t in range(5):
+        buffer.add(np.full((2, 3), t, np.uint8), np.zeros(2, int), np.zeros(2), NO, NO)
+    batch = buffer.sample(8)
+    assert (batch.weight == 1).all()
+    assert np.bincount(batch.obs[:, 0, 0]).tolist() == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("steps", [0, 3, 12, 57])
+def test_save_and_load_go_on_with_the_same_batches(tmp_path, kernels, steps):
+    buffer = filled(steps, n_step=2, stack_padding="zero")
+    if buffer.drawable:
+        buffer.update_priorities(buffer.sample(5).index, np.arange(5.0))
+    buffer.save(tmp_path / "replay")
+    again = PrioritizedReplayBuffer.load(tmp_path / "replay")
+    assert [path.name for path in tmp_path.iterdir()] == ["replay"]
+    assert (len(again), again.drawable, again.max_priority) == (len(buffer), buffer.drawable, buffer.max_priority)
+    for t in range(60, 90):
+        for b in (buffer, again):
+            b.add(np.full((2, 3), t, np.uint8), np.array([t, t]), np.ones(2), np.array([t % 7 == 0, False]), NO)
+        if buffer.drawable:
+            first, second = buffer.sample(6), again.sample(6)
+            for name in Batch.__slots__:
+                assert np.array_equal(getattr(first, name), getattr(second, name)), name
+            for b in (buffer, again):
+                b.update_priorities(first.index, first.reward)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "no replay", "other class"])
+def test_a_damaged_or_foreign_file_is_refused(tmp_path, harm):
+    path = tmp_path / "replay"
+    filled(obs_shape=(50,)).save(path)
+    data = bytearray(path.read_bytes())
+    if harm == "truncated":
+        data = data[: len(data) // 2]
+    elif harm == "flipped":
+        data[data.index(bytes([7] * 50)) + 20] ^= 1
+    elif harm == "no replay":
+        data = b"something else"
+    path.write_bytes(data)
+    kind = ReplayBuffer if harm == "other class" else PrioritizedReplayBuffer
+    with pytest.raises(ValueError, match=str(path)):
+        kind.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    buffer = filled()
+    buffer.save(tmp_path / "replay")
+    before = (tmp_path / "replay").read_bytes()
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(buffer._store, "gather", full)
+    with pytest.raises(OSError, match="disk full"):
+        buffer.save(tmp_path / "replay")
+    assert [path.name for path in tmp_path.iterdir()] == ["replay"]
+    assert (tmp_path / "replay").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"capacity": 7}, r"capacity is 7, which is 3 rows .* stack \+ n_step \+ 1 = 4 .* give 8"),
+        ({"capacity": 0}, "capacity is 0"),
+        ({"capacity": 1.5}, "capacity is 1.5"),
+        ({"num_envs": 0}, "num_envs is 0"),
+        ({"stack": 0}, "stack is 0"),
+        ({"n_step": -1}, "n_step is -1"),
+        ({"gamma": 1.1}, "gamma is 1.1"),
+        ({"alpha": -1}, "alpha is -1"),
+        ({"eps": 0}, "eps is 0"),
+        ({"autoreset": "sometimes"}, "autoreset is 'sometimes'"),
+        ({"stack_padding": "last"}, "stack_padding is 'last'"),
+        ({"obs_dtype": object}, "obs_dtype is object"),
+        ({"obs_shape": (0,)}, "obs_shape is"),
+    ],
+)
+def test_settings_out_of_range_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs": np.zeros((2, 4), np.uint8)}, r"obs has shape \(2, 4\); expected \(2, 3\)"),
+        ({"obs": np.zeros((2, 3))}, "obs is float64; expected uint8"),
+        ({"action": np.zeros(2)}, "action is float64; expected int64"),
+        ({"action": np.zeros(3, int)}, "action has shape"),
+        ({"reward": np.array([0, np.nan])}, "reward holds nan"),
+        ({"terminated": np.zeros(2)}, "terminated is float64"),
+        ({"truncated": np.zeros(1, bool)}, "truncated is bool"),
+        ({"first": np.zeros(3, bool)}, "first is bool"),
+        ({"env_id": [0, 0]}, "twice"),
+        ({"env_id": [0, 2]}, "env_id holds 2; give 0 to 1"),
+        ({"final_obs": np.zeros((2, 3), np.uint8)}, "final_obs is given"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named_and_nothing_changes(changes, message):
+    buffer = filled()
+    state = {name: array.copy() for name, array in buffer._ring.state().items()}
+    row = {
+        "obs": np.zeros((2, 3), np.uint8), "action": np.zeros(2, int), "reward": np.zeros(2),
+        "terminated": NO, "truncated": NO,
+    } | changes  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        buffer.add(**row)
+    assert all(np.array_equal(array, state[name]) for name, array in buffer._ring.state().items())
+
+
+@pytest.mark.parametrize(
+    ("final_obs", "message"),
+    [
+        (None, "final_obs is None in row 1, which was truncated"),
+        (np.array([None, None]), "final_obs is None in row 1"),
+        (np.array([None, np.zeros(4, np.uint8)], object), r"final_obs\[1\] is uint8 \(4,\)"),
+        (np.zeros((2, 4), np.uint8), "final_obs has shape"),
+    ],
+)
+def test_a_truncated_row_needs_its_final_frame(final_obs, message):
+    buffer = small(autoreset="same_step")
+    ends = np.array([False, True])
+    with pytest.raises(ValueError, match=message):
+        buffer.add(np.zeros((2, 3), np.uint8), np.zeros(2, int), np.zeros(2), NO, ends, final_obs=final_obs)
+    assert len(buffer) == 0
+
+
+def test_draws_out_of_range_are_refused():
+    buffer = filled()
+    for arguments, message in ((((0,), {}), "batch_size is 0"), (((3,), {"beta": -1}), "beta is -1")):
+        with pytest.raises(ValueError, match=message):
+            buffer.sample(*arguments[0], **arguments[1])
