@@ -97,7 +97,7 @@ class DQNConfig(RunConfig):
     samples_per_step: float = 4.0
     """Samples learned per agent step; with the batch size it says how often an update is due."""
     learn_start_steps: int = 20_000
-    """Agent steps played at random before learning starts."""
+    """Agent steps played at random before learning starts (at most a tenth of the run)."""
     target_period_updates: int = 500
     """Updates between hard copies of the online network into the target network."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
@@ -117,7 +117,7 @@ class DQNConfig(RunConfig):
     epsilon_end: float = 0.01
     """Share of random actions from `epsilon_steps` on."""
     epsilon_steps: int = 250_000
-    """Agent steps over which epsilon falls."""
+    """Agent steps over which epsilon falls, once learning has started (at most half of the run)."""
 
     # Speed
     compile: bool = True
@@ -151,6 +151,16 @@ class DQNConfig(RunConfig):
         """Agent steps of the whole run."""
         return self.total_frames // self.frame_skip
 
+    @property
+    def warm_up_steps(self) -> int:
+        """Agent steps before learning starts, in this run."""
+        return min(self.learn_start_steps, self.total_steps // 10)
+
+    @property
+    def epsilon_decay_steps(self) -> int:
+        """Agent steps over which epsilon falls, in this run."""
+        return min(self.epsilon_steps, self.total_steps // 2)
+
     def replace(self, **changes: Any) -> DQNConfig:
         """Return a copy with other values in the named fields."""
         return dataclasses.replace(self, **changes)
@@ -163,7 +173,7 @@ class SarsaConfig(RunConfig):
     learners: int = 256
     """Independent learners, each with its own CartPole."""
     episodes: int = 300
-    """Episodes that every learner plays at least."""
+    """Episodes of each learner that count; later ones are played until all have so many."""
     max_steps: int = 200_000
     """Agent steps per learner after which the run ends whatever happens."""
     alpha: float = 0.1
@@ -174,8 +184,8 @@ class SarsaConfig(RunConfig):
     """Decay of the eligibility traces."""
     epsilon: float = 0.0
     """Share of random actions; equal action values are broken at random."""
-    version: Literal["v0", "v1"] = "v0"
-    """CartPole-v0 (200 steps, solved at 195) or v1 (500 steps, solved at 475)."""
+    version: Literal["v0", "v1", "both"] = "both"
+    """CartPole-v0 (200 steps, solved at 195), v1 (500 steps, solved at 475), or one after the other."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -273,6 +283,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3,
             target_period_updates=100,
             dephase_steps=0,
+            torch_threads=1,
             log_every_frames=1_000,
             evaluate_every_frames=10_000,
             checkpoint_every_frames=20_000,

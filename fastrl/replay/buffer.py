@@ -175,6 +175,10 @@ class ReplayBuffer:
         batch.weight[:] = 1.0
         return batch
 
+    def age(self, index: ArrayLike) -> NDArray[np.int64]:
+        """Return how many rows their environments have added since the rows named ``index [B]``."""
+        return self._ring.age(np.asarray(index, np.int64))
+
     def check(self) -> None:
         """Raise AssertionError unless rings, tree and counters agree (reads everything but the frames)."""
         self._ring.check()
@@ -300,6 +304,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def max_priority(self) -> float:
         """Highest priority seen, which new rows get."""
         return self._max_priority
+
+    def priorities(self, index: ArrayLike) -> NDArray[np.float64]:
+        """Return the weights, (priority + eps)^alpha, of rows ``index [B]``; 0 where they may not be drawn."""
+        slots, alive = self._ring.slots(np.asarray(index, np.int64))
+        return np.where(alive, self._tree.get(slots), 0.0)
 
     def sample(  # type: ignore[override]
         self, batch_size: int, beta: float = 0.4, out: Batch | None = None

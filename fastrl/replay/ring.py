@@ -114,6 +114,11 @@ class Ring:
         slots = env * self.rows + row % self.rows
         return slots, (row >= self.count[env] - self.rows) & (self.drawable[slots] != 0)
 
+    def age(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many rows came after each row named ``index [B]`` in its ring."""
+        row, env = np.divmod(index, self.num_envs)
+        return self.count[env] - 1 - row
+
     def stacks(self, slots: NDArray[np.int64], zero: bool) -> NDArray[np.int64]:
         """Return the frame numbers ``[B, stack]`` of each slot's observation, oldest first (-1: zeros)."""
         numbers = np.empty((len(slots), self.stack), np.int64)

@@ -1,0 +1,398 @@
+"""EnvPool's Atari games as one record per step; the only module that knows EnvPool's rules.
+
+The rules that everything else may forget:
+
+* **Resets take a row.** EnvPool resets on the step *after* an episode's end: that step ignores its action
+  and returns the first observation with reward 0. Such rows are marked ``reset``; they are no agent steps.
+* **A lost life ends the episode, not the game** (with ``episodic_life``). Frame stacks look back past it;
+  they begin anew where ``first`` is set. ``game_over`` is the real end.
+* **No-ops are played after a lost life too**, and a game that ends in them is replaced without a word.
+  It shows in the lives alone; the reset row then carries ``game_over`` (of the old game) and ``first``.
+
+*Steps* are agent steps (one action), *frames* are emulator frames, ``frame_skip`` of them per step.
+Letters in shapes: ``N`` environments, ``n`` rows of one call (``n = N`` unless a subset was stepped).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrl.config import ConfigError
+from fastrl.extras import need
+
+Array = npt.NDArray[Any]
+CATCH_STEPS = 9  # length of every game of Catch: the ball falls through ten rows
+
+
+@functools.cache
+def _tasks() -> dict[str, str]:
+    """Plain name to EnvPool id; its registry says which ids are Atari (other suites use -v5 too)."""
+    specs = need("envpool.registration", "train").registry.specs
+    atari = {options["task"]: task for task, (module, _, options) in specs.items() if module == "envpool.atari"}
+    return {**dict(sorted(atari.items())), "catch": "Catch-v0"}
+
+
+def game_names() -> list[str]:
+    """Return the plain names of all games, such as ``space_invaders``; ``catch`` comes last."""
+    return list(_tasks())
+
+
+def game_name(game: str) -> str:
+    """Return the plain name of a game in any spelling: ``ALE/SpaceInvaders-v5`` gives ``space_invaders``.
+
+    Raises ConfigError if there is no such game; the message names the nearest ones.
+    """
+    spellings: dict[str, str] = {}
+    for name, task in _tasks().items():
+        spellings |= dict.fromkeys((name, task.split("-")[0].lower(), task.lower(), f"ale/{task}".lower()), name)
+    if game.lower() in spellings:
+        return spellings[game.lower()]
+    near = difflib.get_close_matches(game.lower().removeprefix("ale/"), spellings, n=6)
+    names = list(dict.fromkeys(spellings[spelling] for spelling in near))[:3]
+    remedy = f"did you mean {' or '.join(names)}?" if names else "fastrl.atari.game_names() lists the games"
+    raise ConfigError(f"game is {game!r}, which EnvPool does not have; {remedy}")
+
+
+def task_id(game: str) -> str:
+    """Return EnvPool's id of a game in any spelling: ``breakout`` gives ``Breakout-v5``; errors as `game_name`."""
+    return _tasks()[game_name(game)]
+
+
+@functools.cache  # ale_py takes 0.2 s to load a game
+def action_names(name: str) -> tuple[str, ...]:
+    """Return the names of the actions of a game given by its plain name; none without ale_py."""
+    if name == "catch":
+        return ("LEFT", "STAY", "RIGHT")
+    try:
+        import ale_py
+    except ImportError:
+        return ()
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale = ale_py.ALEInterface()
+    ale.loadROM(str(ale_py.roms.get_rom_path(name)))
+    return tuple(action.name for action in ale.getMinimalActionSet())
+
+
+def cpu_count() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(slots=True)
+class Step:
+    """What `n` environments returned, one row each."""
+
+    frame: Array
+    """[n, 84, 84] uint8, the newest frame, unstacked (Catch: [n, 10, 5] float32); fresh, the caller's to keep."""
+    reward: npt.NDArray[np.float32]
+    """[n] float32: the reward to learn from, clipped to its sign if so asked; 0 in reset rows."""
+    terminated: npt.NDArray[np.bool_]
+    """[n] bool: no value flows on past this frame: game over or, with episodic life, a lost life."""
+    truncated: npt.NDArray[np.bool_]
+    """[n] bool: cut off at `max_episode_steps`; never together with `terminated`."""
+    first: npt.NDArray[np.bool_]
+    """[n] bool: the frame opens a new game; frame stacks start over."""
+    reset: npt.NDArray[np.bool_]
+    """[n] bool: no agent step led here: the action was ignored for a reset, or the row is `reset()`'s."""
+    game_over: npt.NDArray[np.bool_]
+    """[n] bool: a whole game ended, by its own rules or by the time limit."""
+    score: npt.NDArray[np.float32]
+    """[n] float32: unclipped reward of the whole game so far; in `game_over` rows, the score of that game."""
+    length: npt.NDArray[np.int64]
+    """[n] int64: agent steps of the whole game so far, reset rows not counted; as `score` in `game_over` rows."""
+    env_id: npt.NDArray[np.int32]
+    """[n] int32: the environment of each row, in the order in which they were sent."""
+
+    def update(self, part: Step) -> None:
+        """Overwrite the rows of this step of all environments with those of another step's environments."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name)[part.env_id] = getattr(part, field.name)
+
+
+class AtariEnvs:
+    """`num_envs` copies of a game that EnvPool steps side by side, synchronously and reproducibly.
+
+    Parameters
+    ----------
+    game : any spelling that `task_id` takes. ``catch`` has neither emulator nor lives: of what follows only
+        seed, threads and dephase_steps touch it, and its `frame_skip` is 1.
+    num_envs : number of environments ``N``, about 1 MB each.
+    seed : at least 0. Every environment gets its own seed, derived from it: same seed, same games, whatever
+        the number of threads.
+    threads : EnvPool's threads, at most `num_envs` (0: one per CPU core that this process may use).
+    frame_skip : emulator frames per agent step.
+    episodic_life : a lost life is `terminated`. On also where whole games count: EnvPool presses FIRE after
+        a lost life only then, and a policy that never fires stands still without it.
+    reward_clip : `Step.reward` is the sign of the reward; `Step.score` is never clipped.
+    repeat_action_probability : chance per emulator frame that the last action is repeated (sticky actions).
+    noop_max : resets play 1 to so many frames, no-ops and the FIRE.
+    max_episode_steps : agent steps after which a game is cut off; lost lives do not restart the count.
+    dephase_steps : `reset()` opens each game with 0 to so many random actions, so that games do not end
+        together. Scores and lengths of these games include them.
+    render : allow `render()`.
+
+    Raises ConfigError for a setting out of its range or an unknown game, ImportError without EnvPool.
+    """
+
+    def __init__(
+        self,
+        game: str,
+        num_envs: int,
+        *,
+        seed: int,
+        threads: int = 0,
+        frame_skip: int = 4,
+        episodic_life: bool = True,
+        reward_clip: bool = True,
+        repeat_action_probability: float = 0.0,
+        noop_max: int = 30,
+        max_episode_steps: int = 27_000,
+        dephase_steps: int = 0,
+        render: bool = False,
+    ) -> None:
+        counts = {"num_envs": num_envs, "frame_skip": frame_skip, "noop_max": noop_max}
+        _at_least(1, **counts, max_episode_steps=max_episode_steps)
+        _at_least(0, seed=seed, threads=threads, dephase_steps=dephase_steps)
+        if not 0 <= repeat_action_probability <= 1:
+            raise ConfigError(f"repeat_action_probability is {repeat_action_probability}; give 0 to 1")
+        task = task_id(game)
+        self._catch = task == "Catch-v0"
+        if self._catch and max_episode_steps < CATCH_STEPS:
+            raise ConfigError(f"max_episode_steps is {max_episode_steps}; catch takes at least {CATCH_STEPS}")
+        env_seeds, dephase_seed = np.random.SeedSequence(seed).spawn(2)
+        options: dict[str, Any] = {
+            "num_envs": num_envs,
+            "num_threads": min(threads or cpu_count(), num_envs),
+            "seed": (env_seeds.generate_state(num_envs) & 0x7FFF_FFFF).tolist(),  # EnvPool's seeds are int32
+        }
+        if not self._catch:
+            options |= {
+                "stack_num": 1,
+                "frame_skip": frame_skip,
+                "episodic_life": episodic_life,
+                "reward_clip": reward_clip,
+                "repeat_action_probability": repeat_action_probability,
+                "noop_max": noop_max,
+                "max_episode_steps": max_episode_steps,
+                "render_mode": "rgb_array" if render else None,
+            }
+        self._pool = need("envpool", "train").make(task, env_type="gymnasium", **options)
+        self.num_envs = num_envs
+        self.num_actions = int(self._pool.action_space.n)
+        self.action_names = list(action_names(game_name(game)) or map(str, range(self.num_actions)))
+        self.frame_skip = 1 if self._catch else frame_skip
+        self.frame_shape: tuple[int, ...] = (10, 5) if self._catch else (84, 84)
+        self.frame_dtype: np.dtype[Any] = np.dtype(np.float32 if self._catch else np.uint8)
+        self._render = render and not self._catch
+        self._episodic_life = episodic_life
+        self._dephase_steps = dephase_steps
+        self._dephase_rng = np.random.default_rng(dephase_seed)
+        # By environment: was its last row an episode's end; its lives; the running game's score and first step.
+        self._ended = np.zeros(num_envs, np.bool_)
+        self._lives = np.zeros(num_envs, np.int32)
+        self._score = np.zeros(num_envs, np.float64)
+        self._opened = np.zeros(num_envs, np.int64)
+        self._sent = -1  # rows that recv() owes; -1 before the first reset
+
+    def reset(self) -> Step:
+        """Start new games in all environments and return one `reset` row for each, none of them final.
+
+        Costs up to `dephase_steps` steps. With them a row may stand in the middle of a game (`first` unset).
+        """
+        _require(self._sent <= 0, "reset() while actions are under way; call recv() first")
+        self._ended[:], self._score[:], self._opened[:] = False, 0, 0
+        frame, info = self._pool.reset()
+        self._sent = 0
+        none = np.zeros(self.num_envs, np.bool_)
+        self._lives = info.get("lives", self._lives).copy()
+        start = self._record(frame, np.zeros(self.num_envs, np.float32), none, none, info)
+        self._dephase(start)
+        length = np.where(start.game_over, 0, start.length)  # the games that run now, not those that ended
+        score, reward = self._score.astype(np.float32), np.zeros_like(start.reward)
+        none, over, cut = np.zeros((3, self.num_envs), np.bool_)
+        return Step(start.frame, reward, none, cut, start.first, ~none, over, score, length, start.env_id)
+
+    def send(self, actions: npt.ArrayLike, env_id: npt.ArrayLike | None = None) -> None:
+        """Start one step and return at once; `recv` waits for it.
+
+        `actions` is [n] integers below `num_actions`. `env_id` is [n] integers, each at most once: the
+        environments to step (default: all, in order); the others stand still. Raises ValueError for a wrong
+        shape, type or range, RuntimeError before `reset()` or while a step is under way.
+        """
+        _require(self._sent >= 0, "send() before reset(); call reset() first")
+        _require(self._sent == 0, "send() while actions are under way; call recv() first")
+        ids = None if env_id is None else _numbers("env_id", env_id, self.num_envs)
+        rows = self.num_envs if ids is None else len(ids)
+        acts = _numbers("actions", actions, self.num_actions)
+        if len(acts) != rows or rows == 0:
+            raise ValueError(f"actions has {len(acts)} entries for {rows} environments; give one action for each")
+        if ids is not None and len(np.unique(ids)) < rows:
+            raise ValueError(f"env_id is {ids.tolist()}; name each environment at most once")
+        self._sent = rows
+        self._pool.send(acts, ids)
+
+    def recv(self) -> Step:
+        """Wait for the step that `send` started; its rows come in the order sent. RuntimeError if there is none."""
+        _require(self._sent > 0, "recv() without a step under way; call send() first")
+        frame, reward, terminated, truncated, info = self._pool.recv()
+        self._sent = 0
+        return self._record(frame, reward, terminated, truncated, info)
+
+    def step(self, actions: npt.ArrayLike, env_id: npt.ArrayLike | None = None) -> Step:
+        """`send`, then `recv`."""
+        self.send(actions, env_id)
+        return self.recv()
+
+    def render(self, env_id: int = 0) -> npt.NDArray[np.uint8]:
+        """Return the screen of one environment, [210, 160, 3] uint8.
+
+        Raises RuntimeError if built without ``render=True``, for ``catch``, or while a step is under way.
+        """
+        _require(self._render, "render() of envs without screens; build them with render=True (not catch)")
+        _require(self._sent == 0, "render() while actions are under way; call recv() first")
+        ids = _numbers("env_id", [env_id], self.num_envs)
+        screen: npt.NDArray[np.uint8] = np.array(self._pool.render(env_ids=ids)[0])
+        return screen
+
+    def close(self) -> None:
+        """Free the emulators; nothing else may be called afterwards."""
+        self._pool.close()
+
+    def _record(self, frame: Array, reward: Array, terminated: Array, truncated: Array, info: dict[str, Any]) -> Step:
+        """Turn EnvPool's rows into a Step and bring the per-environment books up to date."""
+        ids = info["env_id"]
+        elapsed = info["elapsed_step"].astype(np.int64)  # of the whole game; reset rows do not count
+        lives = info.get("lives", np.zeros_like(ids))
+        reset = self._ended[ids]
+        ended = terminated | truncated
+        over = ended & (info.get("terminated", terminated) != 0)
+        lost_life = self._episodic_life & (lives < self._lives[ids])
+        terminated = terminated | (ended & (over | lost_life))  # EnvPool lets the time limit hide both
+        replaced = reset & (elapsed > 0) & (lives > self._lives[ids])
+        new_game = elapsed == 0
+        first = new_game | replaced
+        score = np.where(new_game, 0.0, self._score[ids] + info.get("reward", reward))
+        length = np.where(new_game, 0, elapsed - self._opened[ids])
+        self._ended[ids] = ended
+        self._lives[ids] = lives
+        self._score[ids] = np.where(replaced, 0.0, score)
+        self._opened[ids] = np.where(first, elapsed, self._opened[ids])
+        return Step(
+            frame=frame if self._catch else frame[:, 0],
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated & ~terminated,
+            first=first,
+            reset=reset,
+            game_over=over | truncated | replaced,
+            score=score.astype(np.float32),
+            length=length,
+            env_id=ids,
+        )
+
+    def _dephase(self, start: Step) -> None:
+        """Play each environment's share of random actions; `start` (all environments) is updated in place."""
+        shares = self._dephase_rng.integers(self._dephase_steps + 1, size=self.num_envs)
+        for played in range(shares.max()):
+            actions = self._dephase_rng.integers(self.num_actions, size=self.num_envs)
+            ids = np.flatnonzero(shares > played)
+            start.update(self.step(actions[ids], ids))
+        ids = np.flatnonzero(self._ended)
+        if len(ids):
+            start.update(self.step(np.zeros(len(ids), np.int64), ids))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
+
+
+def _at_least(least: int, **settings: int) -> None:
+    for name, value in settings.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value!r}; give at least {least}")
+
+
+def _numbers(name: str, values: npt.ArrayLike, limit: int) -> npt.NDArray[np.int32]:
+    """Return `values` as [n] int32, checked: EnvPool itself would read past its tables."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}; give a flat array of integers")
+    if array.size and not (array.min() >= 0 and array.max() < limit):
+        raise ValueError(f"{name} runs from {array.min()} to {array.max()}; give numbers from 0 to {limit - 1}")
+    return array.astype(np.int32)
+
+
+class FrameStack:
+    """The last `stack` frames of each environment, oldest first: what the network sees.
+
+    Built for ``N`` environments and frames of one shape and type. `padding` stands in for the frames from
+    before a game: ``"first"`` repeats its first frame (as EnvPool does), ``"zeros"`` is black. Raises
+    ConfigError for less than one environment or frame, or another padding.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        stack: int,
+        frame_shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        padding: Literal["first", "zeros"] = "first",
+    ) -> None:
+        _at_least(1, num_envs=num_envs, stack=stack)
+        if padding not in ("first", "zeros"):
+            raise ConfigError(f"padding is {padding!r}; give 'first' or 'zeros'")
+        self._stacks: Array = np.zeros((num_envs, stack, *frame_shape), dtype)
+        self._started = np.zeros(num_envs, np.bool_)
+        self._padding = padding
+
+    def push(self, frame: Array, first: Array, env_id: Array | None = None) -> Array:
+        """Append one frame to each stack and return the stacks.
+
+        Parameters
+        ----------
+        frame : [n, *frame_shape], the newest frame of each environment.
+        first : [n] bool, the frame opens a game: its stack starts over, as at an environment's first push
+            ever. A lost life is no such start.
+        env_id : [n] integers, the environment of each row (default: all, in order).
+
+        Returns [n, stack, *frame_shape]: without `env_id` the object's own array, valid until the next push;
+        with it a copy. Raises ValueError if the shape or type of the frames does not fit.
+        """
+        rows = len(self._stacks) if env_id is None else len(env_id)
+        shape = (rows, *self._stacks.shape[2:])
+        if frame.shape != shape or frame.dtype != self._stacks.dtype:
+            raise ValueError(f"frame is {frame.dtype} {frame.shape}; give {self._stacks.dtype} {shape}")
+        ids = np.arange(rows) if env_id is None else env_id
+        new = first | ~self._started[ids]
+        if env_id is None:
+            for k in range(self._stacks.shape[1] - 1):  # slot by slot: no temporary copy of the whole
+                self._stacks[:, k] = self._stacks[:, k + 1]
+        else:
+            self._stacks[ids, :-1] = self._stacks[ids, 1:]
+        self._stacks[ids[new]] = frame[new, None] if self._padding == "first" else 0
+        self._stacks[ids, -1] = frame
+        self._started[ids] = True
+        return self._stacks if env_id is None else self._stacks[ids]
+
+    def state(self) -> dict[str, Array]:
+        """Return copies of ``stacks`` [N, stack, *frame_shape] and ``started`` [N] bool."""
+        return {"stacks": self._stacks.copy(), "started": self._started.copy()}
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        """Take over what `state` returned; ValueError, and no change, if shape or type differ."""
+        for name, mine in (("stacks", self._stacks), ("started", self._started)):
+            other = np.asarray(state[name])
+            if other.shape != mine.shape or other.dtype != mine.dtype:
+                wanted = f"load one of {mine.dtype} {mine.shape}, from a stack built with the same arguments"
+                raise ValueError(f"state[{name!r}] is {other.dtype} {other.shape}; {wanted}")
+        self._stacks[:] = state["stacks"]
+        self._started[:] = state["started"]

@@ -1,0 +1,235 @@
+"""What hangs on a run: the protocol, and the callbacks that measure, evaluate, film and save.
+
+A callback of your own derives from `Callback` and overrides what it needs; `examples/` has one that draws.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastrl import video
+from fastrl.dqn import checkpoint
+from fastrl.games import Games, play_games
+
+if TYPE_CHECKING:
+    from fastrl.dqn.run import Run
+    from fastrl.replay import Batch
+
+
+class Callback:
+    """Every method may be overridden; ``run`` has config, folder, network, replay, counters and reporter.
+
+    `run.frames` and `run.steps` count emulator frames and agent steps played so far.
+    """
+
+    def on_start(self, run: Run) -> None:
+        """The run is built, and restored if it goes on."""
+
+    def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
+        """All environments made a step with ``actions [N]``. Called often: keep it cheap."""
+
+    def on_update(self, run: Run, batch: Batch) -> None:
+        """The learner learned a batch, which may be kept."""
+
+    def on_game(self, run: Run, score: float, length: int) -> None:
+        """A whole game ended with an unclipped score after ``length`` agent steps."""
+
+    def on_log(self, run: Run, metrics: dict[str, float]) -> None:
+        """A line of metrics is due; add your own to it."""
+
+    def on_evaluation(self, run: Run, games: Games) -> None:
+        """An evaluation was played; ``games.film`` holds RGB pictures of its first game."""
+
+    def on_checkpoint(self, run: Run, folder: Path) -> None:
+        """A checkpoint lies whole in ``folder``."""
+
+    def on_end(self, run: Run) -> None:
+        """The run is over or stopped; its reporter still writes."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, JSON-able."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+
+
+class Clock:
+    """Says when another ``every`` has passed."""
+
+    def __init__(self, every: int) -> None:
+        self._every, self._rung = every, 0
+
+    def set(self, now: int) -> None:
+        """Start at ``now``."""
+        self._rung = now // self._every
+
+    def due(self, now: int) -> bool:
+        """Return True once each time a multiple of ``every`` is reached."""
+        rung, self._rung = self._rung, now // self._every
+        return self._rung > rung
+
+
+class Metrics(Callback):
+    """One line of metrics every ``log_every_frames``, and the progress line."""
+
+    def __init__(self) -> None:
+        self._scores: deque[float] = deque(maxlen=100)
+        self._lengths: deque[int] = deque(maxlen=100)
+        self._games = 0
+        self._actions: list[np.ndarray[Any, Any]] = []
+        self._batch: Batch | None = None
+        self._shown: dict[str, float | str] = {}
+
+    def on_start(self, run: Run) -> None:
+        self._clock = Clock(run.config.log_every_frames)
+        self._clock.set(run.frames)
+        self._mark = (time.monotonic(), run.frames)
+        self._seconds_before = run.seconds
+
+    def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
+        self._actions.append(actions)
+        run.reporter.progress(run.frames, **self._shown)
+        if self._clock.due(run.frames):
+            self._log(run)
+
+    def on_update(self, run: Run, batch: Batch) -> None:
+        self._batch = batch
+
+    def on_game(self, run: Run, score: float, length: int) -> None:
+        self._scores.append(score)
+        self._lengths.append(length)
+        self._games += 1
+
+    def on_end(self, run: Run) -> None:
+        if self._actions:
+            self._log(run)
+
+    def _log(self, run: Run) -> None:
+        """Write one line: all but ``time/`` is the same in two runs of one seed."""
+        metrics = {
+            "steps": float(run.steps),
+            "updates": float(run.learner.updates),
+            "games/finished": float(self._games),
+        }
+        if self._scores:
+            scores = np.array(self._scores)
+            metrics |= {
+                "games/return_mean_100": float(scores.mean()),
+                "games/return_max_100": float(scores.max()),
+                "games/length_mean_100": float(np.mean(self._lengths)),
+            }
+        metrics |= run.learner.metrics()
+        metrics |= {
+            "explore/epsilon": run.epsilon,
+            "replay/beta": run.beta,
+            "replay/rows": float(len(run.buffer)),
+            "replay/drawable": float(run.buffer.drawable),
+            "replay/max_priority": run.buffer.max_priority,
+        }
+        taken = np.concatenate(self._actions)
+        self._actions.clear()
+        for action, name in enumerate(run.envs.action_names):
+            metrics[f"actions/{name.lower()}"] = float((taken == action).mean())
+        run.reporter.histogram("actions", taken, run.frames)
+        if self._batch is not None:
+            age = run.buffer.age(self._batch.index)
+            metrics |= {"replay/age_mean": float(age.mean()), "replay/weight_mean": float(self._batch.weight.mean())}
+            run.reporter.histogram("replay/age", age, run.frames)
+            run.reporter.histogram("replay/priority", run.buffer.priorities(self._batch.index), run.frames)
+            self._batch = None
+        now, (then, frames) = time.monotonic(), self._mark
+        self._mark = (now, run.frames)
+        metrics["time/frames_per_second"] = (run.frames - frames) / max(now - then, 1e-9)
+        metrics["time/minutes"] = run.seconds / 60
+        for callback in run.callbacks:
+            callback.on_log(run, metrics)
+        run.reporter.write(metrics, run.frames)
+        self._show(metrics)
+
+    def _show(self, metrics: dict[str, float]) -> None:
+        if "games/return_mean_100" in metrics:
+            self._shown["score"] = f"{metrics['games/return_mean_100']:.1f} (last {len(self._scores)} games)"
+        self._shown["epsilon"] = f"{metrics['explore/epsilon']:.2f}"
+        if "train/loss" in metrics:
+            self._shown["loss"] = f"{metrics['train/loss']:.4f}"
+
+    def state(self) -> dict[str, Any]:
+        return {"scores": list(self._scores), "lengths": list(self._lengths), "games": self._games}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._scores.extend(state["scores"])
+        self._lengths.extend(state["lengths"])
+        self._games = state["games"]
+
+
+class Evaluation(Callback):
+    """Whole games on the way and at the end; each evaluation films one and keeps the best weights."""
+
+    def __init__(self) -> None:
+        self.best: float | None = None
+        self.last: Games | None = None
+
+    def on_start(self, run: Run) -> None:
+        self._clock = Clock(run.config.evaluate_every_frames)
+        self._clock.set(run.frames)
+
+    def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
+        if self._clock.due(run.frames) and run.frames < run.config.total_frames:
+            self._evaluate(run, run.config.evaluate_episodes)
+
+    def on_end(self, run: Run) -> None:
+        if not run.stop:
+            self._evaluate(run, run.config.final_episodes)
+
+    def _evaluate(self, run: Run, episodes: int) -> None:
+        config = run.config
+
+        def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
+            actions: np.ndarray[Any, Any] = run.learner.q_values(stacks).argmax(axis=1)
+            return actions
+
+        run.reporter.line(f"evaluating {episodes} games …")
+        games = play_games(
+            config.game, act, episodes, seed=run.frames + config.seed, stack=config.stack, film=True,
+            threads=config.env_threads,
+        )  # fmt: skip
+        self.last = games
+        gif = run.folder / "pictures" / f"{run.frames:012d}.gif"
+        video.write_gif(gif, games.film, max_pictures=1_000)
+        run.reporter.image("agent", gif, run.frames)
+        names = ("mean", "median", "std", "min", "max")
+        run.reporter.write({f"evaluation/return_{name}": getattr(games, name) for name in names}, run.frames)
+        run.reporter.line(f"after {run.frames:,} frames: {games.summary()}; film: {gif}")
+        if self.best is None or games.mean > self.best:
+            self.best = games.mean
+            run.save(checkpoint.BEST)
+        for callback in run.callbacks:
+            callback.on_evaluation(run, games)
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+
+
+class Checkpoints(Callback):
+    """A checkpoint every ``checkpoint_every_frames`` and at the end, however it comes."""
+
+    def on_start(self, run: Run) -> None:
+        self._clock = Clock(run.config.checkpoint_every_frames)
+        self._clock.set(run.frames)
+
+    def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
+        if self._clock.due(run.frames) and run.frames < run.config.total_frames:
+            run.save()
+
+    def on_end(self, run: Run) -> None:
+        run.save()

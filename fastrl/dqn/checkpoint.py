@@ -1,0 +1,156 @@
+"""Checkpoints: folders that appear whole or not at all.
+
+RUN/checkpoints/000004000000/     frames played, so that names sort by age
+    state.json                    counters, generators, callbacks: plain JSON
+    learner.pt                    tensors of the learner; read with weights_only=True, so it runs no code
+    weights.safetensors           the online network alone, with what is needed to rebuild it
+    replay                        only in the newest
+RUN/checkpoints/best/             weights.safetensors and state.json of the best evaluation
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastrl.config import ConfigError
+
+FORMAT = 1
+BEST = "best"
+
+
+def save(
+    run_folder: Path, name: str, state: dict[str, Any], learner: dict[str, Any] | None,
+    weights: dict[str, Tensor], replay: Any = None,
+) -> Path:  # fmt: skip
+    """Write a checkpoint in one move and return its folder.
+
+    Parameters
+    ----------
+    run_folder : Path
+        Folder of the run.
+    name : str
+        Name of the checkpoint's folder; one that exists is replaced.
+    state : dict
+        JSON-able.
+    learner : dict or None
+        What `Learner.state` returned.
+    weights : dict of tensors
+        State of the online network.
+    replay : ReplayBuffer, optional
+        Saved along with the rest; checkpoints that exist lose theirs once this one is whole.
+    """
+    parent = run_folder / "checkpoints"
+    final, partial = parent / name, parent / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file(
+            {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()},
+            partial / "weights.safetensors",
+            metadata={"network": json.dumps(state["network"])},
+        )
+        if learner is not None:
+            torch.save(learner, partial / "learner.pt")
+        if replay is not None:
+            replay.save(partial / "replay")
+        (partial / "state.json").write_text(json.dumps({"format": FORMAT} | state))
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        old = parent / f".{name}.old"
+        if final.exists():
+            os.replace(final, old)
+        os.replace(partial, final)
+        _sync(parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if replay is not None:
+        for other in numbered(run_folder):
+            if other != final:
+                (other / "replay").unlink(missing_ok=True)
+    return final
+
+
+def prune(run_folder: Path, keep: int) -> None:
+    """Delete all numbered checkpoints but the newest ``keep``."""
+    for folder in numbered(run_folder)[:-keep]:
+        shutil.rmtree(folder)
+
+
+def numbered(run_folder: Path) -> list[Path]:
+    """Return the whole checkpoints of a run, oldest first, without the best."""
+    folders = (run_folder / "checkpoints").glob("[0-9]*")
+    return sorted(folder for folder in folders if (folder / "state.json").exists())
+
+
+def find(run_folder: Path, name: str = "newest") -> Path:
+    """Return the folder of a checkpoint: ``"newest"``, ``"best"`` or a folder's own name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none; the message lists those that there are.
+    """
+    known = [folder.name for folder in numbered(run_folder)]
+    if name == "newest" and known:
+        return run_folder / "checkpoints" / known[-1]
+    folder = run_folder / "checkpoints" / name
+    if name != "newest" and (folder / "state.json").exists():
+        return folder
+    if (run_folder / "checkpoints" / BEST / "state.json").exists():
+        known.append(BEST)
+    there_is = f"there is {', '.join(known)}" if known else "the run has none yet"
+    raise ConfigError(f"{run_folder} has no checkpoint {name!r}; {there_is}")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Return the JSON part of a checkpoint."""
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder / "state.json", error) from error
+    if state.get("format") != FORMAT:
+        raise ConfigError(f"{folder} has format {state.get('format')}; this version reads {FORMAT}")
+    return state
+
+
+def load_learner(folder: Path) -> dict[str, Any]:
+    """Return what `Learner.state` had returned, on the CPU; runs no code of the file."""
+    try:
+        state: dict[str, Any] = torch.load(folder / "learner.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # damage shows in many ways
+        raise _damaged(folder / "learner.pt", error) from error
+    return state
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of a safetensors file and the settings of the network that they belong to."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["network"])  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"{path} cannot be read ({reason}); use another checkpoint of the run")
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file, or a folder's list of files, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

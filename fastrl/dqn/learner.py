@@ -1,0 +1,399 @@
+"""The learner: networks and optimizer on their device, and one update per batch."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from fastrl.config import ConfigError, DQNConfig
+from fastrl.dqn.loss import double_q_target, taken, td_error, weighted_mean_loss
+from fastrl.dqn.network import build_network
+from fastrl.dqn.optimizer import build_optimizer, load_moments
+
+State = dict[str, Any]
+Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each tensor, by name
+Priorities = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+class Batch(Protocol):
+    """What the learner reads of a batch of B transitions; n-step sums and terminations are in it."""
+
+    @property
+    def obs(self) -> NDArray[Any]: ...  # [B, *obs_shape] obs_dtype
+    @property
+    def action(self) -> NDArray[Any]: ...  # [B] integer
+    @property
+    def reward(self) -> NDArray[Any]: ...  # [B] float, discounted sum over the n steps
+    @property
+    def next_obs(self) -> NDArray[Any]: ...  # [B, *obs_shape] obs_dtype
+    @property
+    def discount(self) -> NDArray[Any]: ...  # [B] float, gamma^steps, 0 after termination
+    @property
+    def weight(self) -> NDArray[Any]: ...  # [B] float, importance weights
+    @property
+    def index(self) -> NDArray[Any]: ...  # [B] integer, the replay's row numbers
+
+
+class Learner:
+    """Online and target network, optimizer and counters; greedy actions out, batches in.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        All settings; `num_envs` and `batch_size` fix the compiled shapes.
+    obs_shape : tuple of int
+        Shape of one (stacked) observation, e.g. (4, 84, 84).
+    obs_dtype : dtype
+        NumPy dtype of observations: uint8 or float32.
+    num_actions : int
+        Number of actions A.
+    device : torch.device
+        Where the networks live; see `pick_device`.
+    seed : int
+        Seeds the initial weights, without touching PyTorch's global generator.
+    delayed : bool, optional
+        Hand priorities back one update late, through staging buffers, so that the host never waits
+        for the update that it has just asked for. Default: on CUDA only.
+
+    Raises
+    ------
+    ConfigError
+        The trunk does not fit the observation.
+
+    Warns
+    -----
+    RuntimeWarning
+        torch.compile failed; the learner is then eager.
+    """
+
+    def __init__(
+        self,
+        config: DQNConfig,
+        obs_shape: tuple[int, ...],
+        obs_dtype: DTypeLike,
+        num_actions: int,
+        device: torch.device,
+        seed: int,
+        *,
+        delayed: bool | None = None,
+    ) -> None:
+        torch.set_num_threads(config.torch_threads or len(os.sched_getaffinity(0)))
+        self.config, self.device = config, device
+        self.updates = 0
+        self.delayed = device.type == "cuda" if delayed is None else delayed
+        self._obs_shape, self._obs_dtype = tuple(obs_shape), np.dtype(obs_dtype)
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.online = build_network(config, self._obs_shape, num_actions)
+            self.target = build_network(config, self._obs_shape, num_actions)
+        self.target.load_state_dict(self.online.state_dict())
+        self.target.requires_grad_(False)
+        # Channels last: the faster convolution on GPUs and CPUs alike. The input may keep its own layout.
+        for network in (self.online, self.target):
+            network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._params: list[Tensor] = list(self.online.parameters())
+        self._optimizer = build_optimizer(config, self._params, device)
+
+        self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
+        self._slots = [_Slot(self._specs, device) for _ in range(2)] if self.delayed else []
+        self._pending: _Slot | None = None
+        self._reset_metrics()
+        self._build_functions()
+
+    def _build_functions(self) -> None:
+        """Write act and loss as plain functions, and compile them where asked and possible."""
+        config, online, target = self.config, self.online, self.target
+        precision, device = config.precision, self.device
+        bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+
+        def q(network: torch.nn.Module, obs: Tensor) -> Tensor:
+            # One autocast block per call: weights cast without gradient must not serve a call with one.
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                values: Tensor = network(obs)
+                return values
+
+        def q_values(obs: Tensor) -> Tensor:
+            with torch.no_grad():
+                return q(online, obs)
+
+        def act(obs: Tensor) -> Tensor:
+            return q_values(obs).argmax(dim=1)
+
+        def loss(
+            obs_tm1: Tensor, action_tm1: Tensor, reward_t: Tensor, obs_t: Tensor, discount_t: Tensor, weight: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            q_tm1 = q(online, obs_tm1)
+            with torch.no_grad():
+                q_t_value = q(target, obs_t)
+                q_t_select = q(online, obs_t) if config.double else q_t_value
+                q_target = double_q_target(reward_t, discount_t, q_t_select, q_t_value)
+            td = td_error(q_tm1, action_tm1, q_target)
+            value = weighted_mean_loss(td, weight, config.huber_delta)
+            abs_td, q_taken = td.detach().abs(), taken(q_tm1.detach(), action_tm1)
+            stats = torch.stack((value.detach(), abs_td.mean(), q_taken.mean(), q_tm1.detach().max()))
+            return value, abs_td, stats
+
+        self._q_values, self._greedy = q_values, act
+        self._act, self._loss = act, loss
+        if config.compile:
+            try:
+                self._act = torch.compile(act, fullgraph=True, dynamic=False)
+                self._loss = torch.compile(loss, fullgraph=True, dynamic=False)
+                self.warm_up()
+            except Exception as error:  # whatever a compiler may raise
+                self._act, self._loss = act, loss
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                warnings.warn(
+                    f"torch.compile failed ({reason}); running eager PyTorch, which is slower. Install a C++ "
+                    "compiler (CPU) or Triton (CUDA), or pass --no-compile to silence this",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+    def warm_up(self) -> None:
+        """Run act and loss on zeros, which compiles them; weights, optimizer, counters and RNG stay."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            batch = [torch.zeros(shape, dtype=d, device=self.device) for shape, d in self._specs.values()]
+            torch.autograd.backward(self._loss(*batch)[0])
+            self._optimizer.zero_grad()
+            self._act(batch[0].new_zeros((self.config.num_envs, *self._obs_shape))).cpu()
+
+    def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is `num_envs`."""
+        run = self._act if len(obs) == self.config.num_envs else self._greedy
+        actions: NDArray[np.int64] = run(self._send(obs)).cpu().numpy()
+        return actions
+
+    def q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """Return Q [N, A] float32 of obs [N, *obs_shape], for any N."""
+        values: NDArray[np.float32] = self._q_values(self._send(obs)).cpu().numpy()
+        return values
+
+    def _send(self, obs: NDArray[Any]) -> Tensor:
+        if obs.shape[1:] != self._obs_shape or obs.dtype != self._obs_dtype:
+            wanted = ["N", *self._obs_shape]
+            raise ValueError(
+                f"obs is {obs.dtype} {list(obs.shape)}; give {self._obs_dtype} [{', '.join(map(str, wanted))}]"
+            )
+        return torch.from_numpy(obs).to(self.device)
+
+    def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
+        """Do one update and return (index [B] int64, |td| [B] float32), or None.
+
+        Parameters
+        ----------
+        batch : Batch
+            `batch_size` transitions; its arrays may be reused once this returns.
+        measure : bool
+            Measure the norms of the parameters and of this update too (a copy of all weights).
+
+        Returns
+        -------
+        tuple or None
+            Priorities of this batch; when `delayed`, those of the previous one (None at the first).
+
+        Raises
+        ------
+        ValueError
+            An array of the batch has another shape than expected.
+        """
+        self._check(batch)
+        if not self.delayed:
+            arrays = [torch.from_numpy(getattr(batch, name)) for name in self._specs]
+            tensors = [a.to(self.device, d) for a, (_, d) in zip(arrays, self._specs.values(), strict=True)]
+            abs_td = self._update(tensors, measure)
+            return batch.index.astype(np.int64), abs_td.cpu().numpy()
+        # Two slots take turns: the one used now was fetched an update ago, so nobody reads it any more.
+        slot = self._slots[self.updates % 2]
+        abs_td = self._update(slot.send(batch, self.device), measure)
+        slot.receive(abs_td)
+        previous = self.flush()
+        self._pending = slot
+        return previous
+
+    def flush(self) -> Priorities | None:
+        """Wait for the priorities that `learn` still owes and return them, or None."""
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.fetch()
+
+    def _update(self, batch: list[Tensor], measure: bool) -> Tensor:
+        """Return |td| [B] on the device, without waiting for it."""
+        self._optimizer.zero_grad()
+        loss, abs_td, stats = self._loss(*batch)
+        torch.autograd.backward(loss)
+        grad_norm = clip_grad_norm_(self._params, self.config.max_grad_norm)
+        before = [p.detach().clone() for p in self._params] if measure else []
+        self._optimizer.step()
+        self.updates += 1
+        with torch.no_grad():
+            if self.updates % self.config.target_period_updates == 0:
+                # In place: compiled functions and CUDA graphs keep reading the same memory.
+                torch._foreach_copy_(list(self.target.parameters()), self._params)
+            self._totals[:4] += torch.stack((*stats[:3], grad_norm))
+            self._totals[4].clamp_(min=stats[3])
+            self._summed += 1
+            if before:
+                change = [p - old for p, old in zip(self._params, before, strict=True)]
+                self._totals[5:] = torch.stack((get_total_norm(before), get_total_norm(change)))
+        return abs_td
+
+    def _check(self, batch: Batch) -> None:
+        for name, (shape, _) in self._specs.items():
+            array = getattr(batch, name)
+            dtype = self._obs_dtype if "obs" in name else array.dtype
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"batch.{name} is {array.dtype} {list(array.shape)}; give {dtype} {list(shape)}")
+        if batch.index.shape != batch.action.shape:
+            raise ValueError(f"batch.index has shape {list(batch.index.shape)}; give [{len(batch.action)}]")
+
+    def metrics(self) -> dict[str, float]:
+        """Return means since the last call (q_max: the maximum) and start anew; the only call that waits.
+
+        Means are missing when nothing was learned since, and norms when no update was measured.
+        """
+        (*sums, q_max, param_norm, update_norm), summed = self._totals.tolist(), self._summed
+        self._reset_metrics()
+        metrics = {"train/learning_rate": float(self._optimizer.param_groups[0]["lr"])}
+        if summed:
+            names = ("train/loss", "train/td_error", "train/q_mean", "train/grad_norm")
+            metrics |= {name: total / summed for name, total in zip(names, sums, strict=True)}
+            metrics["train/q_max"] = q_max
+        if param_norm >= 0:
+            metrics["train/param_norm"], metrics["train/update_norm"] = param_norm, update_norm
+            metrics["train/update_ratio"] = update_norm / max(param_norm, 1e-12)
+        return metrics
+
+    def _reset_metrics(self) -> None:
+        self._summed = 0
+        # Sums of loss, |td|, mean q and gradient norm; largest q; norms of parameters and update (-1: not measured).
+        self._totals = torch.tensor((0.0, 0.0, 0.0, 0.0, -torch.inf, -1.0, -1.0), device=self.device)
+
+    def state(self) -> State:
+        """Return copies of all that learning goes on from: tensors, numbers and dicts of them.
+
+        Raises
+        ------
+        RuntimeError
+            Priorities are in flight: the replay must have them first, or its own state would lack them.
+        """
+        if self._pending is not None:
+            raise RuntimeError("priorities are in flight; hand those of flush() to the replay before state()")
+        state = {
+            "online": self.online.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": {"name": self.config.optimizer, "moments": self._optimizer.state_dict()["state"]},
+            "updates": self.updates,
+            "summed": self._summed,
+            "totals": self._totals,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        return copy.deepcopy(state)
+
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned; learning rate and other settings stay this learner's own.
+
+        Raises
+        ------
+        ConfigError
+            The state belongs to another network or optimizer; nothing is changed then.
+        """
+        name = state["optimizer"]["name"]
+        if name != self.config.optimizer:
+            raise ConfigError(f"--optimizer is {self.config.optimizer!r}; the saved state needs {name!r}")
+        self.online.check_state(state["online"])
+        self.target.check_state(state["target"])
+        self.online.load_state_dict(state["online"])
+        self.target.load_state_dict(state["target"])
+        load_moments(self._optimizer, state["optimizer"]["moments"])
+        self.updates = state["updates"]
+        self._summed = state["summed"]
+        self._totals.copy_(state["totals"])
+        self._pending = None
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+class _Slot:
+    """Staging for one update in flight: the batch on its way in, |td| on its way out.
+
+    Host tensors are pinned for CUDA, where all copies are asynchronous on the current stream; `done` is
+    recorded after the last of them. On other devices every copy is finished when it returns.
+    """
+
+    def __init__(self, specs: Specs, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self._batch = {n: torch.empty(s, dtype=d, pin_memory=pinned) for n, (s, d) in specs.items()}
+        self._abs_td = torch.empty(specs["action"][0], pin_memory=pinned)
+        self._index = np.empty(specs["action"][0], np.int64)
+        self._done = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+
+    def send(self, batch: Batch, device: torch.device) -> list[Tensor]:
+        """Copy the batch into the staging tensors and start their way to the device."""
+        self._index[:] = batch.index
+        for name, tensor in self._batch.items():
+            tensor.numpy()[:] = getattr(batch, name)
+        return [tensor.to(device, non_blocking=True) for tensor in self._batch.values()]
+
+    def receive(self, abs_td: Tensor) -> None:
+        """Start the way of |td| [B] back to the host."""
+        self._abs_td.copy_(abs_td, non_blocking=True)
+        if self._done is not None:
+            self._done.record()
+
+    def fetch(self) -> Priorities:
+        """Wait until |td| is on the host and return copies of (index, |td|)."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._index.copy(), self._abs_td.numpy().copy()
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of `--device`: "cpu", "cuda", or for "auto" a GPU where there is one.
+
+    Raises
+    ------
+    ConfigError
+        There is no usable GPU, or no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device is {name!r}; give auto, cpu or cuda")
+    usable = torch.cuda.is_available()
+    if name == "cuda" and not usable:
+        raise ConfigError(
+            "--device is 'cuda' but PyTorch finds no usable GPU; give --device cpu, or install PyTorch for CUDA"
+        )
+    return torch.device("cuda" if usable and name != "cpu" else "cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself, rather than emulating it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if hasattr(torch.cpu, "get_capabilities"):  # newer than torch 2.6
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _specs(B: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype[Any]) -> Specs:
+    obs = ((B, *obs_shape), torch.from_numpy(np.empty(0, obs_dtype)).dtype)
+    column = ((B,), torch.float32)
+    return {  # in the order of the loss's arguments
+        "obs": obs,
+        "action": ((B,), torch.int64),
+        "reward": column,
+        "next_obs": obs,
+        "discount": column,
+        "weight": column,
+    }

@@ -1,0 +1,89 @@
+"""Run folders: where a run's files lie, and what is written there at its start."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastrl.config import ConfigError, DQNConfig, RunConfig, SarsaConfig
+
+CONFIGS: dict[str, type[RunConfig]] = {"dqn": DQNConfig, "sarsa": SarsaConfig}
+_REPORTED = "fastrl-atari numpy torch gymnasium ale-py envpool tensorboard".split()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one move: whoever reads it sees the old text or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def new_run(config: RunConfig, game: str) -> Path:
+    """Make the folder of a new run and write config, command and versions into it.
+
+    Raises
+    ------
+    ConfigError
+        If a run of that name exists; nothing is written then.
+    """
+    started = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(config.runs_dir) / (config.name or f"{game}-s{config.seed}-{started}")
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(f"{folder} exists already; give another --name, or go on with --resume {folder}") from None
+    except OSError as error:
+        raise ConfigError(f"--runs-dir is {config.runs_dir!r}, where no folder can be made: {error}") from error
+    save_config(folder, config)
+    write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    return folder
+
+
+def save_config(folder: Path, config: RunConfig) -> None:
+    """Write the settings, and add the command line to the list of those that this run was driven with."""
+    agent = next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
+    write_atomically(folder / "config.json", json.dumps({"agent": agent} | dataclasses.asdict(config), indent=2) + "\n")
+    with (folder / "commands.txt").open("a") as file:
+        file.write(shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]) + "\n")
+
+
+def load_config(folder: Path) -> Any:
+    """Return the settings of the run in a folder, a `DQNConfig` or a `SarsaConfig`.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run, or its settings are out of range.
+    """
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+        kind = CONFIGS[fields.pop("agent")]
+        return kind(**fields)
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is no run folder: it has no config.json; give one that a run made") from None
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{folder / 'config.json'} is damaged ({error!r}); restore it from a copy") from error
+
+
+def versions() -> dict[str, str]:
+    """Return what ran: Python, platform, and the packages that decide results."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _REPORTED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,334 @@
+"""Whole games with any act function: scores, lengths and a film.
+
+A game counts as the literature counts it: all lives, unclipped rewards, a cap on its steps. Episodes are
+played to the end one for one, so that short games do not crowd out long ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrl.atari import AtariEnvs, FrameStack, game_name, task_id
+from fastrl.config import ConfigError
+from fastrl.extras import need
+from fastrl.video import frame_to_rgb
+
+Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
+"""Stacks [n, stack, *frame] to actions [n] integers; n is the number of games still running."""
+Backend = Literal["envpool", "gymnasium"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules of an evaluation: scores compare only under the same ones."""
+
+    epsilon: float = 0.01
+    """Share of random actions, each game tossing its own coin."""
+    noop_max: int = 30
+    """Up to so many no-op frames open a game."""
+    repeat_action_probability: float = 0.0
+    """Sticky actions: chance per frame that the last action is repeated."""
+    max_steps: int = 27_000
+    """A game is cut off after so many agent steps, over all its lives."""
+    frame_skip: int = 4
+    """Emulator frames per agent step."""
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "repeat_action_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give a number between 0 and 1")
+        for name in ("noop_max", "max_steps", "frame_skip"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give at least 1")
+
+    def describe(self) -> str:
+        """Return the rules in one line."""
+        return (
+            f"whole games, unclipped scores, epsilon {self.epsilon:g}, up to {self.noop_max} no-op frames, "
+            f"sticky actions {self.repeat_action_probability:g}, at most {self.max_steps:,} steps "
+            f"({self.max_steps * self.frame_skip:,} frames)"
+        )
+
+
+@dataclass
+class Games:
+    """Scores and lengths of whole games, and how they came about."""
+
+    game: str
+    """Plain name of the game."""
+    scores: npt.NDArray[np.float64]
+    """[episodes] float64: unclipped reward of each game."""
+    lengths: npt.NDArray[np.int64]
+    """[episodes] int64: agent steps of each game."""
+    protocol: Protocol
+    backend: Backend
+    film: list[npt.NDArray[np.uint8]] = field(default_factory=list, repr=False)
+    """Pictures of the first game, [H, W, 3] uint8 each; empty without a film."""
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return float(self.scores.mean())
+
+    @property
+    def median(self) -> float:
+        """Median score."""
+        return float(np.median(self.scores))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the scores (of these games: divided by their number)."""
+        return float(self.scores.std())
+
+    @property
+    def min(self) -> float:
+        """Lowest score."""
+        return float(self.scores.min())
+
+    @property
+    def max(self) -> float:
+        """Highest score."""
+        return float(self.scores.max())
+
+    def summary(self) -> str:
+        """Return the figures in one line."""
+        return (
+            f"{self.game}: mean {self.mean:,.1f}, median {self.median:,.1f}, std {self.std:,.1f}, "
+            f"min {self.min:,.1f}, max {self.max:,.1f} over {len(self.scores)} games "
+            f"of {self.lengths.mean():,.0f} steps on average ({self.backend})"
+        )
+
+
+def play_games(
+    game: str,
+    act: Act,
+    episodes: int,
+    *,
+    seed: int,
+    protocol: Protocol | None = None,
+    backend: Backend = "envpool",
+    stack: int = 4,
+    film: bool = False,
+    film_every: int = 1,
+    film_steps: int = 2_000,
+    threads: int = 0,
+) -> Games:
+    """Play `episodes` whole games with `act` and return their scores.
+
+    Parameters
+    ----------
+    game : str
+        Any spelling that `fastrl.atari.task_id` takes.
+    act : callable
+        Stacks [n, stack, *frame] to actions [n] integers. The stacks are valid during the call only. With
+        EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
+    episodes : int
+        Number of games. EnvPool plays them side by side, about 1 MB each; Gymnasium one after another.
+    seed : int
+        At least 0; seeds games and epsilon. Same seed and same act function, same scores.
+    protocol : Protocol, optional
+        The rules (default: ``Protocol()``).
+    backend : {"envpool", "gymnasium"}
+        Who makes the games. Gymnasium with ale_py is slower: an independent second opinion.
+    stack : int
+        Frames in one observation.
+    film : bool
+        Keep pictures of the first game: its first frame, then one every `film_every` agent steps up to step
+        `film_steps`.
+    threads : int
+        EnvPool's threads; 0: one per CPU core that this process may use.
+
+    Raises
+    ------
+    ConfigError
+        For a setting out of its range, an unknown game or backend, or ``catch`` on Gymnasium.
+    ValueError
+        If `act` returns other than one action of the game per row.
+    """
+    for name, value in (("episodes", episodes), ("stack", stack), ("film_every", film_every)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value!r}; give at least 1")
+    if seed < 0 or film_steps < 0:
+        raise ConfigError(f"seed is {seed!r} and film_steps {film_steps!r}; give at least 0")
+    if backend not in _BACKENDS:
+        raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
+    protocol = protocol or Protocol()
+    camera = _Camera(film_every, film_steps if film else -1)
+    scores, lengths = _BACKENDS[backend](game_name(game), act, episodes, seed, protocol, stack, camera, threads)
+    return Games(game_name(game), scores, lengths, protocol, backend, camera.film)
+
+
+Results = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
+
+
+class _Camera:
+    """Films one game: a picture every `every` agent steps, up to step `last` (-1: none at all)."""
+
+    def __init__(self, every: int, last: int) -> None:
+        self.film: list[npt.NDArray[np.uint8]] = []
+        self.on = last >= 0
+        self._every, self._last = every, last
+
+    def shoot(self, step: int, picture: Callable[[], npt.NDArray[np.uint8]]) -> None:
+        if step <= self._last and step % self._every == 0:
+            self.film.append(picture())
+
+
+class _Epsilon:
+    """Replaces a share of the actions with random ones, each game by its own coin."""
+
+    def __init__(self, epsilon: float, num_actions: int, games: int, seed: int) -> None:
+        self._rng = np.random.default_rng([seed, 1])
+        self._epsilon, self._num_actions, self._games = epsilon, num_actions, games
+
+    def __call__(self, actions: npt.ArrayLike, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the actions [n] int64 of the games `ids` [n]; the draws do not depend on which still run."""
+        greedy = np.asarray(actions)
+        if greedy.shape != ids.shape or greedy.dtype.kind not in "iu":
+            raise ValueError(f"act returned {greedy.dtype} {greedy.shape}; return integers of shape {ids.shape}")
+        if greedy.min() < 0 or greedy.max() >= self._num_actions:
+            raise ValueError(f"act returned {greedy.tolist()}; the game's actions are 0 to {self._num_actions - 1}")
+        explore = self._rng.random(self._games) < self._epsilon
+        random = self._rng.integers(self._num_actions, size=self._games)
+        return np.where(explore[ids], random[ids], greedy.astype(np.int64))
+
+
+def _play_envpool(
+    game: str,
+    act: Act,
+    episodes: int,
+    seed: int,
+    protocol: Protocol,
+    stack: int,
+    camera: _Camera,
+    threads: int,
+) -> Results:
+    """Give each episode an environment of its own, and stop stepping it when its game is over."""
+    envs = AtariEnvs(
+        game,
+        episodes,
+        seed=seed,
+        threads=threads,
+        frame_skip=protocol.frame_skip,
+        episodic_life=True,  # for the FIRE after a lost life; scores are of whole games all the same
+        reward_clip=False,
+        repeat_action_probability=protocol.repeat_action_probability,
+        noop_max=protocol.noop_max,
+        max_episode_steps=protocol.max_steps,
+        render=camera.on and game != "catch",
+    )
+    frames = FrameStack(episodes, stack, envs.frame_shape, envs.frame_dtype)
+    explore = _Epsilon(protocol.epsilon, envs.num_actions, episodes, seed)
+    scores, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
+
+    def screen() -> npt.NDArray[np.uint8]:
+        return frame_to_rgb(step.frame[0]) if game == "catch" else envs.render(0)
+
+    step = envs.reset()
+    playing = np.arange(episodes)
+    while True:
+        stacks = frames.push(step.frame, step.first, step.env_id)
+        if playing[0] == 0 and (step.length[0] == 0 or not step.reset[0]):
+            camera.shoot(int(step.length[0]), screen)
+        over = step.game_over
+        scores[step.env_id[over]], lengths[step.env_id[over]] = step.score[over], step.length[over]
+        playing, stacks = playing[~over], stacks[~over]
+        if not len(playing):
+            break
+        step = envs.step(explore(act(stacks), playing), playing)
+    envs.close()
+    return scores, lengths
+
+
+def _play_gymnasium(
+    game: str,
+    act: Act,
+    episodes: int,
+    seed: int,
+    protocol: Protocol,
+    stack: int,
+    camera: _Camera,
+    threads: int,
+) -> Results:
+    """Play one game after another through Gymnasium's own preprocessing; `threads` has no meaning here."""
+    env = _gymnasium_env(game, protocol, film=camera.on)
+    explore = _Epsilon(protocol.epsilon, int(env.action_space.n), 1, seed)
+    game_seeds = np.random.SeedSequence(seed).generate_state(episodes).tolist()
+    results = []
+    for episode, game_seed in enumerate(game_seeds):
+        shoot = camera.shoot if episode == 0 else None
+        results.append(_one_gymnasium_game(env, act, explore, game_seed, protocol.max_steps, stack, shoot))
+    env.close()
+    scores, lengths = zip(*results, strict=True)
+    return np.array(scores, np.float64), np.array(lengths, np.int64)
+
+
+def _gymnasium_env(game: str, protocol: Protocol, *, film: bool) -> Any:
+    """Return ``ALE/<Game>-v5`` with the protocol's rules in place of its own; [84, 84] uint8 frames."""
+    if game == "catch":
+        raise ConfigError("backend is 'gymnasium', which has no catch; give 'envpool'")
+    gymnasium, ale_py = need("gymnasium", "train"), need("ale_py", "train")
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    gymnasium.register_envs(ale_py)
+    wanted = f"ale/{task_id(game)}".lower()  # the two spell one game differently: TicTacToe3d, TicTacToe3D
+    env = gymnasium.make(
+        next(known for known in gymnasium.registry if known.lower() == wanted),
+        frameskip=1,
+        repeat_action_probability=protocol.repeat_action_probability,
+        max_num_frames_per_episode=0,  # the protocol's cap is counted in agent steps, below
+        render_mode="rgb_array" if film else None,
+    )
+    return need("gymnasium.wrappers", "train").AtariPreprocessing(
+        env,
+        noop_max=protocol.noop_max,
+        frame_skip=protocol.frame_skip,
+        screen_size=84,
+        terminal_on_life_loss=False,
+        grayscale_obs=True,
+    )
+
+
+def _one_gymnasium_game(
+    env: Any,
+    act: Act,
+    explore: _Epsilon,
+    seed: int,
+    max_steps: int,
+    stack: int,
+    shoot: Callable[[int, Callable[[], npt.NDArray[np.uint8]]], None] | None,
+) -> tuple[float, int]:
+    """Play one whole game and return its score and its length in agent steps.
+
+    Where the game has a FIRE, it is pressed for the player after the reset and after each lost life, as
+    EnvPool does; that is no step of the agent's, but what it earns counts.
+    """
+    names = env.unwrapped.get_action_meanings()
+    fire = names.index("FIRE") if "FIRE" in names else None
+    frames = FrameStack(1, stack, (84, 84), np.uint8)
+    game_0 = np.array([0])
+    frame, info = env.reset(seed=seed)
+    first, score, length, over, press = True, 0.0, 0, False, fire is not None
+    while not over:
+        if press:
+            frame, reward, over, _, after = env.step(fire)
+        else:
+            stacks = frames.push(frame[None], np.array([first]))
+            if first and shoot:
+                shoot(0, env.render)
+            action = int(explore(act(stacks), game_0)[0])
+            frame, reward, over, _, after = env.step(action)
+            first, length = False, length + 1
+            if shoot:
+                shoot(length, env.render)
+        score += float(reward)
+        press = fire is not None and after["lives"] < info["lives"]
+        info, over = after, over or length >= max_steps
+    return score, length
+
+
+_BACKENDS: dict[str, Callable[..., Results]] = {"envpool": _play_envpool, "gymnasium": _play_gymnasium}

@@ -1,0 +1,58 @@
+"""How much memory a process may still take. NumPy maps pages only when they are written, so that asking too
+much fails hours later, by the kernel's hand; hence the question comes first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+GIB = 1 << 30
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes that may still be taken, the smaller of machine and cgroup; None where nobody says."""
+    known = [free for free in (_machine(proc), _cgroup(proc, cgroups)) if free is not None]
+    return min(known) if known else None
+
+
+def _machine(proc: Path) -> int | None:
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _cgroup(proc: Path, cgroups: Path) -> int | None:
+    """Return the least that any group above this process leaves, version 2 or 1."""
+    try:
+        memberships = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
+    except OSError:
+        return None
+    left = []
+    for _, controllers, path in memberships:
+        if controllers == "":
+            base, limit, usage = cgroups, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit, usage = cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = base / path.strip("/")
+        for folder in [group, *group.parents]:
+            if folder != base and base not in folder.parents:
+                break
+            try:
+                most, taken = (folder / limit).read_text().strip(), int((folder / usage).read_text())
+                # Version 1 writes a number near 2^63 for no limit; file cache counts as taken but gives way.
+                if most != "max" and int(most) < 1 << 60:
+                    left.append(max(0, int(most) - taken + _file_cache(folder)))
+            except (OSError, ValueError):
+                continue
+    return min(left) if left else None
+
+
+def _file_cache(folder: Path) -> int:
+    try:
+        stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(stats.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,296 @@
+"""One ``write()`` to TensorBoard, ``metrics.csv`` and the terminal.
+
+Keys that begin with ``time/`` depend on the clock and differ between two equal runs; all others are equal to
+the last bit on a deterministic environment, in the CSV too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import os
+import struct
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Final, Self
+
+from fastrl.config import ConfigError
+from fastrl.extras import need
+
+PLAIN_EVERY_SECONDS: Final = 10.0
+"""Least time between two progress lines where stdout is not a terminal."""
+REDRAW_EVERY_SECONDS: Final = 0.2
+"""Least time between two pictures of the progress line where it is."""
+RATE_OVER_SECONDS: Final = 60.0
+"""The rate shown is the one of so many last seconds."""
+
+
+class MetricsCsv:
+    """A growing table: one row per `append`, columns in the order in which their keys first appeared.
+
+    Parameters
+    ----------
+    path : Path
+        The file; made with the first row.
+    unit : str
+        Name of the first column, which says when: ``"frames"`` or ``"steps"``.
+    resume_at : int, optional
+        Go on with the file after a resume: its rows later than that are dropped, and a row that a crash cut
+        short with them. Without it the file must not exist.
+
+    Raises
+    ------
+    ConfigError
+        If the file exists and ``resume_at`` is not given, or if it counts in another unit.
+    """
+
+    def __init__(self, path: Path, unit: str, resume_at: int | None = None) -> None:
+        self.path = path
+        self._columns = [unit]
+        if not path.exists():
+            return
+        if resume_at is None:
+            raise ConfigError(f"{path} exists already; give --name another name, or resume that run")
+        rows = self._read()
+        if self._columns[0] != unit:
+            raise ConfigError(f"{path} counts {self._columns[0]}, not {unit}; resume the run with its own command")
+        self._rewrite([row for row in rows if int(row[unit]) <= resume_at])
+
+    def append(self, values: Mapping[str, float], at: int) -> None:
+        """Add a row and flush it; a new key rewrites the file with a longer header first."""
+        new = [key for key in values if key not in self._columns]
+        if new or not self.path.exists():
+            rows = self._read() if self.path.exists() else []
+            self._columns += new
+            self._rewrite(rows)
+        row = {self._columns[0]: str(int(at))} | {key: repr(float(value)) for key, value in values.items()}
+        with self.path.open("a", newline="") as file:
+            self._writer(file).writerow(row)
+
+    def _read(self) -> list[dict[str, str]]:
+        """Read the columns and every whole row."""
+        whole = self.path.read_text().rpartition("\n")[0]  # what has no line end was cut short
+        lines = csv.DictReader(whole.splitlines())
+        self._columns = list(lines.fieldnames or self._columns)
+        return [row for row in lines if None not in row.values()]
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        """Replace the file in one move: a crash leaves the old one or the new one."""
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = self._writer(file)
+            writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.path)
+
+    def _writer(self, file: Any) -> csv.DictWriter[str]:
+        return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
+
+
+class Reporter:
+    """Where a run says what happens: TensorBoard, ``metrics.csv`` and one progress line.
+
+    Use it as a context manager: whatever ends the run, the terminal is left as it was.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder; TensorBoard's events and ``metrics.csv`` go there.
+    total : int
+        Where the run ends, in ``unit``.
+    unit : str
+        What ``at`` counts everywhere: ``"frames"`` (emulator frames) or ``"steps"`` (agent steps).
+    resume_at : int, optional
+        Go on at this point: later rows and events of the run before are dropped, so that no curve is double.
+    quiet : bool
+        Print nothing; the files are written all the same.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds metrics already and ``resume_at`` is not given.
+    ImportError
+        If PyTorch, TensorBoard or rich is missing; the message names the extra.
+    """
+
+    def __init__(
+        self, folder: Path, *, total: int, unit: str = "frames", resume_at: int | None = None, quiet: bool = False
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._csv = MetricsCsv(folder / "metrics.csv", unit, resume_at)
+        purge = None if resume_at is None else resume_at + 1
+        need("tensorboard", "train")  # PyTorch's face of it would not name the extra
+        board = need("torch.utils.tensorboard", "train")
+        self._board = board.SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
+        self._at = resume_at or 0
+        self._progress = _progress_for(total, unit, quiet)
+        self._closed = False
+        atexit.register(self.close)
+
+    def write(self, values: Mapping[str, float], at: int) -> None:
+        """Write one row of the CSV and one TensorBoard scalar per value.
+
+        Parameters
+        ----------
+        values : mapping of str to float
+            By key, such as ``games/return_mean_100``; nothing is written if it is empty.
+        at : int
+            Point of the run, in the reporter's unit.
+        """
+        if not values:
+            return
+        self._at = at
+        self._csv.append(values, at)
+        for key, value in values.items():
+            self._board.add_scalar(key, float(value), at)
+
+    def histogram(self, tag: str, values: Any, at: int) -> None:
+        """Write the distribution of ``values``, an array or a tensor, to TensorBoard."""
+        self._board.add_histogram(tag, values, at)
+
+    def image(self, tag: str, gif: Path, at: int) -> None:
+        """Write a GIF file to TensorBoard, whose page plays it.
+
+        Raises
+        ------
+        ValueError
+            If the file is no GIF.
+        """
+        # SummaryWriter.add_video needs a moviepy older than 2, so the file's own bytes go into the event.
+        content = gif.read_bytes()
+        if content[:6] not in (b"GIF87a", b"GIF89a"):
+            raise ValueError(f"{gif} is no GIF; it begins with {content[:6]!r}")
+        width, height = struct.unpack("<HH", content[6:10])
+        summary = need("tensorboard.compat.proto.summary_pb2", "train").Summary
+        image = summary.Image(encoded_image_string=content, height=height, width=width, colorspace=3)
+        self._board.file_writer.add_summary(summary(value=[summary.Value(tag=tag, image=image)]), at)
+
+    def progress(self, at: int, **shown: float | str) -> None:
+        """Renew the progress line: how far, how fast, how long still, and then the fields given.
+
+        Cheap enough to be called at every step: what is too soon to be seen is not drawn.
+        """
+        self._at = at
+        self._progress.show(at, shown)
+
+    def line(self, text: str) -> None:
+        """Print a message above the progress line."""
+        self._progress.line(text)
+
+    def state(self) -> dict[str, int]:
+        """Return what a resumed reporter needs, as ``{"resume_at": ...}``; what was written is on disk then."""
+        self._board.flush()
+        return {"resume_at": self._at}
+
+    def close(self) -> None:
+        """Flush all and give the terminal back; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        try:
+            self._progress.close()
+        finally:
+            self._board.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _progress_for(total: int, unit: str, quiet: bool) -> _Silent:
+    if quiet:
+        return _Silent()
+    redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return _Live(total, unit) if redraws else _Plain(total, unit)
+
+
+class _Silent:
+    """Shows nothing."""
+
+    def show(self, at: int, shown: Mapping[str, float | str]) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Plain(_Silent):
+    """Prints a line now and then: for files, pipes and notebooks."""
+
+    pause_seconds = PLAIN_EVERY_SECONDS
+
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+        self._marks: deque[tuple[float, int]] = deque()  # (seconds, at) of the lines of the last minute
+        self._next_seconds = 0.0
+        self._last = -1
+
+    def show(self, at: int, shown: Mapping[str, float | str]) -> None:
+        now = monotonic()
+        ends = at >= self.total > self._last
+        if now < self._next_seconds and not ends:
+            return
+        self._next_seconds, self._last = now + self.pause_seconds, at
+        self._marks.append((now, at))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= RATE_OVER_SECONDS:
+            self._marks.popleft()
+        self.draw(at, self._describe(at, shown))
+
+    def draw(self, at: int, text: str) -> None:
+        self.line(text)
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)
+
+    def _describe(self, at: int, shown: Mapping[str, float | str]) -> str:
+        """Say it all in one line: how far, rate, time to go, fields."""
+        (then, done), (now, _) = self._marks[0], self._marks[-1]
+        rate = (at - done) / (now - then) if now > then else 0.0
+        left = f"{_clock((self.total - at) / rate)} left" if rate > 0 else "- left"
+        fields = (f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in shown.items())
+        return "  ".join([f"{at:,}/{self.total:,} {self.unit}", f"{rate:,.0f} {self.unit}/s", left, *fields])
+
+
+class _Live(_Plain):
+    """Redraws one line of a terminal, with a bar."""
+
+    pause_seconds = REDRAW_EVERY_SECONDS
+
+    def __init__(self, total: int, unit: str) -> None:
+        super().__init__(total, unit)
+        rich = need("rich.progress", "train")
+        # Redrawn by hand: no thread beside the run, and none left over when it dies.
+        bar, text = rich.BarColumn(bar_width=20), rich.TextColumn("{task.description}", markup=False)
+        self._bar = rich.Progress(bar, text, auto_refresh=False)
+        self._task = self._bar.add_task("", total=total)
+        self._bar.start()
+
+    def draw(self, at: int, text: str) -> None:
+        self._bar.update(self._task, completed=at, description=text, refresh=True)
+
+    def line(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    """Write a duration as ``1:02:03`` or ``2:03``."""
+    minutes, second = divmod(round(max(seconds, 0.0)), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

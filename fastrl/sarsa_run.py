@@ -1,0 +1,107 @@
+"""The SARSA run: many linear learners on CartPole-v0 and v1, from start to film."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl import sarsa, video
+from fastrl.cartpole import SOLVED_RETURN, CartPoles
+from fastrl.config import SarsaConfig
+from fastrl.report import Reporter
+from fastrl.stop import Stop, Stopped
+
+FILM_FPS = 50  # CartPole's own clock: 0.02 s a step
+
+
+def train(config: SarsaConfig, folder: Path, *, quiet: bool = False) -> int:
+    """Run the learners on each version of CartPole asked for; return the exit status."""
+    tasks = (
+        [dataclasses.replace(config, version="v0"), dataclasses.replace(config, version="v1")]
+        if config.version == "both"
+        else [config]
+    )
+    with (
+        Stop() as stop,
+        Reporter(folder, total=config.episodes * len(tasks), unit="episodes", quiet=quiet) as reporter,
+    ):
+        try:
+            for number, task in enumerate(tasks):
+                _train_version(task, folder, reporter, stop, before=number * config.episodes)
+        except Stopped:
+            reporter.line(f"stopped; what was logged is in {folder}; a whole run takes about a minute: start it anew")
+            return 128 + (stop.signal or 0)
+        reporter.line(f"look: tensorboard --logdir {config.runs_dir}")
+    return 0
+
+
+def _train_version(config: SarsaConfig, folder: Path, reporter: Reporter, stop: Stop, before: int) -> None:
+    """Train on one version, then judge, save, evaluate and film. ``before``: episodes of earlier versions."""
+    version, learners = config.version, sarsa.SarsaLearners(config)
+
+    def log(values: dict[str, float], steps: int) -> None:
+        stop.check()
+        at = before + int(values["games/episodes_least"])
+        reporter.write({_key(version, key): value for key, value in values.items()} | {f"{version}/steps": steps}, at)
+        solved, score = values["sarsa/solved_share"], values["games/return_mean_100"]
+        reporter.progress(at, task=f"CartPole-{version}", score=f"{score:.0f}", solved=f"{solved:.0%}")
+
+    result = learners.run(log)
+    at = before + config.episodes
+    reporter.progress(at)
+    solved = result.solved_at_episode[result.solved_at_episode >= 0]
+    reporter.line(
+        f"CartPole-{version}: {len(solved)} of {config.learners} learners solved it (100 consecutive episodes of at "
+        f"least {SOLVED_RETURN[version]:g} on average); {int((solved == 0).sum())} with their very first 100"
+    )
+    if len(solved):
+        reporter.line(
+            f"  episodes before that window began: mean {solved.mean():.1f}, median {np.median(solved):g}, "
+            f"90 % {np.percentile(solved, 90):g}, most {solved.max()}"
+        )
+    reporter.line(
+        f"  {result.learner_steps:,} learner steps in {result.seconds:.1f} s: "
+        f"{result.learner_steps_per_second:,.0f} a second"
+    )
+    reporter.write(
+        {f"{version}/solved_learners": len(solved)}
+        | ({f"{version}/solved_at_episode_mean": float(solved.mean())} if len(solved) else {}),
+        at,
+    )
+    reporter.histogram(f"{version}/solved_at_episode", result.solved_at_episode, at)
+
+    checkpoint = folder / "checkpoints" / f"sarsa-{version}.npz"
+    checkpoint.parent.mkdir(exist_ok=True)
+    np.savez(checkpoint, weights=result.weights, solved_at_episode=result.solved_at_episode, returns=result.returns)
+    scores = evaluate(result.weights, config)
+    reporter.write({f"{version}/evaluation_return_mean": float(scores.mean())}, at)
+    reporter.line(
+        f"  evaluation, one greedy episode for each: mean {scores.mean():.1f}, median {np.median(scores):g}, "
+        f"min {scores.min()}, max {scores.max()}; weights: {checkpoint}"
+    )
+    gif = folder / "pictures" / f"cartpole-{version}.gif"
+    best = int(np.argmax(scores))
+    video.write_gif(gif, sarsa.film(result.weights[best], config, config.seed), fps=FILM_FPS)
+    reporter.image(f"{version}/agent", gif, at)
+    reporter.line(f"  film: {gif}")
+
+
+def evaluate(weights: NDArray[np.float64], config: SarsaConfig) -> NDArray[np.int64]:
+    """Let each learner, ``weights [L, A, F]``, play one greedy episode of a CartPole it never saw; return ``[L]``."""
+    inside = np.ascontiguousarray(weights.transpose(1, 2, 0))  # [A, F, L], as the learners keep them
+    rng = np.random.default_rng(config.seed)
+    envs = CartPoles(len(weights), config.version, config.seed + 1)
+    scores, playing = np.zeros(len(weights), np.int64), np.ones(len(weights), bool)
+    while playing.any():
+        _, terminated, truncated = envs.step(sarsa.choose_actions(sarsa.action_values(inside, envs.features), 0.0, rng))
+        scores += playing
+        playing &= ~(terminated | truncated)
+    return scores
+
+
+def _key(version: str, key: str) -> str:
+    """Put the version into a key, behind ``time/`` so that clock-dependent keys stay known as such."""
+    return f"time/{version}/{key.removeprefix('time/')}" if key.startswith("time/") else f"{version}/{key}"

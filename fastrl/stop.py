@@ -1,0 +1,50 @@
+"""Leaving in good order: the first SIGINT or SIGTERM asks, the second one ends."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """Raised out of work that may be left halfway, such as an evaluation, once a stop was asked for."""
+
+
+class Stop:
+    """Within ``with Stop() as stop:``, ``stop.signal`` is the signal that asked to stop, or None.
+
+    The work looks at it between two steps, where its state is whole. A second signal raises
+    KeyboardInterrupt wherever the program is. Outside the main thread no signal arrives, and none is caught.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def check(self) -> None:
+        """Raise `Stopped` if a stop was asked for."""
+        if self:
+            raise Stopped
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self:
+            raise KeyboardInterrupt
+        self.signal = number

@@ -1,0 +1,158 @@
+"""Films as GIFs: small, exact in colour, and as fast as the game.
+
+An agent step is four emulator frames at 60 Hz, so a film with one picture per agent step plays at
+``PICTURES_PER_SECOND`` = 15.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrl.config import ConfigError
+from fastrl.extras import need
+
+PICTURES_PER_SECOND = 15.0
+MAX_PICTURES_PER_SECOND = 50.0  # browsers slow faster GIFs down to 10 pictures a second
+
+Picture = npt.NDArray[np.uint8]
+
+
+def upscale(frame: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    """Return [H, W, ...] enlarged to [H * factor, W * factor, ...] by repeating pixels."""
+    if factor < 1:
+        raise ConfigError(f"factor is {factor!r}; give at least 1")
+    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def frame_to_rgb(frame: npt.NDArray[Any], min_height: int = 160) -> Picture:
+    """Return a picture of a frame that the agent sees, for games without a screen.
+
+    Parameters
+    ----------
+    frame : [H, W] or [H, W, 3]
+        uint8, or floats from 0 (black) to 1 (white).
+    min_height : int
+        Smaller frames are enlarged by a whole factor to at least this height or just below it.
+
+    Returns
+    -------
+    picture : [H * factor, W * factor, 3] uint8
+    """
+    if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] != 3):
+        raise ValueError(f"frame has shape {frame.shape}; give [H, W] or [H, W, 3]")
+    if frame.dtype != np.uint8:
+        frame = np.rint(np.clip(frame, 0, 1) * 255).astype(np.uint8)
+    if frame.ndim == 2:
+        frame = np.repeat(frame[:, :, None], 3, axis=2)
+    return upscale(frame, max(1, min_height // frame.shape[0]))
+
+
+def gif_bytes(
+    frames: Sequence[Picture],
+    *,
+    fps: float = PICTURES_PER_SECOND,
+    max_width: int = 320,
+    max_pictures: int | None = None,
+    loop: bool = True,
+) -> bytes:
+    """Return an animated GIF of RGB pictures; Breakout takes about 0.1 kB a picture.
+
+    Parameters
+    ----------
+    frames : sequence of [H, W, 3] uint8
+        At least one, all of one shape. Equal neighbours are stored once and shown longer.
+    fps : float
+        Pictures per second, above 0 and at most 50. GIFs count hundredths of a second: single pictures are
+        rounded, the film as a whole is not.
+    max_width : int
+        Wider pictures are shrunk by a whole factor, every k-th pixel of both axes.
+    max_pictures : int, optional
+        Longer films are thinned to every k-th picture, each shown k times as long.
+    loop : bool
+        Play for ever, or once.
+
+    Raises
+    ------
+    ConfigError
+        For a setting out of its range.
+    ValueError
+        If there are no pictures or they do not fit.
+    """
+    if not 0 < fps <= MAX_PICTURES_PER_SECOND:
+        raise ConfigError(f"fps is {fps!r}; give more than 0 and at most {MAX_PICTURES_PER_SECOND:g}")
+    for name, value in (("max_width", max_width), ("max_pictures", max_pictures)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value!r}; give at least 1")
+    if not len(frames):
+        raise ValueError("frames is empty; give at least one picture")
+    for frame in frames:
+        if frame.shape != frames[0].shape or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(f"frames hold {frame.dtype} {frame.shape}; give [H, W, 3] uint8, all of one shape")
+
+    every = -(-len(frames) // max_pictures) if max_pictures else 1
+    smaller = -(-frames[0].shape[1] // max_width)
+    pictures, palette = _indexed([frame[::smaller, ::smaller] for frame in frames[::every]])
+    ends = np.round(np.arange(1, len(pictures) + 1) * every * 100 / fps).astype(int)  # hundredths of a second
+    images = [need("PIL.Image", "train").fromarray(picture) for picture in pictures]
+    for image in images:
+        image.putpalette(palette)
+    file = io.BytesIO()
+    images[0].save(
+        file,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=(np.diff(ends, prepend=0) * 10).tolist(),
+        palette=palette,  # one table for all pictures, not one in each
+        optimize=True,  # with what did not change made transparent: the last entry of the palette
+        transparency=len(palette) // 3 - 1,
+        disposal=1,
+        **({"loop": 0} if loop else {}),
+    )
+    return file.getvalue()
+
+
+def write_gif(path: str | os.PathLike[str], frames: Sequence[Picture], **options: Any) -> None:
+    """Write a GIF whole or not at all: a reader never sees half a film. Options as in `gif_bytes`."""
+    path = Path(path)
+    content = gif_bytes(frames, **options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _indexed(frames: Sequence[Picture]) -> tuple[list[Picture], bytes]:
+    """Return the pictures as [H, W] indices into one palette, and the palette: 255 colours and one to spare.
+
+    Atari shows 128 colours at most, so its films come out exact; films with more lose the lowest bits.
+    """
+    seen = np.zeros(1 << 24, np.bool_)
+    for frame in frames:
+        seen[_codes(frame)] = True
+    colours = np.flatnonzero(seen)
+    index = np.zeros(1 << 24, np.uint8)
+    for lost_bits in range(8):
+        mask = 0x010101 * (0xFF >> lost_bits << lost_bits)
+        kept, inverse = np.unique(colours & mask, return_inverse=True)
+        if len(kept) <= 255:
+            index[colours] = inverse
+            break
+    palette = np.stack([kept >> 16, kept >> 8 & 0xFF, kept & 0xFF], axis=1).astype(np.uint8)
+    return [index[_codes(frame)] for frame in frames], palette.tobytes() + bytes(3)
+
+
+def _codes(frame: Picture) -> npt.NDArray[np.uint32]:
+    """Return the colours of a picture as [H, W] uint32, 0xRRGGBB."""
+    codes: npt.NDArray[np.uint32] = frame.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    return codes

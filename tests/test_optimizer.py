@@ -1,0 +1,105 @@
+"""The optimizers against numbers worked out by hand and against PyTorch's own."""
+
+import math
+
+import pytest
+import torch
+
+from fastrl.config import DQNConfig
+from fastrl.dqn.optimizer import CentredRMSProp, build_optimizer, load_moments
+
+CPU = torch.device("cpu")
+
+
+def parameter(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def test_two_steps_by_hand():
+    p = parameter(1.0)
+    optimizer = CentredRMSProp([p], lr=0.1, rho=0.5, eps=0.01)
+    p.grad = torch.tensor([2.0], dtype=torch.float64)
+    optimizer.step()  # m = 1, v = 2
+    after_one = 1 - 0.1 * 2 / math.sqrt(2 - 1 + 0.01)
+    assert p.item() == pytest.approx(after_one, rel=1e-14)
+    p.grad = torch.tensor([-1.0], dtype=torch.float64)
+    optimizer.step()  # m = 0, v = 1.5
+    assert p.item() == pytest.approx(after_one + 0.1 * 1 / math.sqrt(1.5 + 0.01), rel=1e-14)
+
+
+def test_eps_stands_inside_the_root():
+    p = parameter(0.0)
+    p.grad = torch.full((1,), 1e-6, dtype=torch.float64)
+    CentredRMSProp([p], lr=1.0, eps=0.01).step()
+    assert p.item() == pytest.approx(-1e-6 / math.sqrt(0.01), rel=1e-6)  # outside it would be 1e-6 / 0.01
+
+
+def test_without_eps_it_is_torchs_centred_rmsprop():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = parameter(1.0, -2.0, 3.0), parameter(1.0, -2.0, 3.0)
+    a = CentredRMSProp([ours], lr=1e-3, rho=0.9, eps=1e-14)
+    b = torch.optim.RMSprop([theirs], lr=1e-3, alpha=0.9, eps=1e-14, centered=True)
+    for _ in range(20):
+        grad = torch.randn(3, generator=generator, dtype=torch.float64)
+        ours.grad, theirs.grad = grad.clone(), grad.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
+
+
+def test_parameters_without_gradient_stay():
+    p, q = parameter(1.0), parameter(2.0)
+    optimizer = CentredRMSProp([p, q])
+    optimizer.step()
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert p.item() != 1
+    assert q.item() == 2
+
+
+def test_a_closure_is_called_with_gradients():
+    p = parameter(3.0)
+    optimizer = CentredRMSProp([p])
+
+    def closure() -> float:
+        loss = (p**2).sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 9
+    assert p.item() < 3
+
+
+def test_the_settings_build_each_optimizer_with_its_own_eps():
+    adam = build_optimizer(DQNConfig(batch_size=100, learning_rate=1e-3), [parameter(1.0)], CPU)
+    assert isinstance(adam, torch.optim.Adam)
+    assert adam.param_groups[0]["eps"] == 0.005 / 100
+    assert adam.param_groups[0]["lr"] == 1e-3
+    rmsprop = build_optimizer(DQNConfig(optimizer="rmsprop"), [parameter(1.0)], CPU)
+    assert isinstance(rmsprop, CentredRMSProp)
+    assert rmsprop.param_groups[0]["eps"] == 0.01
+    for name in ("adam", "rmsprop"):
+        config = DQNConfig(optimizer=name, optimizer_eps=0.125)
+        assert build_optimizer(config, [parameter(1.0)], CPU).param_groups[0]["eps"] == 0.125
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_loaded_moments_take_the_layout_of_their_weight(name):
+    def weight() -> torch.Tensor:
+        w = torch.arange(36.0).reshape(2, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+        w.requires_grad_().grad = torch.linspace(-1, 1, 36).reshape(2, 2, 3, 3)
+        return w
+
+    config = DQNConfig(optimizer=name)
+    ours, other = weight(), weight()
+    saved = build_optimizer(config, [ours], CPU)
+    saved.step()
+    with torch.no_grad():
+        other.copy_(ours)
+    moments = {0: {k: v.contiguous() for k, v in saved.state_dict()["state"][0].items()}}
+    loaded = build_optimizer(config, [other], CPU)
+    load_moments(loaded, moments)
+    assert all(v.stride() == other.stride() for v in loaded.state[other].values() if v.dim())
+    saved.step()
+    loaded.step()
+    assert torch.equal(ours, other)
