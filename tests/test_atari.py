@@ -150,6 +150,12 @@ def test_the_time_limit_counts_the_whole_game_and_not_one_life():
     assert lost_lives > 0
 
 
+def test_a_life_lost_in_the_very_last_step_terminates():
+    life = next(step.length[0] for _, step in play(AtariEnvs("breakout", 1, seed=2), 100) if step.terminated[0])
+    *_, (_, last) = play(AtariEnvs("breakout", 1, seed=2, max_episode_steps=int(life)), life)
+    assert (last.terminated[0], last.truncated[0], last.game_over[0]) == (True, False, True)
+
+
 def test_rewards_are_clipped_only_where_asked_and_scores_never():
     clipped, raw = (AtariEnvs("space_invaders", 2, seed=3, reward_clip=clip) for clip in (True, False))
     most = 0.0

@@ -9,7 +9,7 @@ pytest.importorskip("cv2")
 
 from fastrl.atari import AtariEnvs
 from fastrl.config import ConfigError
-from fastrl.games import Games, Protocol, play_games
+from fastrl.games import Games, Protocol, _Epsilon, play_games
 
 BACKENDS = ["envpool", "gymnasium"]
 
@@ -143,6 +143,14 @@ def test_epsilon_is_the_share_of_random_actions_in_each_game():
     assert 0.4 < wanderers(1) < 0.9
 
 
+def test_each_game_tosses_its_own_coin_whichever_others_still_run():
+    everyone, some = np.arange(1_000), np.arange(0, 1_000, 3)
+    actions = _Epsilon(0.3, 50, 1_000, seed=1)(np.zeros(1_000, int), everyone)
+    assert 0.25 < (actions > 0).mean() < 0.35
+    assert len(set(actions.tolist())) == 50
+    assert np.array_equal(_Epsilon(0.3, 50, 1_000, seed=1)(np.zeros(len(some), int), some), actions[some])
+
+
 def test_catch_can_be_won_and_filmed():
     def follow(stacks):
         ball = stacks[:, -1, :9].max(axis=1).argmax(axis=1)
@@ -161,7 +169,9 @@ def test_the_film_has_a_picture_of_each_agent_step_of_the_first_game(backend):
     protocol = Protocol(epsilon=0, max_steps=50)
 
     def film(episodes=1, **options):
-        return play_games("breakout", Random(4), episodes, seed=1, backend=backend, protocol=protocol, **options).film
+        moves = iter(([2] * 5 + [3] * 5) * 10)
+        act = lambda stacks: np.full(len(stacks), next(moves))  # noqa: E731
+        return play_games("breakout", act, episodes, seed=1, backend=backend, protocol=protocol, **options).film
 
     whole = film(2, film=True)
     assert len(whole) == 51

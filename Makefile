@@ -1,0 +1,25 @@
+# Chores. `make build` first; every target works in a virtual environment with the extra `dev`.
+.PHONY: help build debug test bench lint types
+
+help:
+	@grep -E '^[a-z]+:.*#' Makefile | sed 's/:.*#/\t/'
+
+build: # compile the kernels in place
+	pip install -c constraints.txt -e '.[dev]'
+
+debug: # the same with bounds checks
+	FASTRL_DEBUG=1 python setup.py -q build_ext --inplace --force
+
+test: # all tests
+	pytest
+
+bench: # all benchmarks, under five minutes
+	pytest bench/
+
+lint: # style
+	ruff check .
+	ruff format --check .
+
+types: # mypy, and the stubs against the compiled modules
+	mypy
+	MYPYPATH=. stubtest fastrl.replay._sum_tree fastrl.replay._ring fastrl.replay._frames
