@@ -28,7 +28,7 @@ def measure(benchmark, function, learners):
 @pytest.mark.benchmark(group="sarsa: whole loop")
 @pytest.mark.parametrize("learners", LEARNERS)
 def bench_learners_at_once(benchmark, learners):
-    agents = SarsaLearners(SarsaConfig(learners=learners, episodes=100_000))
+    agents = SarsaLearners(SarsaConfig(version="v0", learners=learners, episodes=100_000))
     for _ in range(WARM_UP_STEPS):
         agents.step()
 
@@ -42,7 +42,7 @@ def bench_learners_at_once(benchmark, learners):
 @pytest.mark.benchmark(group="sarsa: whole loop")
 def bench_plain_python_loop(benchmark):
     """One learner and one Gymnasium environment, the same updates in the most direct code."""
-    config = SarsaConfig()
+    config = SarsaConfig(version="v0")
     env = gymnasium.make("CartPole-v1", max_episode_steps=200, sutton_barto_reward=True)
     rng, weights, traces = np.random.default_rng(1), np.zeros((2, 4)), np.zeros((2, 4))
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ import numpy.typing as npt
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
+from fastrl.machine import cpu_count
 
 Array = npt.NDArray[Any]
 CATCH_STEPS = 9  # length of every game of Catch: the ball falls through ten rows
@@ -79,11 +79,6 @@ def action_names(name: str) -> tuple[str, ...]:
     ale = ale_py.ALEInterface()
     ale.loadROM(str(ale_py.roms.get_rom_path(name)))
     return tuple(action.name for action in ale.getMinimalActionSet())
-
-
-def cpu_count() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(slots=True)

@@ -208,6 +208,8 @@ class SarsaLearners:
     """
 
     def __init__(self, config: SarsaConfig) -> None:
+        if config.version == "both":
+            raise ConfigError("--version is 'both', but these learners play one CartPole; give v0 or v1")
         learners = config.learners
         self.config = config
         self.weights: Floats = np.zeros((ACTIONS, FEATURES, learners))

@@ -10,7 +10,7 @@ from fastrl.cartpole import SCALE, CartPoles
 from fastrl.config import ConfigError, SarsaConfig
 from fastrl.sarsa import SarsaLearners, action_values, choose_actions, sarsa_update, solved_at
 
-SMALL = SarsaConfig(learners=8, episodes=20, seed=3)
+SMALL = SarsaConfig(version="v0", learners=8, episodes=20, seed=3)
 
 
 def one(*numbers):
@@ -140,7 +140,7 @@ class TestSolved:
 
 class TestTheLearners:
     def test_solve_cartpole_v0(self):
-        result = SarsaLearners(SarsaConfig(learners=64, episodes=150, seed=1)).run()
+        result = SarsaLearners(SarsaConfig(version="v0", learners=64, episodes=150, seed=1)).run()
         assert result.solved_share >= 0.9
         assert (result.played == 150).all()
         assert result.weights.shape == (64, 2, 4)
@@ -179,7 +179,7 @@ class TestTheLearners:
     @pytest.mark.parametrize("epsilon", [0.0, 1.0])
     def test_equal_a_plain_loop_that_skips_the_reset_rows(self, epsilon):
         """An independent account of 1,200 rows: transitions rebuilt from the rows, learned one by one."""
-        config = SarsaConfig(learners=3, epsilon=epsilon, seed=5)
+        config = SarsaConfig(version="v0", learners=3, epsilon=epsilon, seed=5)
         learners, cartpoles = SarsaLearners(config), CartPoles(3, "v0", 5)
         weights, traces = np.zeros((3, 2, 4)), np.zeros((3, 2, 4))
         ended, truncations, failures, steps = np.zeros(3, bool), 0, 0, 0
@@ -244,7 +244,7 @@ class TestTheLearners:
             learners.run()
 
     def test_balance_the_pole_on_film_after_learning(self):
-        weights = SarsaLearners(SarsaConfig(learners=4, episodes=100, seed=2)).run().weights
+        weights = SarsaLearners(SarsaConfig(version="v0", learners=4, episodes=100, seed=2)).run().weights
         frames = sarsa.film(weights[0], SarsaConfig(version="v0"), seed=0)
         assert frames[0].shape == (400, 600, 3)
         assert frames[0].dtype == np.uint8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn.loss import double_q_target, taken, td_error, weighted_mean_loss
 from fastrl.dqn.network import build_network
 from fastrl.dqn.optimizer import build_optimizer, load_moments
+from fastrl.machine import cpu_count
 
 State = dict[str, Any]
 Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each tensor, by name
@@ -85,7 +85,7 @@ class Learner:
         *,
         delayed: bool | None = None,
     ) -> None:
-        torch.set_num_threads(config.torch_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(config.torch_threads or cpu_count())
         self.config, self.device = config, device
         self.updates = 0
         self.delayed = device.type == "cuda" if delayed is None else delayed

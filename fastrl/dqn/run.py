@@ -15,7 +15,7 @@ from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback, Checkpoints, Evaluation, Metrics
 from fastrl.dqn.learner import Learner, Priorities, pick_device
-from fastrl.memory import GIB, available_bytes
+from fastrl.machine import GIB, available_bytes
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.report import Reporter
 from fastrl.schedule import linear

@@ -1,11 +1,23 @@
-"""How much memory a process may still take. NumPy maps pages only when they are written, so that asking too
-much fails hours later, by the kernel's hand; hence the question comes first."""
+"""What this process may use of the machine: cores and memory, containers' limits included.
+
+NumPy maps pages only when they are written, so that taking too much memory fails hours later, by the kernel's
+hand; hence the question comes first.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 GIB = 1 << 30
+
+
+def cpu_count() -> int:
+    """Return the number of CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:

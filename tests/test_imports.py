@@ -1,0 +1,84 @@
+"""Imports run one way, and what needs little brings in little."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fastrl"
+MODULES = sorted(
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in PACKAGE.rglob("*.py")
+)
+# Each layer may import from itself and from those before it.
+LAYERS = [
+    {"fastrl", "fastrl.config", "fastrl.schedule", "fastrl.extras", "fastrl.folder", "fastrl.machine", "fastrl.stop"},
+    {m for m in MODULES if m.startswith("fastrl.replay")} | {"fastrl.replay._sum_tree", "fastrl.replay._ring",
+        "fastrl.replay._frames"},
+    {"fastrl.atari", "fastrl.cartpole", "fastrl.report", "fastrl.video"},
+    {"fastrl.games", "fastrl.sarsa", "fastrl.dqn", "fastrl.dqn.network", "fastrl.dqn.loss", "fastrl.dqn.optimizer"},
+    {"fastrl.dqn.learner", "fastrl.dqn.checkpoint"},
+    {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.sarsa_run"},
+    {"fastrl.command", "fastrl.train", "fastrl.evaluate"},
+]  # fmt: skip
+
+
+def layer(module: str) -> int:
+    return next(i for i, modules in enumerate(LAYERS) if module in modules)
+
+
+def imported(module: str) -> set[str]:
+    """Return the modules of the package that a module names in its import statements."""
+    parts = module.split(".")
+    path = ROOT.joinpath(*parts)
+    source = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+    known = set().union(*LAYERS)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name in known and name != "fastrl"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    for other in imported(module):
+        assert layer(other) <= layer(module), f"{module} imports {other}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_replay_brings_in_numpy_and_no_framework():
+    loaded = loaded_by("import fastrl.replay")
+    assert "numpy" in loaded
+    assert not loaded & {"torch", "gymnasium", "envpool", "tensorboard", "PIL", "rich", "tyro", "Cython"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if "dqn" not in m])
+def test_torch_stays_in_dqn(module):
+    assert "torch" not in loaded_by(f"import {module}")
+
+
+@pytest.mark.parametrize("module", ["fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.learner"])
+def test_modules_of_dqn_import_alone(module):
+    assert module in loaded_by(f"import {module}")
+
+
+@pytest.mark.parametrize("missing", ["envpool", "tyro", "tensorboard"])
+def test_a_missing_package_is_answered_with_the_extra_that_brings_it(missing, tmp_path):
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {['catch', '--runs-dir', str(tmp_path)]!r}; "
+    code += "from fastrl.train import main, run_command; run_command(main, 'train')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "[train]" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
