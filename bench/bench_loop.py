@@ -9,7 +9,6 @@ torch = pytest.importorskip("torch")
 
 from fastrl.atari import AtariEnvs  # noqa: E402
 from fastrl.config import preset_for  # noqa: E402
-from fastrl.dqn.callbacks import Callback  # noqa: E402
 from fastrl.dqn.run import Run  # noqa: E402
 from fastrl.stop import Stop  # noqa: E402
 
@@ -34,42 +33,25 @@ def bench_envpool(benchmark, num_envs):
     envs.close()
 
 
-class Rounds(Callback):
-    """Stops the run's loop after so many vector steps, so that a bench can enter it again."""
-
-    def __init__(self) -> None:
-        self.left = 0
-
-    def on_step(self, run, actions):
-        self.left -= 1
-        if self.left == 0:
-            run.stop.signal = 1
-
-
-class Warm(Run):
-    """A run without its end, whose loop can be entered again and again."""
-
-    def _finish(self):
-        self.stop.signal = None
-
-
 @pytest.mark.parametrize("samples_per_step", [2, 8])
 @pytest.mark.benchmark(group="whole loop: 40 vector steps of Breakout with learning")
 def bench_loop(benchmark, tmp_path, samples_per_step):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = preset_for("breakout", device).config.replace(
-        learn_start_steps=500, dephase_steps=0, samples_per_step=samples_per_step, capacity=50_000
-    )
-    rounds = Rounds()
-    run = Warm(config, tmp_path, [rounds], Stop(), resume=False, quiet=True)
-    run.callbacks = [rounds]
+        learn_start_steps=500, dephase_steps=0, samples_per_step=samples_per_step, capacity=50_000,
+        runs_dir=str(tmp_path),
+    )  # fmt: skip
+    run = Run(config, [], Stop(), resume=None, quiet=True)
 
     def steps():
-        rounds.left = STEPS
-        run.play()
+        for _ in range(STEPS):
+            run.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     before = run.steps
     with run.reporter:
+        run.start()
         benchmark.pedantic(steps, rounds=3, warmup_rounds=1)
     assert run.learner.updates > 0
     assert run.steps - before >= STEPS * config.num_envs * 0.9

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastrl import folder
 from fastrl.config import preset_for
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import Run, train
@@ -51,7 +50,7 @@ class WatchQValues(Callback):
 
 def main(total_frames: int = 10_000, runs_dir: str = "runs") -> Run:
     config = preset_for("catch", "cpu").config.replace(total_frames=total_frames, runs_dir=runs_dir, compile=False)
-    return train(config, folder.new_run(config, "catch"), [WatchQValues()])
+    return train(config, [WatchQValues()])
 
 
 if __name__ == "__main__":

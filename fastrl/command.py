@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -15,8 +17,22 @@ T = TypeVar("T")
 def parse(kind: type[T], default: T | None, arguments: Sequence[str], *, prog: str, description: str) -> T:
     """Read flags into a dataclass: every field is a flag, its docstring the help."""
     tyro = need("tyro", "train")
-    parsed: T = tyro.cli(kind, args=list(arguments), default=default, prog=prog, description=description)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: T = tyro.cli(kind, args=list(arguments), default=default, prog=prog, description=description)
+    except SystemExit as leaving:
+        if leaving.code:
+            raise ConfigError(f"{_first_words(said.getvalue())}; --help lists the flags and their values") from None
+        raise
     return parsed
+
+
+def _first_words(box: str) -> str:
+    """Return what a framed message of tyro's says before its first rule, on one line."""
+    inside = [line.strip("│ ") for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(inside) if not line.strip("─╰╯ ")), len(inside))
+    return " ".join(inside[:end]) or box.strip()
 
 
 def run_command(main: Callable[[list[str]], int], prog: str) -> None:
@@ -27,6 +43,6 @@ def run_command(main: Callable[[list[str]], int], prog: str) -> None:
         print(f"{prog}: error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print(f"{prog}: left at once; the last checkpoint is whole", file=sys.stderr)
+        print(f"{prog}: left at once; what was saved before is whole", file=sys.stderr)
         status = 130
     sys.exit(status)

@@ -193,16 +193,18 @@ class SarsaConfig(RunConfig):
 
 # What each field may hold: (test, what the message asks for). One row serves every config that has the field.
 _AT_LEAST_1 = (lambda v: v >= 1, "at least 1")
+_A_FEW_THOUSAND = (lambda v: 1 <= v <= 10_000, "between 1 and 10,000")
 _AT_LEAST_0 = (lambda v: v >= 0, "at least 0")
 _SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
 _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        "total_frames num_envs frame_skip noop_max max_episode_steps hidden capacity stack n_step batch_size "
-        "target_period_updates log_every_frames evaluate_every_frames evaluate_episodes final_episodes "
-        "checkpoint_every_frames keep_checkpoints learners episodes max_steps".split(),
+        "total_frames frame_skip noop_max max_episode_steps hidden capacity stack n_step batch_size "
+        "target_period_updates log_every_frames evaluate_every_frames "
+        "checkpoint_every_frames keep_checkpoints episodes max_steps".split(),
         _AT_LEAST_1,
     ),
+    **dict.fromkeys("num_envs evaluate_episodes final_episodes learners".split(), _A_FEW_THOUSAND),
     **dict.fromkeys(
         "seed env_threads torch_threads dephase_steps learn_start_steps epsilon_steps".split(), _AT_LEAST_0
     ),

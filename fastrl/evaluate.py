@@ -6,6 +6,7 @@ python -m fastrl.evaluate runs/NAME --checkpoint best --env gymnasium
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,8 @@ class Arguments:
     """A game is cut off after so many agent steps (27,000 = 108,000 frames)."""
     seed: int = 0
     """Seeds games and exploration."""
+    json: Path | None = None
+    """Where scores and figures go as JSON, if anywhere."""
     gif: Path | None = None
     """Where the film of the first game goes (default: into the run's folder pictures/)."""
 
@@ -58,9 +61,9 @@ def main(arguments: list[str]) -> int:
 
 def evaluate(path: Path, config: DQNConfig, args: Arguments) -> Any:
     """Play and print; return the `fastrl.games.Games`."""
+    from fastrl.dqn import checkpoint  # isort: skip - says which extra is missing
     import torch
 
-    from fastrl.dqn import checkpoint
     from fastrl.dqn.network import QNetwork
     from fastrl.games import Protocol, play_games
     from fastrl.video import write_gif
@@ -78,7 +81,7 @@ def evaluate(path: Path, config: DQNConfig, args: Arguments) -> Any:
 
     protocol = Protocol(
         epsilon=args.epsilon, noop_max=args.noop_max, max_steps=args.max_steps,
-        repeat_action_probability=args.repeat_action_probability,
+        repeat_action_probability=args.repeat_action_probability, frame_skip=config.frame_skip,
     )  # fmt: skip
     print(f"{saved}: {args.episodes} games, {protocol.describe()}", flush=True)
     games = play_games(
@@ -94,6 +97,10 @@ def evaluate(path: Path, config: DQNConfig, args: Arguments) -> Any:
     gif = args.gif or path / "pictures" / f"evaluation-{saved.name}-{args.env}.gif"
     write_gif(gif, games.film, max_pictures=2_000)
     print(games.summary())
+    if args.json:
+        figures = {name: getattr(games, name) for name in ("mean", "median", "std", "min", "max")}
+        facts = {"game": games.game, "checkpoint": str(saved), "protocol": protocol.describe(), "env": args.env}
+        args.json.write_text(json.dumps(facts | figures | {"scores": games.scores.tolist()}, indent=2) + "\n")
     print(f"film of the first game: {gif}")
     return games
 

@@ -29,31 +29,38 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def new_run(config: RunConfig, game: str) -> Path:
-    """Make the folder of a new run and write config, command and versions into it.
+def path_for(config: RunConfig, game: str) -> Path:
+    """Return where a new run goes; nothing is written yet.
 
     Raises
     ------
     ConfigError
-        If a run of that name exists; nothing is written then.
+        If a run of that name exists.
     """
     started = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(config.runs_dir) / (config.name or f"{game}-s{config.seed}-{started}")
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ConfigError(f"{folder} exists already; give another --name, or go on with --resume {folder}") from None
-    except OSError as error:
-        raise ConfigError(f"--runs-dir is {config.runs_dir!r}, where no folder can be made: {error}") from error
-    save_config(folder, config)
-    write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    if folder.exists():
+        raise _exists(folder)
     return folder
 
 
-def save_config(folder: Path, config: RunConfig) -> None:
-    """Write the settings, and add the command line to the list of those that this run was driven with."""
+def open_run(folder: Path, config: RunConfig, *, new: bool) -> None:
+    """Make a run's folder if it is new, and write settings, versions and this command line into it.
+
+    Raises
+    ------
+    ConfigError
+        If a new run's folder exists already or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=not new)
+    except FileExistsError:
+        raise _exists(folder) from None
+    except OSError as error:
+        raise ConfigError(f"--runs-dir is {config.runs_dir!r}, where no folder can be made: {error}") from error
     agent = next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     write_atomically(folder / "config.json", json.dumps({"agent": agent} | dataclasses.asdict(config), indent=2) + "\n")
+    write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
     with (folder / "commands.txt").open("a") as file:
         file.write(shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]) + "\n")
 
@@ -70,12 +77,16 @@ def load_config(folder: Path) -> Any:
         fields = json.loads((folder / "config.json").read_text())
         kind = CONFIGS[fields.pop("agent")]
         return kind(**fields)
-    except FileNotFoundError:
+    except OSError:
         raise ConfigError(f"{folder} is no run folder: it has no config.json; give one that a run made") from None
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'config.json'} is damaged ({error!r}); restore it from a copy") from error
+
+
+def _exists(folder: Path) -> ConfigError:
+    return ConfigError(f"{folder} exists already; give another --name, or go on with --resume {folder}")
 
 
 def versions() -> dict[str, str]:

@@ -21,6 +21,8 @@ from fastrl.video import frame_to_rgb
 Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
 """Stacks [n, stack, *frame] to actions [n] integers; n is the number of games still running."""
 Backend = Literal["envpool", "gymnasium"]
+AT_ONCE = 256
+"""Most games to hold in memory side by side, about 1 MB each."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,16 @@ def play_games(
     if backend not in _BACKENDS:
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
     protocol = protocol or Protocol()
-    camera = _Camera(film_every, film_steps if film else -1)
-    scores, lengths = _BACKENDS[backend](game_name(game), act, episodes, seed, protocol, stack, camera, threads)
-    return Games(game_name(game), scores, lengths, protocol, backend, camera.film)
+    camera, no_camera = _Camera(film_every, film_steps if film else -1), _Camera(1, -1)
+    name, play = game_name(game), _BACKENDS[backend]
+    results = []
+    for done in range(0, episodes, AT_ONCE):
+        number = min(AT_ONCE, episodes - done)
+        results.append(
+            play(name, act, number, seed + done, protocol, stack, camera if not done else no_camera, threads)
+        )
+    scores, lengths = (np.concatenate(parts) for parts in zip(*results, strict=True))
+    return Games(name, scores, lengths, protocol, backend, camera.film)
 
 
 Results = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]

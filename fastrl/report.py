@@ -93,6 +93,14 @@ class MetricsCsv:
         return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
 
 
+def board_module() -> Any:
+    """Return PyTorch's face of TensorBoard; raise ImportError that names the extra if either is missing."""
+    need("torch", "train")
+    need("tensorboard", "train")  # PyTorch's own message would not name the extra
+    need("rich", "train")
+    return need("torch.utils.tensorboard", "train")
+
+
 class Reporter:
     """Where a run says what happens: TensorBoard, ``metrics.csv`` and one progress line.
 
@@ -122,11 +130,10 @@ class Reporter:
     def __init__(
         self, folder: Path, *, total: int, unit: str = "frames", resume_at: int | None = None, quiet: bool = False
     ) -> None:
+        board = board_module()
         folder.mkdir(parents=True, exist_ok=True)
         self._csv = MetricsCsv(folder / "metrics.csv", unit, resume_at)
         purge = None if resume_at is None else resume_at + 1
-        need("tensorboard", "train")  # PyTorch's face of it would not name the extra
-        board = need("torch.utils.tensorboard", "train")
         self._board = board.SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
         self._at = resume_at or 0
         self._progress = _progress_for(total, unit, quiet)

@@ -8,17 +8,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl import sarsa, video
+from fastrl import folder, report, sarsa, video
 from fastrl.cartpole import SOLVED_RETURN, CartPoles
 from fastrl.config import SarsaConfig
-from fastrl.report import Reporter
+from fastrl.extras import need
 from fastrl.stop import Stop, Stopped
 
 FILM_FPS = 50  # CartPole's own clock: 0.02 s a step
 
 
-def train(config: SarsaConfig, folder: Path, *, quiet: bool = False) -> int:
+def train(config: SarsaConfig, *, quiet: bool = False) -> int:
     """Run the learners on each version of CartPole asked for; return the exit status."""
+    path = folder.path_for(config, "cartpole")
+    need("gymnasium", "train")
+    need("pygame", "train")
+    report.board_module()
+    folder.open_run(path, config, new=True)
     tasks = (
         [dataclasses.replace(config, version="v0"), dataclasses.replace(config, version="v1")]
         if config.version == "both"
@@ -26,19 +31,19 @@ def train(config: SarsaConfig, folder: Path, *, quiet: bool = False) -> int:
     )
     with (
         Stop() as stop,
-        Reporter(folder, total=config.episodes * len(tasks), unit="episodes", quiet=quiet) as reporter,
+        report.Reporter(path, total=config.episodes * len(tasks), unit="episodes", quiet=quiet) as reporter,
     ):
         try:
             for number, task in enumerate(tasks):
-                _train_version(task, folder, reporter, stop, before=number * config.episodes)
+                _train_version(task, path, reporter, stop, before=number * config.episodes)
         except Stopped:
-            reporter.line(f"stopped; what was logged is in {folder}; a whole run takes about a minute: start it anew")
+            reporter.line(f"stopped; what was logged is in {path}; a whole run takes about a minute: start it anew")
             return 128 + (stop.signal or 0)
         reporter.line(f"look: tensorboard --logdir {config.runs_dir}")
     return 0
 
 
-def _train_version(config: SarsaConfig, folder: Path, reporter: Reporter, stop: Stop, before: int) -> None:
+def _train_version(config: SarsaConfig, path: Path, reporter: report.Reporter, stop: Stop, before: int) -> None:
     """Train on one version, then judge, save, evaluate and film. ``before``: episodes of earlier versions."""
     version, learners = config.version, sarsa.SarsaLearners(config)
 
@@ -73,7 +78,7 @@ def _train_version(config: SarsaConfig, folder: Path, reporter: Reporter, stop: 
     )
     reporter.histogram(f"{version}/solved_at_episode", result.solved_at_episode, at)
 
-    checkpoint = folder / "checkpoints" / f"sarsa-{version}.npz"
+    checkpoint = path / "checkpoints" / f"sarsa-{version}.npz"
     checkpoint.parent.mkdir(exist_ok=True)
     np.savez(checkpoint, weights=result.weights, solved_at_episode=result.solved_at_episode, returns=result.returns)
     scores = evaluate(result.weights, config)
@@ -82,7 +87,7 @@ def _train_version(config: SarsaConfig, folder: Path, reporter: Reporter, stop: 
         f"  evaluation, one greedy episode for each: mean {scores.mean():.1f}, median {np.median(scores):g}, "
         f"min {scores.min()}, max {scores.max()}; weights: {checkpoint}"
     )
-    gif = folder / "pictures" / f"cartpole-{version}.gif"
+    gif = path / "pictures" / f"cartpole-{version}.gif"
     best = int(np.argmax(scores))
     video.write_gif(gif, sarsa.film(result.weights[best], config, config.seed), fps=FILM_FPS)
     reporter.image(f"{version}/agent", gif, at)

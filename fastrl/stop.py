@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+TWICE_SECONDS = 0.5
+"""Signals closer together are one: `timeout`, for example, signals a process and its group."""
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -20,6 +24,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._asked = 0.0
         self._before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -45,6 +50,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self:
+        if self and time.monotonic() - self._asked > TWICE_SECONDS:
             raise KeyboardInterrupt
-        self.signal = number
+        if not self:
+            self.signal, self._asked = number, time.monotonic()

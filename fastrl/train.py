@@ -17,40 +17,51 @@ from fastrl.command import parse, run_command
 from fastrl.config import ConfigError, DQNConfig, RunConfig, SarsaConfig, preset_for
 
 PROG = "python -m fastrl.train"
+EXAMPLES = (__doc__ or "").partition("\n\n")[2]
 
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
-    game = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named = [arguments.pop(0)] if arguments and not arguments[0].startswith("-") else []
+    early = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     early.add_argument("--resume", metavar="RUN", type=Path)
-    early.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    early.add_argument("--game", default=named[0] if named else None)
+    early.add_argument("--device", default="auto")
     known, rest = early.parse_known_args(arguments)
-    asks_help = bool({"-h", "--help"} & set(rest))
-    if game is None and known.resume is None and not asks_help:
-        raise ConfigError(f"no game is given; try {PROG} breakout")
-    if game == "cartpole":
-        return _cartpole(known.resume, rest)
-    default, about = _default(game or "breakout", known.device, None if asks_help else known.resume)
-    if not isinstance(default, DQNConfig):
-        return _cartpole(known.resume, rest)
+    if {"-h", "--help"} & set(rest):
+        known.resume, known.game = None, known.game or "breakout"
+    if known.game is None and known.resume is None:
+        raise ConfigError(f"no game is given first; try {PROG} breakout")
+    default, about = _default(known.game, known.device, known.resume)
+    if isinstance(default, SarsaConfig):
+        return _cartpole(default, known.resume, rest)
+    assert isinstance(default, DQNConfig)
+    if "--device" in " ".join(arguments):
+        rest += ["--device", known.device]
+    examples = "\n\n".join(line.strip() for line in EXAMPLES.splitlines())
     config = parse(
-        DQNConfig, default, [*rest, "--device", known.device] if "--device" in arguments else rest,
-        prog=f"{PROG} GAME [--resume RUN]", description=f"{__doc__}\nPreset: {about}.",
+        DQNConfig, default, rest, prog=f"{PROG} GAME [--resume RUN]",
+        description=f"Train an agent. Preset: {about}.\n\n{examples}",
     )  # fmt: skip
     return _dqn(config, known.resume, about)
 
 
-def _default(game: str, device: str, resume: Path | None) -> tuple[RunConfig, str]:
+def _default(game: str | None, device: str, resume: Path | None) -> tuple[RunConfig, str]:
     """Return the settings that flags change: the run's own when it goes on, else the preset's."""
-    if resume is not None:
-        return folder.load_config(resume), f"the settings of {resume}"
-    if game == "cartpole":
-        return SarsaConfig(), ""
     from fastrl.atari import game_name
+
+    plain = game if game is None or game == "cartpole" else game_name(game)
+    if resume is not None:
+        config = folder.load_config(resume)
+        its_game = getattr(config, "game", "cartpole")
+        if plain not in (None, its_game):
+            raise ConfigError(f"{resume} plays {its_game}, not {game}; leave the game out, or start a new run")
+        return config, f"the settings of {resume}"
+    if plain is None or plain == "cartpole":
+        return SarsaConfig(), ""
     from fastrl.dqn.learner import pick_device
 
-    preset = preset_for(game_name(game), pick_device(device).type)
+    preset = preset_for(plain, pick_device(device).type)
     return preset.config, preset.about
 
 
@@ -60,33 +71,25 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str) -> int:
     from fastrl.dqn.run import train
 
     config = config.replace(game=game_name(config.game))
-    if resume is None:
-        path = folder.new_run(config, config.game)
-        print(f"{config.game}: {about}; Ctrl-C saves and says how to go on", flush=True)
-    else:
-        path = resume
-        checkpoint.find(path)  # nothing is written over unless there is something to go on from
-    run = train(config, path, resume=resume is not None)
-    if resume is not None:
-        folder.save_config(path, config)
-    print(f"checkpoint: {checkpoint.find(path)}")
+    print(f"{config.game}: {about}; Ctrl-C saves and says how to go on", flush=True)
+    run = train(config, resume=resume)
+    print(f"checkpoint: {checkpoint.find(run.folder)}")
     if run.stop.signal is not None:
-        print(f"stopped after {run.frames:,} frames; go on with: {PROG} --resume {path}")
+        print(f"stopped after {run.frames:,} frames; go on with: {PROG} --resume {run.folder}")
         return 128 + run.stop.signal
-    print(f"look: tensorboard --logdir {config.runs_dir}; play: python -m fastrl.evaluate {path}")
+    print(f"look: tensorboard --logdir {config.runs_dir}; play: python -m fastrl.evaluate {run.folder}")
     return 0
 
 
-def _cartpole(resume: Path | None, rest: list[str]) -> int:
+def _cartpole(default: SarsaConfig, resume: Path | None, rest: list[str]) -> int:
     from fastrl.sarsa_run import train
 
     if resume is not None:
         raise ConfigError("--resume is for DQN runs; a cartpole run takes a minute: start it anew")
     config = parse(
-        SarsaConfig, SarsaConfig(), rest, prog=f"{PROG} cartpole", description="Linear SARSA(lambda) on many CartPoles."
+        SarsaConfig, default, rest, prog=f"{PROG} cartpole", description="Linear SARSA(lambda) on many CartPoles."
     )
-    path = folder.new_run(config, "cartpole")
-    return train(config, path)
+    return train(config)
 
 
 if __name__ == "__main__":

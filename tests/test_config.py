@@ -44,7 +44,9 @@ def test_short_runs_shorten_warm_up_and_exploration():
 @pytest.mark.parametrize("config", [DQNConfig(game="pong", capacity=123_456), SarsaConfig(learners=7)])
 def test_a_run_folder_gives_its_settings_back(tmp_path, config):
     config = type(config)(**{**vars(config), "runs_dir": str(tmp_path), "name": "x"})
-    path = folder.new_run(config, "any")
+    path = folder.path_for(config, "any")
+    assert not path.exists()
+    folder.open_run(path, config, new=True)
     assert folder.load_config(path) == config
     assert json.loads((path / "versions.json").read_text())["numpy"]
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"fastrl.atari", "fastrl.cartpole", "fastrl.report", "fastrl.video"},
     {"fastrl.games", "fastrl.sarsa", "fastrl.dqn", "fastrl.dqn.network", "fastrl.dqn.loss", "fastrl.dqn.optimizer"},
     {"fastrl.dqn.learner", "fastrl.dqn.checkpoint"},
-    {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.sarsa_run"},
+    {"fastrl.dqn.run", "fastrl.dqn.build", "fastrl.dqn.callbacks", "fastrl.sarsa_run"},
     {"fastrl.command", "fastrl.train", "fastrl.evaluate"},
 ]  # fmt: skip
 
@@ -69,12 +69,12 @@ def test_torch_stays_in_dqn(module):
     assert "torch" not in loaded_by(f"import {module}")
 
 
-@pytest.mark.parametrize("module", ["fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.learner"])
+@pytest.mark.parametrize("module", ["fastrl.dqn.run", "fastrl.dqn.build", "fastrl.dqn.callbacks", "fastrl.dqn.learner"])
 def test_modules_of_dqn_import_alone(module):
     assert module in loaded_by(f"import {module}")
 
 
-@pytest.mark.parametrize("missing", ["envpool", "tyro", "tensorboard"])
+@pytest.mark.parametrize("missing", ["envpool", "tyro", "tensorboard", "torch", "safetensors", "rich", "PIL"])
 def test_a_missing_package_is_answered_with_the_extra_that_brings_it(missing, tmp_path):
     code = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {['catch', '--runs-dir', str(tmp_path)]!r}; "
     code += "from fastrl.train import main, run_command; run_command(main, 'train')"
@@ -82,3 +82,4 @@ def test_a_missing_package_is_answered_with_the_extra_that_brings_it(missing, tm
     assert result.returncode == 2, result.stderr
     assert "[train]" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl import evaluate, folder, train
+from fastrl import evaluate, train
 from fastrl.config import PRESETS, ConfigError
-from fastrl.dqn import checkpoint, run
+from fastrl.dqn import build, callbacks, checkpoint, run
 from fastrl.dqn.callbacks import Callback
 
 QUICK = PRESETS["catch"].config.replace(
@@ -26,10 +27,8 @@ QUICK = PRESETS["catch"].config.replace(
 )  # fmt: skip
 
 
-def start(config, tmp_path, *callbacks, name="run", **kwargs):
-    config = config.replace(runs_dir=str(tmp_path), name=name)
-    path = folder.new_run(config, config.game)
-    return run.train(config, path, callbacks, quiet=True, **kwargs)
+def start(config, tmp_path, *hooks, name="run", **kwargs):
+    return run.train(config.replace(runs_dir=str(tmp_path), name=name), hooks, quiet=True, **kwargs)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -137,7 +136,7 @@ def test_tensorboard_shows_the_same_and_the_film(finished):
     events.Reload()
     tags = events.Tags()
     assert {"train/loss", "time/frames_per_second", "games/return_mean_100"} <= set(tags["scalars"])
-    assert {"actions", "replay/age", "replay/priority"} <= set(tags["histograms"])
+    assert {"actions", "replay/age", "replay/priority_weight"} <= set(tags["histograms"])
     assert [image.step for image in events.Images("agent")] == [2000, finished[0].frames]
     written = [float(row["train/loss"]) for row in rows(finished[0].folder) if row["train/loss"]]
     shown = [event.value for event in events.Scalars("train/loss")]
@@ -169,7 +168,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path):
     whole = start(QUICK.replace(total_frames=2_000), tmp_path, recorder)
     again = Recorder()
     longer = whole.config.replace(total_frames=4_000)
-    resumed = run.train(longer, whole.folder, [again], resume=True, quiet=True)
+    resumed = run.train(longer, [again], resume=whole.folder, quiet=True)
     assert resumed.frames >= 4_000
     assert again.count > recorder.count  # its state was restored and went on
     assert len(resumed.buffer) > len(whole.buffer)
@@ -193,7 +192,7 @@ def test_a_resumed_learner_is_the_saved_one(finished):
 def test_without_its_replay_a_resumed_run_warms_up_again(tmp_path):
     whole = start(QUICK.replace(total_frames=2_000, checkpoint_replay=False), tmp_path)
     assert not (checkpoint.find(whole.folder) / "replay").exists()
-    resumed = run.train(whole.config.replace(total_frames=3_000), whole.folder, resume=True, quiet=True)
+    resumed = run.train(whole.config.replace(total_frames=3_000), resume=whole.folder, quiet=True)
     assert resumed.learner.updates < whole.learner.updates + 1_000 * 4 / 64 - 10  # 300 steps of warm-up bring none
 
 
@@ -202,7 +201,7 @@ def test_uniform_replay_and_single_dqn_are_a_flag_away(tmp_path):
         QUICK.replace(total_frames=1_500, prioritized=False, double=False, dueling=False, optimizer="rmsprop"), tmp_path
     )
     assert ended.buffer.max_priority == 1.0
-    assert set(ended.buffer.priorities(ended.buffer.sample(64).index)) == {1.0}
+    assert set(ended.buffer.weights(ended.buffer.sample(64).index)) == {1.0}
     assert ended.learner.updates > 0
 
 
@@ -213,8 +212,10 @@ def test_evaluate_prints_the_protocol_and_the_scores(finished, capsys):
     assert "epsilon 0.01" in said
     for word in ("mean", "median", "std", "min", "max", "5 games"):
         assert word in said
-    assert (finished[0].folder / "pictures").glob("evaluation-*.gif")
-    assert evaluate.main([path, "--episodes", "2", "--checkpoint", "best"]) == 0
+    assert list((finished[0].folder / "pictures").glob("evaluation-*.gif"))
+    figures = finished[0].folder / "figures.json"
+    assert evaluate.main([path, "--episodes", "2", "--checkpoint", "best", "--json", str(figures)]) == 0
+    assert len(json.loads(figures.read_text())["scores"]) == 2
 
 
 def catch_command(tmp_path, *flags):
@@ -266,6 +267,12 @@ def test_cartpole_run_prints_how_many_learners_solve_it_and_films_one(tmp_path, 
         (["breakout", "--capacity", "90000000000"], "--capacity is 90,000,000,000, which takes"),
         (["breakout", "--capacity", "1000"], "--capacity is 1,000; give"),
         (["--resume", "nowhere"], "nowhere is no run folder"),
+        (["--resume", "README.md"], "README.md is no run folder"),
+        (["catch", "--batch-size", "x"], "--batch-size"),
+        (["catch", "--colour", "red"], "--colour"),
+        (["catch", "--device", "tpu"], "--device is 'tpu'"),
+        (["catch", "--num-envs", "200000"], "--num-envs is 200000; give between 1 and 10,000"),
+        (["cartpole", "--learners", "0"], "--learners is 0"),
         (["catch", "--trunk", "nature"], "--trunk is 'nature'"),
         (["catch", "--name", "a/b"], "--name is 'a/b'"),
     ],
@@ -290,14 +297,14 @@ def test_a_cuda_device_that_is_not_there_is_named(tmp_path):
 
 def test_an_existing_run_is_not_written_over(finished):
     with pytest.raises(ConfigError, match="exists already"):
-        folder.new_run(finished[0].config, "catch")
+        run.train(finished[0].config, quiet=True)
 
 
 def test_another_network_does_not_go_on_with_these_weights(finished):
     with pytest.raises(ConfigError, match=r"weight .* in the saved state"):
-        run.train(finished[0].config.replace(hidden=32), finished[0].folder, [Recorder()], resume=True, quiet=True)
+        run.train(finished[0].config.replace(hidden=32), resume=finished[0].folder, quiet=True)
     with pytest.raises(ConfigError, match="n_step 1, this run has 2"):
-        run.train(finished[0].config.replace(n_step=2), finished[0].folder, [Recorder()], resume=True, quiet=True)
+        run.train(finished[0].config.replace(n_step=2), resume=finished[0].folder, quiet=True)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -305,8 +312,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     saved = checkpoint.find(ended.folder)
     (saved / "learner.pt").write_bytes(b"broken")
     with pytest.raises(ConfigError, match=r"learner.pt cannot be read"):
-        run.train(ended.config, ended.folder, resume=True, quiet=True)
-    with pytest.raises(ConfigError, match="has no checkpoint 'other'; there is"):
+        run.train(ended.config, resume=ended.folder, quiet=True)
+    (saved / "replay").write_bytes(b"broken")
+    with pytest.raises(ConfigError, match=r"replay is no saved replay, or damaged .* delete"):
+        run.train(ended.config, resume=ended.folder, quiet=True)
+    with pytest.raises(ConfigError, match=r"has no checkpoint 'other'; there is"):
         checkpoint.find(ended.folder, "other")
 
 
@@ -320,14 +330,68 @@ def test_a_failed_checkpoint_leaves_the_last_one_whole(tmp_path, monkeypatch):
     assert not list((ended.folder / "checkpoints").glob(".*"))
 
 
-def test_the_capacity_adapts_to_the_memory_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "available_bytes", lambda: 1_000_000)
-    ended = start(QUICK.replace(total_frames=1_000), tmp_path)
-    assert ended.buffer.settings["capacity"] < 3_000
-    long = QUICK.replace(total_frames=1_000_000, game="catch")
-    buffer, words = run._build_buffer(long, ended.envs, 0)
+def test_the_capacity_adapts_to_the_memory_and_says_so(tmp_path, monkeypatch, finished):
+    envs, config = finished[0].envs, QUICK.replace(total_frames=1_000_000)
+    row_bytes = 10 * 5 * 4 + build.BYTES_BESIDE_FRAME
+    assert finished[0].buffer.settings["capacity"] == QUICK.total_frames * 5 // 4  # not more than the run can fill
+    monkeypatch.setattr(build, "available_bytes", lambda: 10_000_000)
+    buffer, words = build.build_replay(config, envs, 0)
     assert "what memory allows" in words
-    assert buffer.nbytes <= 600_000
-    monkeypatch.setattr(run, "available_bytes", lambda: 1_000)
-    with pytest.raises(ConfigError, match="memory are free, too little"):
-        run._build_buffer(long, ended.envs, 0)
+    assert buffer.settings["capacity"] == 6_000_000 // row_bytes
+    assert buffer.nbytes <= 6_000_000
+    monkeypatch.setattr(build, "available_bytes", lambda: 100_000)
+    with pytest.raises(ConfigError, match="of memory are free, too little"):
+        build.build_replay(config, envs, 0)
+    with pytest.raises(ConfigError, match=r"the capacity of .*replay is 5,000, which takes"):
+        run.train(finished[0].config, resume=finished[0].folder, quiet=True)
+
+
+def test_a_small_ring_does_not_hold_up_learning(tmp_path):
+    ended = start(QUICK.replace(total_frames=2_000, capacity=400, learn_start_steps=100), tmp_path)
+    assert ended.learner.updates == pytest.approx((ended.steps - 100) * 4 / 64, abs=5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["warm-up", "evaluation"])
+def test_a_signal_saves_and_leaves_in_any_phase(tmp_path, number, phase, monkeypatch):
+    class Interrupt(Callback):
+        def on_step(self, run, actions):
+            if phase == "warm-up" and run.frames > 100:
+                os.kill(os.getpid(), number)
+
+    if phase == "evaluation":
+        play = callbacks.play_games
+
+        def interrupted(*args, **kwargs):
+            os.kill(os.getpid(), number)
+            return play(*args, **kwargs)
+
+        monkeypatch.setattr(callbacks, "play_games", interrupted)
+    ended = start(QUICK, tmp_path, Interrupt())
+    assert ended.stop.signal == number
+    assert ended.frames < QUICK.total_frames
+    assert int(checkpoint.find(ended.folder).name) == ended.frames
+    monkeypatch.undo()
+    resumed = run.train(ended.config.replace(total_frames=ended.frames + 500), resume=ended.folder, quiet=True)
+    assert resumed.evaluation.last is not None
+
+
+def test_resume_restores_generator_priorities_and_what_is_due(tmp_path):
+    ended = start(QUICK.replace(total_frames=2_000), tmp_path)
+    again = run.Run(ended.config, [], ended.stop, resume=ended.folder, quiet=True)
+    again.reporter.close()
+    assert again._rng.bit_generator.state == ended._rng.bit_generator.state
+    assert (again._credit, again._warm, again.steps) == (ended._credit, True, ended.steps)
+    assert np.array_equal(again.buffer.sample(64).index, ended.buffer.sample(64).index)
+    assert again.buffer.max_priority == ended.buffer.max_priority
+    assert again.evaluation.best == ended.evaluation.best
+    again.envs.close()
+
+
+def test_what_a_killed_save_left_behind_does_not_stop_the_next(tmp_path):
+    ended = start(QUICK.replace(total_frames=1_000), tmp_path)
+    for leftover in (".best.old", ".best.partial"):
+        (ended.folder / "checkpoints" / leftover / "deep").mkdir(parents=True)
+    ended.save("best")
+    assert sorted(p.name for p in (ended.folder / "checkpoints").iterdir())[-1] == "best"
+    assert not list((ended.folder / "checkpoints").glob(".*"))

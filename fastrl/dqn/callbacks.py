@@ -5,6 +5,7 @@ A callback of your own derives from `Callback` and overrides what it needs; `exa
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from fastrl import video
 from fastrl.dqn import checkpoint
-from fastrl.games import Games, play_games
+from fastrl.games import Games, Protocol, play_games
 
 if TYPE_CHECKING:
     from fastrl.dqn.run import Run
@@ -31,7 +32,7 @@ class Callback:
         """The run is built, and restored if it goes on."""
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
-        """All environments made a step with ``actions [N]``. Called often: keep it cheap."""
+        """A vector step was made; ``actions [n]`` are those that counted. Called often: keep it cheap."""
 
     def on_update(self, run: Run, batch: Batch) -> None:
         """The learner learned a batch, which may be kept."""
@@ -56,7 +57,7 @@ class Callback:
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` returned; an empty one if the run went on without this callback before."""
 
 
 class Clock:
@@ -90,7 +91,6 @@ class Metrics(Callback):
         self._clock = Clock(run.config.log_every_frames)
         self._clock.set(run.frames)
         self._mark = (time.monotonic(), run.frames)
-        self._seconds_before = run.seconds
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
         self._actions.append(actions)
@@ -135,13 +135,13 @@ class Metrics(Callback):
         taken = np.concatenate(self._actions)
         self._actions.clear()
         for action, name in enumerate(run.envs.action_names):
-            metrics[f"actions/{name.lower()}"] = float((taken == action).mean())
+            metrics[f"actions/{name.lower()}"] = float((taken == action).mean()) if len(taken) else 0.0
         run.reporter.histogram("actions", taken, run.frames)
         if self._batch is not None:
             age = run.buffer.age(self._batch.index)
             metrics |= {"replay/age_mean": float(age.mean()), "replay/weight_mean": float(self._batch.weight.mean())}
             run.reporter.histogram("replay/age", age, run.frames)
-            run.reporter.histogram("replay/priority", run.buffer.priorities(self._batch.index), run.frames)
+            run.reporter.histogram("replay/priority_weight", run.buffer.weights(self._batch.index), run.frames)
             self._batch = None
         now, (then, frames) = time.monotonic(), self._mark
         self._mark = (now, run.frames)
@@ -163,9 +163,9 @@ class Metrics(Callback):
         return {"scores": list(self._scores), "lengths": list(self._lengths), "games": self._games}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._scores.extend(state["scores"])
-        self._lengths.extend(state["lengths"])
-        self._games = state["games"]
+        self._scores.extend(state.get("scores", []))
+        self._lengths.extend(state.get("lengths", []))
+        self._games = state.get("games", 0)
 
 
 class Evaluation(Callback):
@@ -197,8 +197,8 @@ class Evaluation(Callback):
 
         run.reporter.line(f"evaluating {episodes} games …")
         games = play_games(
-            config.game, act, episodes, seed=run.frames + config.seed, stack=config.stack, film=True,
-            threads=config.env_threads,
+            config.game, act, episodes, seed=run.frames + config.seed, protocol=Protocol(frame_skip=config.frame_skip),
+            stack=config.stack, film=True, threads=config.env_threads,
         )  # fmt: skip
         self.last = games
         gif = run.folder / "pictures" / f"{run.frames:012d}.gif"
@@ -207,7 +207,7 @@ class Evaluation(Callback):
         names = ("mean", "median", "std", "min", "max")
         run.reporter.write({f"evaluation/return_{name}": getattr(games, name) for name in names}, run.frames)
         run.reporter.line(f"after {run.frames:,} frames: {games.summary()}; film: {gif}")
-        if self.best is None or games.mean > self.best:
+        if games.mean > self._best_so_far(run):
             self.best = games.mean
             run.save(checkpoint.BEST)
         for callback in run.callbacks:
@@ -217,7 +217,13 @@ class Evaluation(Callback):
         return {"best": self.best}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
+        self.best = state.get("best")
+
+    def _best_so_far(self, run: Run) -> float:
+        """Return the best score; the best checkpoint may be newer than the one that the run goes on from."""
+        folder = run.folder / "checkpoints" / checkpoint.BEST
+        saved = checkpoint.load_state(folder)["callbacks"][type(self).__name__]["best"] if folder.exists() else None
+        return max((score for score in (self.best, saved) if score is not None), default=-math.inf)
 
 
 class Checkpoints(Callback):

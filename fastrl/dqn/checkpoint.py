@@ -66,9 +66,15 @@ def save(
         for path in (*partial.iterdir(), partial):
             _sync(path)
         old = parent / f".{name}.old"
+        shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.replace(final, old)
-        os.replace(partial, final)
+        try:
+            os.replace(partial, final)
+        except BaseException:
+            if old.exists():
+                os.replace(old, final)
+            raise
         _sync(parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:

@@ -54,7 +54,7 @@ class BatchPool:
     shapes, dtypes
         Shape behind the batch axis and dtype of each field of `Batch`, in order.
     keep : int
-        Sets of arrays to remember; when more are held, the oldest are left to their holders.
+        Sets of arrays of one size to remember; when more are held, the oldest are left to their holders.
     """
 
     def __init__(self, shapes: list[tuple[int, ...]], dtypes: list[np.dtype[Any]], keep: int = 4) -> None:
@@ -67,9 +67,10 @@ class BatchPool:
         for batch in self._sets:
             if len(batch.index) == size and _held(batch) <= _FREE:
                 return _again(batch)
+        others = [batch for batch in self._sets if len(batch.index) != size]
         alike = [batch for batch in self._sets if len(batch.index) == size]
         fresh: list[Any] = [np.empty((size, *shape), dtype) for _, shape, dtype in self._fields]
-        self._sets = [*alike[-self._keep + 1 :], Batch(*fresh)]
+        self._sets = [*others[-self._keep :], *alike[-self._keep + 1 :], Batch(*fresh)]
         return _again(self._sets[-1])
 
     def check(self, batch: Batch, size: int) -> None:
@@ -81,6 +82,8 @@ class BatchPool:
                 raise ValueError(f"out.{name} is {got}; give a NumPy array, {dtype} {wanted}")
             if not (array.flags.c_contiguous and array.flags.writeable):
                 raise ValueError(f"out.{name} is read-only or not contiguous; give a writable C-contiguous array")
+        if len({getattr(batch, name).ctypes.data for name in _NAMES}) < len(_NAMES):
+            raise ValueError("two arrays of out share their memory; give each field an array of its own")
 
 
 def _again(batch: Batch) -> Batch:

@@ -10,7 +10,17 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastrl.replay import files
 from fastrl.replay.batch import Batch, BatchPool
-from fastrl.replay.checks import Autoreset, Rows, Settings, check_rows, check_settings
+from fastrl.replay.checks import (
+    Autoreset,
+    Rows,
+    Settings,
+    check_index,
+    check_rows,
+    check_settings,
+    integer,
+    number,
+    require,
+)  # fmt: skip
 from fastrl.replay.ring import Ring
 from fastrl.replay.store import FrameStore, RamStore
 from fastrl.replay.sum_tree import SumTree
@@ -71,23 +81,24 @@ class ReplayBuffer:
         autoreset: Autoreset = "next_step",
         seed: int | list[int] | np.random.SeedSequence | None = None,
     ) -> None:
-        self.settings: dict[str, Any] = check_settings(
+        settings = self.settings = check_settings(
             capacity=capacity, num_envs=num_envs, obs_shape=obs_shape, obs_dtype=obs_dtype,
             action_shape=action_shape, action_dtype=action_dtype, stack=stack, stack_padding=stack_padding,
             n_step=n_step, gamma=gamma, autoreset=autoreset,
         )  # fmt: skip
-        obs_shape, action_shape = self.settings["obs_shape"], self.settings["action_shape"]
-        obs_dtype, action_dtype = np.dtype(obs_dtype), np.dtype(action_dtype)
-        rows = capacity // num_envs
+        num_envs, stack, n_step = settings["num_envs"], settings["stack"], settings["n_step"]
+        obs_shape, action_shape = settings["obs_shape"], settings["action_shape"]
+        frame_dtype, act_dtype = np.dtype(settings["obs_dtype"]), np.dtype(settings["action_dtype"])
+        rows = settings["capacity"] // num_envs
         self._zero = stack_padding == "zero"
         self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
-        self._powers = np.array([gamma**k for k in range(n_step + 1)])
-        self._ring = Ring(num_envs, rows, stack, n_step, action_shape, action_dtype)
+        self._powers = np.array([settings["gamma"] ** k for k in range(n_step + 1)])
+        self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
         self._tree = SumTree(num_envs * rows)
-        self._store: FrameStore = RamStore(num_envs * rows, obs_shape, obs_dtype)
+        self._store: FrameStore = RamStore(num_envs * rows, obs_shape, frame_dtype)
         self._pool = BatchPool(
             [(stack, *obs_shape), action_shape, (), (stack, *obs_shape), (), (), ()],
-            [np.dtype(d) for d in (obs_dtype, action_dtype, "f4", obs_dtype, "f4", "f4", "i8")],
+            [np.dtype(d) for d in (frame_dtype, act_dtype, "f4", frame_dtype, "f4", "f4", "i8")],
         )
         self._rng = np.random.default_rng(seed)
         self._drawable = 0
@@ -126,7 +137,8 @@ class ReplayBuffer:
         obs : [n, *obs_shape] obs_dtype
             Newest frame of the observation in which ``action`` was taken.
         action : [n, *action_shape]
-            Ignored in the row after a done if ``autoreset="next_step"``, like the three that follow.
+            Valid everywhere, but ignored in the row after a done if ``autoreset="next_step"``, like the three
+            that follow.
         reward : [n] float
             What the action brought.
         terminated, truncated : [n] bool
@@ -137,7 +149,8 @@ class ReplayBuffer:
             done before it abandons the episode under way: rows whose future is then unknown are never drawn.
         final_obs : [n, *obs_shape] or object array with None, optional
             For ``autoreset`` "same_step" and "disabled" only: the frame after a done, read nowhere else.
-            Without one a terminated row's ``next_obs`` ends in its own frame again (its discount is 0).
+            Without one a terminated row's ``next_obs`` ends in its own frame again (its discount is 0), and the
+            row after it must open a new game: a stack that goes on needs every frame.
         env_id : [n] int, optional
             The environments that these rows belong to, none twice (default: all, in order).
 
@@ -148,6 +161,7 @@ class ReplayBuffer:
             changed then.
         """
         rows = check_rows(self.settings, obs, action, reward, terminated, truncated, first, final_obs, env_id)
+        self._ring.check_first(rows.env, rows.first)
         self._append(rows.env, rows.obs, rows.action, rows.reward, rows.mark, rows.first)
         if not self._final_inside and rows.mark.any():
             self._append_final(rows)
@@ -156,7 +170,7 @@ class ReplayBuffer:
         """Draw transitions, every drawable row with the same probability; all weights are 1.
 
         Rows come in slot order, one from each of ``batch_size`` equal strata. Costs O(B (log capacity +
-        stack)) and 2 B stack copies of a frame.
+        stack + n_step)) and 2 B stack copies of a frame.
 
         Parameters
         ----------
@@ -177,15 +191,15 @@ class ReplayBuffer:
 
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
         """Return how many rows their environments have added since the rows named ``index [B]``."""
-        return self._ring.age(np.asarray(index, np.int64))
+        return self._ring.age(check_index(index))
 
     def check(self) -> None:
         """Raise AssertionError unless rings, tree and counters agree (reads everything but the frames)."""
         self._ring.check()
         self._tree.check()
         drawable = self._ring.drawable != 0
-        assert np.array_equal(self._tree.weights > 0, drawable), "the tree weighs other rows than may be drawn"
-        assert self._drawable == drawable.sum(), "the count of drawable rows is off"
+        require(np.array_equal(self._tree.weights > 0, drawable), "the tree weighs other rows than may be drawn")
+        require(self._drawable == drawable.sum(), "the count of drawable rows is off")
 
     def save(self, path: str | Path) -> None:
         """Write everything, generator included, to one file, atomically (see `load`)."""
@@ -202,14 +216,18 @@ class ReplayBuffer:
             If the file is no saved buffer of this class, or damaged.
         """
         with files.SavedReplay(Path(path), cls.__name__) as saved:
-            buffer = cls(**saved.settings)
+            buffer = cls(**saved.settings)  # what goes wrong from here on, `saved` calls damage
             saved.fill(buffer._store)
-            try:
-                buffer._load_state(saved.state())
-                buffer.check()
-            except (AssertionError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} contradicts itself ({error}); use an earlier one") from error
+            buffer._load_state(saved.state())
+            buffer.check()
+            require(buffer._ring.held == saved.held, "its header tells another number of rows")
         return buffer
+
+    @classmethod
+    def saved_settings(cls, path: str | Path) -> dict[str, Any]:
+        """Return the settings of a saved buffer without loading it; errors as `load`."""
+        with files.SavedReplay(Path(path), cls.__name__) as saved:
+            return saved.settings
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -236,18 +254,20 @@ class ReplayBuffer:
     def _append_final(self, rows: Rows) -> None:
         """Append the final frame after each done as an undrawable row, as if ``autoreset`` were next_step."""
         done = np.flatnonzero(rows.mark)
-        frames = rows.obs[done]
+        frames, unknown = rows.obs[done], np.zeros(len(done), bool)
         for k, i in enumerate(done):
             if rows.final_obs is not None and rows.final_obs[i] is not None:
                 frames[k] = rows.final_obs[i]
+            else:
+                unknown[k] = True
         nothing = np.zeros(len(done), np.uint8)
         default = np.full(len(done), -1, np.int8)
         self._append(rows.env[done], frames, None, nothing.astype(np.float32), nothing, default)
+        self._ring.forbid_going_on(rows.env[done][unknown])
 
     def _draw(self, batch_size: int, out: Batch | None) -> tuple[Batch, NDArray[np.int64]]:
         """Fill a batch but for its weights; return it with the slots drawn."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give at least 1")
+        batch_size = integer("batch_size", batch_size)
         if not self._drawable:
             raise ValueError(f"no row can be drawn yet: {len(self)} rows held; add more before the first sample")
         if out is None:
@@ -291,13 +311,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     """
 
     def __init__(self, *, alpha: float = 0.6, eps: float = 1e-6, **settings: Unpack[Settings]) -> None:
-        if not 0 <= alpha < np.inf:
-            raise ValueError(f"alpha is {alpha}; give a finite number from 0 up")
-        if not 0 < eps < np.inf:
-            raise ValueError(f"eps is {eps}; give a finite number above 0")
+        self._alpha, self._eps = number("alpha", alpha), number("eps", eps)
+        if self._eps == 0:
+            raise ValueError(f"eps is {eps!r}; give a number above 0")
         super().__init__(**settings)
-        self.settings |= {"alpha": float(alpha), "eps": float(eps)}
-        self._alpha, self._eps = float(alpha), float(eps)
+        self.settings |= {"alpha": self._alpha, "eps": self._eps}
         self._max_priority = 1.0
 
     @property
@@ -305,9 +323,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """Highest priority seen, which new rows get."""
         return self._max_priority
 
-    def priorities(self, index: ArrayLike) -> NDArray[np.float64]:
-        """Return the weights, (priority + eps)^alpha, of rows ``index [B]``; 0 where they may not be drawn."""
-        slots, alive = self._ring.slots(np.asarray(index, np.int64))
+    def weights(self, index: ArrayLike) -> NDArray[np.float64]:
+        """Return (priority + eps)^alpha of the rows named ``index [B]``; 0 where they may not be drawn."""
+        slots, alive = self._ring.slots(check_index(index))
         return np.where(alive, self._tree.get(slots), 0.0)
 
     def sample(  # type: ignore[override]
@@ -326,8 +344,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         out : Batch, optional
             Arrays to write into.
         """
-        if not 0 <= beta < np.inf:
-            raise ValueError(f"beta is {beta}; give a finite number from 0 up")
+        beta = number("beta", beta)
         batch, slots = self._draw(batch_size, out)
         weight = self._tree.get(slots)
         batch.weight[:] = (weight / weight.min()) ** -beta
@@ -351,17 +368,15 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             If an index names no row, or a priority is negative, not finite or overflows to the power of
             alpha. Nothing has been changed then.
         """
-        names, priorities = np.asarray(index), np.asarray(priority, np.float64)
-        if names.ndim != 1 or (names.dtype.kind not in "iu" and names.size):
-            raise ValueError(f"index is {names.dtype} {names.shape}; give a batch's own index, int64 [B]")
+        names, priorities = check_index(index), np.asarray(priority, np.float64)
         if priorities.shape != names.shape:
             raise ValueError(f"priority has shape {priorities.shape}; give one per index, shape {names.shape}")
         with np.errstate(over="ignore", invalid="ignore"):
             weights = self._weight(priorities)
-        good = (priorities >= 0) & (weights <= self._tree.max_weight)  # also false for NaN
+        good = np.isfinite(priorities) & (priorities >= 0) & (weights <= self._tree.max_weight)
         if not good.all():
             raise ValueError(f"priority holds {priorities[~good][0]}; give finite numbers from 0 up")
-        slots, accepted = self._ring.slots(names.astype(np.int64, copy=False))
+        slots, accepted = self._ring.slots(names)
         if accepted.any():
             self._tree.write(slots[accepted], weights[accepted])
             self._max_priority = max(self._max_priority, float(priorities[accepted].max()))
@@ -382,3 +397,4 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         slots = np.arange(self._tree.capacity).reshape(self._ring.num_envs, -1)[:, : state["weights"].shape[1]]
         self._tree.set(slots.reshape(-1), state["weights"].reshape(-1))
         self._max_priority = float(state["max_priority"])
+        require(0 <= self._max_priority < np.inf, "its highest priority is none")

@@ -41,16 +41,40 @@ class Rows(NamedTuple):
     final_obs: NDArray[Any] | None
 
 
+def require(condition: object, message: str) -> None:
+    """Raise AssertionError unless the condition holds; unlike ``assert``, under ``python -O`` too."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def integer(name: str, value: Any, least: int = 1) -> int:
+    """Return an integer from ``least`` up, or raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is {value!r}; give an integer from {least} up")
+    return int(value)
+
+
+def number(name: str, value: Any, most: float = np.finfo(np.float64).max) -> float:
+    """Return a number from 0 to ``most``, or raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= most:
+        wanted = "a finite number from 0 up" if most > 1 else f"a number from 0 to {most:g}"
+        raise ValueError(f"{name} is {value!r}; give {wanted}")
+    return float(value)
+
+
+def check_index(index: ArrayLike) -> NDArray[np.int64]:
+    """Return names of rows as ``[B] int64``, or raise ValueError."""
+    names = np.asarray(index)
+    if names.ndim != 1 or (names.dtype.kind not in "iu" and names.size):
+        raise ValueError(f"index is {names.dtype} {names.shape}; give a batch's own index, int64 [B]")
+    return names.astype(np.int64, copy=False)
+
+
 def check_settings(**settings: Any) -> dict[str, Any]:
     """Return the settings in plain, saveable types; raise ValueError for one that is out of range."""
     for name in ("capacity", "num_envs", "stack", "n_step"):
-        value = settings[name]
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} is {value!r}; give an integer from 1 up")
-        settings[name] = int(value)
-    if not 0 <= settings["gamma"] <= 1:
-        raise ValueError(f"gamma is {settings['gamma']!r}; give a number from 0 to 1")
-    settings["gamma"] = float(settings["gamma"])
+        settings[name] = integer(name, settings[name])
+    settings["gamma"] = number("gamma", settings["gamma"], 1.0)
     for name, choices in (
         ("stack_padding", ("first", "zero")),
         ("autoreset", ("next_step", "same_step", "disabled")),
@@ -58,10 +82,14 @@ def check_settings(**settings: Any) -> dict[str, Any]:
         if settings[name] not in choices:
             raise ValueError(f"{name} is {settings[name]!r}; give one of {', '.join(map(repr, choices))}")
     for name in ("obs", "action"):
-        shape = tuple(int(length) for length in settings[f"{name}_shape"])
-        if any(length < 1 for length in shape):
-            raise ValueError(f"{name}_shape is {shape}; give lengths from 1 up")
-        dtype = np.dtype(settings[f"{name}_dtype"])
+        given, kind = settings[f"{name}_shape"], settings[f"{name}_dtype"]
+        if not isinstance(given, tuple | list):
+            raise ValueError(f"{name}_shape is {given!r}; give a tuple of lengths")
+        shape = tuple(integer(f"{name}_shape", length) for length in given)
+        try:
+            dtype = np.dtype(kind)
+        except TypeError as error:
+            raise ValueError(f"{name}_dtype is {kind!r}; give a boolean or numeric NumPy dtype") from error
         if dtype.kind not in "biufc":
             raise ValueError(f"{name}_dtype is {dtype}; give a boolean or numeric one")
         settings[f"{name}_shape"], settings[f"{name}_dtype"] = shape, dtype.str
@@ -91,7 +119,8 @@ def check_rows(
     n = len(env)
     frames = _array("obs", obs, (n, *settings["obs_shape"]), settings["obs_dtype"])
     actions = _array("action", action, (n, *settings["action_shape"]), settings["action_dtype"], cast="same_kind")
-    rewards = _array("reward", reward, (n,), np.float32, cast="unsafe")
+    with np.errstate(over="ignore"):
+        rewards = _array("reward", reward, (n,), np.float32, cast="unsafe")
     if not np.isfinite(rewards).all():
         raise ValueError(f"reward holds {rewards[~np.isfinite(rewards)][0]}; give finite numbers")
     ends_true = _flags("terminated", terminated, n)
@@ -123,19 +152,26 @@ def _env_ids(env_id: ArrayLike | None, num_envs: int) -> NDArray[np.int64]:
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike, cast: Any = "equiv") -> NDArray[Any]:
-    array, dtype = np.asarray(value), np.dtype(dtype)
+    try:
+        array, dtype = np.asarray(value), np.dtype(dtype)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array ({error}); expected shape {shape}") from error
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; expected {shape}, one row per environment")
-    if not np.can_cast(array.dtype, dtype, cast) or array.dtype.kind not in "biufc":
+    loses = array.dtype.kind == "c" and dtype.kind != "c"
+    if not np.can_cast(array.dtype, dtype, cast) or array.dtype.kind not in "biufc" or loses:
         raise ValueError(
             f"{name} is {array.dtype}; expected {dtype}: convert it, or build the buffer with {name}_dtype"
         )
-    return np.ascontiguousarray(array, dtype)
+    converted = np.ascontiguousarray(array, dtype)
+    if dtype.kind in "iu" and dtype != array.dtype and (converted != array).any():
+        raise ValueError(f"{name} holds {array[converted != array][0]}, which {dtype} cannot hold; give {name}_dtype")
+    return converted
 
 
 def _flags(name: str, value: ArrayLike, n: int) -> NDArray[np.bool_]:
     array = np.asarray(value)
-    if array.shape != (n,) or array.dtype.kind not in "biu":
+    if array.shape != (n,) or array.dtype.kind not in "biu" or ((array != 0) & (array != 1)).any():
         raise ValueError(f"{name} is {array.dtype} {array.shape}; expected bool ({n},)")
     return array.astype(np.bool_)
 
@@ -145,7 +181,7 @@ def _final_frames(
 ) -> NDArray[Any] | None:
     """Check the frames that follow dones; others are not looked at."""
     shape, dtype = settings["obs_shape"], np.dtype(settings["obs_dtype"])
-    finals = None if final_obs is None else np.asarray(final_obs)
+    finals = None if final_obs is None else _maybe_objects(final_obs)
     if finals is not None and finals.dtype != object:
         return _array("final_obs", finals, (n, *shape), dtype)
     if finals is not None and finals.shape != (n,):
@@ -157,3 +193,13 @@ def _final_frames(
         if frame is not None and (np.shape(frame) != shape or np.asarray(frame).dtype != dtype):
             raise ValueError(f"final_obs[{i}] is {np.asarray(frame).dtype} {np.shape(frame)}; expected {dtype} {shape}")
     return finals
+
+
+def _maybe_objects(final_obs: ArrayLike) -> NDArray[Any]:
+    """Return an array of frames, or one of objects if there are gaps."""
+    if isinstance(final_obs, list | tuple) and any(frame is None for frame in final_obs):
+        objects = np.empty(len(final_obs), object)
+        for i, frame in enumerate(final_obs):
+            objects[i] = frame
+        return objects
+    return np.asarray(final_obs)

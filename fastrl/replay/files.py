@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.replay.checks import require
 from fastrl.replay.store import FrameStore
 
 FORMAT = 1
@@ -43,8 +47,17 @@ def save(path: Path, kind: str, settings: dict[str, Any], state: dict[str, Any],
         raise
 
 
+# How damage shows: in zipfile, in NumPy, in JSON, in the checks of settings, rings and tree.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, AssertionError, AttributeError, EOFError, IndexError, KeyError, NotImplementedError,
+    OverflowError, RuntimeError, TypeError, UnicodeError, ValueError, struct.error,
+)  # fmt: skip
+
+
 class SavedReplay:
     """An open file that `save` wrote; ``settings`` are the arguments of the buffer to build.
+
+    Used in a ``with`` statement, whatever goes wrong inside is raised as ValueError that names the file.
 
     Raises
     ------
@@ -53,57 +66,52 @@ class SavedReplay:
     """
 
     def __init__(self, path: Path, kind: str) -> None:
-        self._path = path
-        try:
-            self._archive = zipfile.ZipFile(path)
-            header = json.loads(self._archive.read("header.json"))
-            self.settings: dict[str, Any] = header["settings"]
-            self._rest, self._held = header["state"], int(header["held"])
-            found = (header["format"], header["kind"])
-        except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-            raise self._damaged(error) from error
-        if found != (FORMAT, kind):
-            self._archive.close()
-            raise ValueError(
-                f"{path} holds a {found[1]} in format {found[0]}; this is {kind} in format {FORMAT}: "
-                "load it with the class and version that saved it"
-            )
+        self._path, self._kind = path, kind
 
     def __enter__(self) -> SavedReplay:
+        self._file = open(self._path, "rb")
+        try:
+            self._archive = zipfile.ZipFile(self._file)
+            header = json.loads(self._archive.read("header.json"))
+            found = (header["format"], header["kind"])
+            self.settings: dict[str, Any] = header["settings"]
+            self._rest, self.held = header["state"], int(header["held"])
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        if found != (FORMAT, self._kind):
+            self._file.close()
+            raise ValueError(
+                f"{self._path} holds a {found[1]} in format {found[0]}; this is {self._kind} in format {FORMAT}: "
+                "load it with the class and version that saved it"
+            )
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._archive.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if isinstance(error, _DAMAGE):
+            raise ValueError(f"{self._path} is no saved replay, or damaged ({error}); use an earlier one") from error
 
     def state(self) -> dict[str, Any]:
         """Return what the buffer's state was."""
-        try:
-            names = [name for name in self._archive.namelist() if name.endswith(".npy")]
-            arrays: dict[str, Any] = {name.removesuffix(".npy"): self._array(name) for name in names}
-            return {**arrays, **self._rest}
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise self._damaged(error) from error
+        names = [name for name in self._archive.namelist() if name.endswith(".npy")]
+        return {**self._rest, **{name.removesuffix(".npy"): self._array(name) for name in names}}
 
     def fill(self, store: FrameStore) -> None:
         """Read the frames into a store."""
-        try:
-            with self._archive.open("frames") as member:
-                for ids, frames in _chunks(self.settings, self._held):
-                    _read_exactly(member, frames.reshape(-1).view(np.uint8))
-                    store.write(ids[:, 0], frames[:, 0])
-                if member.read(1):  # also makes zipfile compare the checksum
-                    raise ValueError("it holds more frames than its header says")
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            raise self._damaged(error) from error
+        with self._archive.open("frames") as member:
+            for ids, frames in _chunks(self.settings, self.held):
+                _read_exactly(member, frames.reshape(-1).view(np.uint8))
+                store.write(ids[:, 0], frames[:, 0])
+            require(not member.read(1), "it holds more frames than its header says")  # compares the checksum too
 
     def _array(self, name: str) -> NDArray[Any]:
         with self._archive.open(name) as member:
             array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
             member.read(1)  # makes zipfile compare the checksum
         return array
-
-    def _damaged(self, error: Exception) -> ValueError:
-        return ValueError(f"{self._path} is no saved replay, or damaged ({error}); use an earlier one")
 
 
 def _chunks(settings: dict[str, Any], held: int) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.replay import _frames, _ring
+from fastrl.replay.checks import require
 from fastrl.replay.reference import FINAL, ROW, TERMINATED, TRUNCATED
 
 __all__ = ["FINAL", "ROW", "TERMINATED", "TRUNCATED", "Ring"]
 
 _COLUMNS = ("first", "reward", "mark", "drawable", "action")  # [N, T]
 _CURSORS = ("count", "pending", "ended", "opens")  # [N]
+_UNKNOWN = 2  # of `opens`: the newest row is a final observation, but nobody gave its frame
 
 
 class Ring:
@@ -93,6 +95,18 @@ class Ring:
             self.action[slots] = action
         return slots, changed[:found]
 
+    def check_first(self, env: NDArray[np.int64], first: NDArray[np.int8]) -> None:
+        """Raise ValueError if a row would go on with a game whose last frame was not given."""
+        if ((first == 0) & (self.opens[env] == _UNKNOWN)).any():
+            raise ValueError(
+                "first is False after a done whose final_obs was None, so that a frame is missing from the stacks "
+                "that go on; give final_obs there, or first=True here"
+            )
+
+    def forbid_going_on(self, env: NDArray[np.int64]) -> None:
+        """Note that the newest rows of ``env``, final observations, hold no frame that was seen."""
+        self.opens[env] = _UNKNOWN
+
     def index(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Name the rows that live in ``slots [B]`` now."""
         env, t = np.divmod(slots, self.rows)
@@ -107,16 +121,21 @@ class Ring:
         ValueError
             If an index names no row that was ever written.
         """
+        row, env = self._known(index)
+        slots = env * self.rows + row % self.rows
+        return slots, (row >= self.count[env] - self.rows) & (self.drawable[slots] != 0)
+
+    def _known(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Split names into row numbers and environments, or raise ValueError if one names no row."""
         row, env = np.divmod(index, self.num_envs)
         known = (row >= 0) & (row < self.count[env])
         if not known.all():
             raise ValueError(f"index holds {index[~known][0]}, which names no row; pass a batch's own index")
-        slots = env * self.rows + row % self.rows
-        return slots, (row >= self.count[env] - self.rows) & (self.drawable[slots] != 0)
+        return row, env
 
     def age(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many rows came after each row named ``index [B]`` in its ring."""
-        row, env = np.divmod(index, self.num_envs)
+        """Return how many rows came after each row named ``index [B]`` in its ring; errors as `slots`."""
+        row, env = self._known(index)
         return self.count[env] - 1 - row
 
     def stacks(self, slots: NDArray[np.int64], zero: bool) -> NDArray[np.int64]:
@@ -139,13 +158,13 @@ class Ring:
 
     def check(self) -> None:
         """Raise AssertionError unless ``drawable`` is what its definition says of every row."""
-        assert (self.count >= 0).all(), "a cursor is negative"
-        assert ((self.pending >= self.count - self.n_step) & (self.pending <= self.count)).all(), "a window is lost"
+        require((self.count >= 0).all(), "a cursor is negative")
         by_env = (self.num_envs, self.rows)
         newest = self.count[:, None] - 1
         row = newest - (newest - np.arange(self.rows)) % self.rows  # [N, T]; negative: never written
         held = row >= 0
         first, mark = self.first.reshape(by_env) != 0, self.mark.reshape(by_env)
+        require((mark <= FINAL).all(), "a mark is none")
         env = np.arange(self.num_envs)[:, None]
         oldest = np.maximum(self.count[:, None] - self.rows, 0)
 
@@ -160,7 +179,22 @@ class Ring:
             follows = (row + k + 1 <= newest) & ~first[env, (row + k + 1) % self.rows]
             known &= ~open_window | follows
         expected = held & (mark != FINAL) & stack_held & known
-        assert np.array_equal(self.drawable.reshape(by_env) != 0, expected), "drawable differs from its definition"
+        require(np.array_equal(self.drawable.reshape(by_env) != 0, expected), "drawable differs from its definition")
+
+        any_row = self.count > 0
+        last = mark[np.arange(self.num_envs), newest[:, 0] % self.rows]
+        ended = any_row & ((last == TRUNCATED) | (last == TERMINATED))
+        require(np.array_equal(self.ended != 0, ended), "an episode's end is lost")
+        require(np.array_equal(self.opens != 0, any_row & (last == FINAL)), "an episode's beginning is lost")
+        # Windows are open from `pending` on: a row before it is closed or was abandoned.
+        waiting = held & (row >= self.pending[:, None])
+        require(not (waiting & expected).any(), "a window is open twice")
+        require(((self.pending >= self.count - self.n_step) & (self.pending <= self.count)).all(), "a window is lost")
+        abandoned = held & ~known & (mark != FINAL) & ~waiting
+        follows_first = np.zeros(by_env, bool)
+        for k in range(1, self.n_step + 1):
+            follows_first |= (row + k <= newest) & first[env, (row + k) % self.rows]
+        require(not (abandoned & ~follows_first).any(), "an open window is not waited for")
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return cursors ``[N]`` and columns ``[N, rows written at most, …]`` (views)."""

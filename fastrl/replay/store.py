@@ -28,7 +28,7 @@ class RamStore:
     """Frames as one array in memory, ``[count, *shape]``: a gather is one ``memcpy`` per frame."""
 
     def __init__(self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.frames = np.empty((count, *shape), dtype)
+        self.frames = np.zeros((count, *shape), dtype)  # pages are mapped when first written
         self._bytes = self.frames.reshape(count, -1).view(np.uint8)  # [count, bytes of a frame]
 
     def write(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> None:

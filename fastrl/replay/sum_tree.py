@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastrl.replay import _sum_tree
+from fastrl.replay.checks import integer, require
 
 ARITY = 8
 
@@ -25,9 +26,7 @@ class SumTree:
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity is {capacity}; give at least 1")
-        self.capacity = int(capacity)
+        self.capacity = integer("capacity", capacity)
         sizes = [-(-self.capacity // ARITY) * ARITY]
         while sizes[-1] > 1:
             parents = sizes[-1] // ARITY
@@ -109,22 +108,14 @@ class SumTree:
 
     def check(self) -> None:
         """Raise AssertionError unless every node is the sum of its children."""
-        assert np.all(self._nodes >= 0), "a node is negative or NaN"
+        require(np.all(self._nodes >= 0), "a node is negative or NaN")
         ends = [*self._offsets[1:], len(self._nodes)]
         for start, middle, end in zip(self._offsets[:-1], ends[:-1], ends[1:], strict=True):
             c = self._nodes[start:middle].reshape(-1, ARITY).T
             sums = ((c[0] + c[1]) + (c[2] + c[3])) + ((c[4] + c[5]) + (c[6] + c[7]))
-            assert np.array_equal(self._nodes[middle : middle + len(sums)], sums), "a sum differs from its children"
-            assert not self._nodes[middle + len(sums) : end].any(), "padding holds a weight"
-        assert not self._nodes[self.capacity : ends[0]].any(), "padding holds a weight"
-
-    def state(self) -> dict[str, Any]:
-        """Return what `load_state` needs: the weights (a view)."""
-        return {"weights": self.weights}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over the weights of another tree of the same capacity."""
-        self.set(np.arange(self.capacity), state["weights"])
+            require(np.array_equal(self._nodes[middle : middle + len(sums)], sums), "a sum differs from its children")
+            require(not self._nodes[middle + len(sums) : end].any(), "padding holds a weight")
+        require(not self._nodes[self.capacity : ends[0]].any(), "padding holds a weight")
 
     def _checked(self, index: ArrayLike) -> NDArray[np.int64]:
         array = np.asarray(index)

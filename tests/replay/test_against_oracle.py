@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from oracle import Oracle
 
-from fastrl.replay import PrioritizedReplayBuffer, ReplayBuffer
+from fastrl.replay import Batch, PrioritizedReplayBuffer, ReplayBuffer
 
 GAMMA, EPS, BETA = 0.9, 1e-3, 0.7
 
@@ -42,6 +45,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.oracle = Oracle(num_envs, rows, stack, padding, n_step, GAMMA, autoreset)
         self.rng = np.random.default_rng(seed)
         self.frames = 0
+        self.must_open = np.zeros(num_envs, bool)
         self.held = []  # batches drawn some time ago, with copies of what they held
 
     def new_frames(self, n):
@@ -68,7 +72,8 @@ class BufferMachine(RuleBasedStateMachine):
         first = None
         if new_game is not None:
             # Here and there a new game; None's meaning wherever an episode opens, unless a life was lost.
-            first = rng.random(n) < new_game
+            first = (rng.random(n) < new_game) | self.must_open[env]
+            self.must_open[env] = False
         final_obs, given = None, [None] * n
         if self.autoreset != "next_step":
             frames = self.new_frames(n)
@@ -81,6 +86,8 @@ class BufferMachine(RuleBasedStateMachine):
                     skip = finals != "object" and terminated[i]
                     final_obs[i] = frames[i] if (terminated[i] or truncated[i]) and not skip else None
                     given[i] = None if final_obs[i] is None else given[i]
+            missing = (terminated | truncated) & np.array([frame is None for frame in given], bool)
+            self.must_open[env] = missing  # a stack that goes on needs every frame
         self.buffer.add(
             obs, action, reward, terminated, truncated, first=first, final_obs=final_obs,
             env_id=None if everybody and rng.random() < 0.5 else env,
@@ -103,8 +110,8 @@ class BufferMachine(RuleBasedStateMachine):
         rows = self.rows_by_frame()
         assert self.buffer.drawable == len(rows)
         assert len(self.buffer) == len(self.oracle)
-        for batch, copy in self.held:
-            assert np.array_equal(batch.obs, copy)
+        for array, copy in self.held:
+            assert np.array_equal(array, copy)
         if not rows:
             with pytest.raises(ValueError, match="no row can be drawn"):
                 self.buffer.sample(2)
@@ -125,12 +132,19 @@ class BufferMachine(RuleBasedStateMachine):
             weights = (priorities + EPS) ** self.alpha
             weights = (weights / weights.min()) ** -BETA
         np.testing.assert_allclose(batch.weight, weights, rtol=1e-5)
-        self.held = [*self.held[-5:], (batch, batch.obs.copy())]
+        kept = getattr(batch, self.rng.choice(Batch.__slots__))  # one array alone is enough to hold
+        self.held = [*self.held[-5:], (kept, kept.copy())]
         self.last = (batch, drawn)
+
+    @rule()
+    def save_and_load(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.buffer.save(Path(folder) / "replay")
+            self.buffer = type(self.buffer).load(Path(folder) / "replay")
 
     @rule(late=st.booleans(), scale=st.sampled_from([1.0, 0.0, 30.0]))
     def update(self, late, scale):
-        if not self.alpha or not hasattr(self, "last"):
+        if self.alpha is None or not hasattr(self, "last"):
             return
         batch, drawn = self.last
         if late:  # rows may have been overwritten or closed to drawing since

@@ -85,13 +85,6 @@ def test_sums_do_not_drift_over_a_million_updates():
     assert tree.total == 0.0
 
 
-def test_state_moves_to_another_tree():
-    tree, other = SumTree(77), SumTree(77)
-    tree.set(np.arange(77), np.arange(77.0))
-    other.load_state(tree.state())
-    assert np.array_equal(tree._nodes, other._nodes)
-
-
 @pytest.mark.parametrize(
     ("index", "weight", "message"),
     [
