@@ -93,14 +93,6 @@ class MetricsCsv:
         return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
 
 
-def board_module() -> Any:
-    """Return PyTorch's face of TensorBoard; raise ImportError that names the extra if either is missing."""
-    need("torch", "train")
-    need("tensorboard", "train")  # PyTorch's own message would not name the extra
-    need("rich", "train")
-    return need("torch.utils.tensorboard", "train")
-
-
 class Reporter:
     """Where a run says what happens: TensorBoard, ``metrics.csv`` and one progress line.
 
@@ -130,7 +122,9 @@ class Reporter:
     def __init__(
         self, folder: Path, *, total: int, unit: str = "frames", resume_at: int | None = None, quiet: bool = False
     ) -> None:
-        board = board_module()
+        for package in ("torch", "tensorboard", "rich"):  # PyTorch's face of TensorBoard would not name the extra
+            need(package, "train")
+        board = need("torch.utils.tensorboard", "train")
         folder.mkdir(parents=True, exist_ok=True)
         self._csv = MetricsCsv(folder / "metrics.csv", unit, resume_at)
         purge = None if resume_at is None else resume_at + 1

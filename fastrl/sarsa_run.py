@@ -20,9 +20,8 @@ FILM_FPS = 50  # CartPole's own clock: 0.02 s a step
 def train(config: SarsaConfig, *, quiet: bool = False) -> int:
     """Run the learners on each version of CartPole asked for; return the exit status."""
     path = folder.path_for(config, "cartpole")
-    need("gymnasium", "train")
-    need("pygame", "train")
-    report.board_module()
+    for package in ("gymnasium", "pygame", "torch", "tensorboard", "rich", "PIL"):  # before anything is written
+        need(package, "train")
     folder.open_run(path, config, new=True)
     tasks = (
         [dataclasses.replace(config, version="v0"), dataclasses.replace(config, version="v1")]

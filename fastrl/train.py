@@ -59,7 +59,7 @@ def _default(game: str | None, device: str, resume: Path | None) -> tuple[RunCon
         return config, f"the settings of {resume}"
     if plain is None or plain == "cartpole":
         return SarsaConfig(), ""
-    from fastrl.dqn.learner import pick_device
+    from fastrl.dqn.device import pick_device
 
     preset = preset_for(plain, pick_device(device).type)
     return preset.config, preset.about

@@ -10,7 +10,8 @@ import torch
 
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import learner as learner_module
-from fastrl.dqn.learner import Learner, has_bfloat16, pick_device
+from fastrl.dqn.device import has_bfloat16, pick_device
+from fastrl.dqn.learner import Learner
 
 CPU = torch.device("cpu")
 OBS = (1, 10, 5)
@@ -375,3 +376,26 @@ def test_a_device_is_picked_or_refused_with_a_remedy(monkeypatch):
 
 def test_bfloat16_of_the_cpu_is_a_plain_answer():
     assert has_bfloat16(CPU) in (True, False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_gpu_learns_as_the_cpu_does_with_priorities_one_update_late(compiled):
+    config, cuda = TINY.replace(compile=compiled), torch.device("cuda")
+    slow, fast = make(TINY), Learner(config, OBS, np.float32, ACTIONS, cuda, 1)
+    batches = [make_batch(seed) for seed in range(12)]
+    expected = [slow.learn(batch) for batch in batches]
+    got = [fast.learn(batch) for batch in batches]
+    assert got[0] is None
+    for (index, abs_td), late in zip(expected, [*got[1:], fast.flush()], strict=True):
+        np.testing.assert_array_equal(late[0], index)
+        np.testing.assert_allclose(late[1], abs_td, rtol=1e-3, atol=1e-4)
+    obs = batches[0].obs[:4]
+    np.testing.assert_array_equal(fast.act(obs), fast.q_values(obs).argmax(1))
+    again = Learner(config, OBS, np.float32, ACTIONS, cuda, 2)
+    again.load_state(fast.state())
+    make(TINY).load_state(fast.state())  # a CPU may go on where a GPU left off
+    for learner in (fast, again):
+        for batch in batches:
+            learner.learn(batch)
+    np.testing.assert_allclose(again.flush()[1], fast.flush()[1], rtol=1e-4, atol=1e-5)

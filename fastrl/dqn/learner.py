@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from fastrl.config import ConfigError, DQNConfig
+from fastrl.dqn.device import has_bfloat16
 from fastrl.dqn.loss import double_q_target, taken, td_error, weighted_mean_loss
 from fastrl.dqn.network import build_network
 from fastrl.dqn.optimizer import build_optimizer, load_moments
@@ -106,6 +107,9 @@ class Learner:
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
         self._slots = [_Slot(self._specs, device) for _ in range(2)] if self.delayed else []
         self._pending: _Slot | None = None
+        acting = (config.num_envs, *self._obs_shape)
+        pinned = device.type == "cuda"
+        self._acting = torch.empty(acting, dtype=self._specs["obs"][1], pin_memory=True) if pinned else None
         self._reset_metrics()
         self._build_functions()
 
@@ -184,7 +188,10 @@ class Learner:
             raise ValueError(
                 f"obs is {obs.dtype} {list(obs.shape)}; give {self._obs_dtype} [{', '.join(map(str, wanted))}]"
             )
-        return torch.from_numpy(obs).to(self.device)
+        if self._acting is None or len(obs) != len(self._acting):
+            return torch.from_numpy(obs).to(self.device)
+        self._acting.numpy()[:] = obs  # whoever asked last has waited for the answer, so the tensor is free
+        return self._acting.to(self.device, non_blocking=True)
 
     def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
         """Do one update and return (index [B] int64, |td| [B] float32), or None.
@@ -356,34 +363,6 @@ class _Slot:
         if self._done is not None:
             self._done.synchronize()
         return self._index.copy(), self._abs_td.numpy().copy()
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of `--device`: "cpu", "cuda", or for "auto" a GPU where there is one.
-
-    Raises
-    ------
-    ConfigError
-        There is no usable GPU, or no such device.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device is {name!r}; give auto, cpu or cuda")
-    usable = torch.cuda.is_available()
-    if name == "cuda" and not usable:
-        raise ConfigError(
-            "--device is 'cuda' but PyTorch finds no usable GPU; give --device cpu, or install PyTorch for CUDA"
-        )
-    return torch.device("cuda" if usable and name != "cpu" else "cpu")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself, rather than emulating it."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if hasattr(torch.cpu, "get_capabilities"):  # newer than torch 2.6
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def _specs(B: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype[Any]) -> Specs:

@@ -16,7 +16,9 @@ from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import checkpoint
 from fastrl.dqn.build import build_envs, build_replay, load_replay
 from fastrl.dqn.callbacks import Callback, Checkpoints, Evaluation, Metrics
-from fastrl.dqn.learner import Learner, Priorities, pick_device
+from fastrl.dqn.device import pick_device
+from fastrl.dqn.learner import Learner, Priorities
+from fastrl.extras import need
 from fastrl.schedule import linear
 from fastrl.stop import Stop, Stopped
 
@@ -91,7 +93,8 @@ class Run:
         # Every generator has a stream of its own; resumed games must not repeat the first ones.
         seeds = [int(s) for s in np.random.SeedSequence([config.seed, self.steps]).generate_state(4)]
         self._rng = np.random.default_rng(seeds[0])
-        report.board_module()
+        for package in ("tensorboard", "rich", "PIL"):  # before anything is written
+            need(package, "train")
         device = pick_device(config.device)
         self.envs = build_envs(config, seeds[1])
         if saved and (saved / "replay").exists():
