@@ -21,6 +21,7 @@ DIRECTIVES = {
     "language_level": 3,
     "binding": True,  # signatures that inspect and stubtest can read
     "embedsignature": False,
+    "autotestdict": False,
     "boundscheck": DEBUG,
     "wraparound": False,
     "initializedcheck": DEBUG,
@@ -29,7 +30,7 @@ DIRECTIVES = {
 
 # No -march=native: a wheel must run on any machine of its platform. No contraction into fused
 # multiply-adds: the kernels and their plain twins agree to the last bit.
-COMPILE_ARGS = [] if sys.platform == "win32" else ["-O1" if DEBUG else "-O3", "-ffp-contract=off"]
+COMPILE_ARGS = [] if sys.platform == "win32" else (["-O1"] if DEBUG else ["-O3", "-g0"]) + ["-ffp-contract=off"]
 
 setup(
     ext_modules=cythonize(
@@ -37,6 +38,6 @@ setup(
         compiler_directives=DIRECTIVES,
         build_dir="build/cython-debug" if DEBUG else "build/cython",
         show_all_warnings=True,
-        force=DEBUG,
+        force=True,  # the generated C depends on the directives too
     )
 )
