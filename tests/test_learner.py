@@ -10,7 +10,6 @@ import torch
 
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import learner as learner_module
-from fastrl.dqn.device import has_bfloat16, pick_device
 from fastrl.dqn.learner import Learner
 
 CPU = torch.device("cpu")
@@ -360,22 +359,6 @@ def test_threads_follow_the_setting_or_the_cores_of_this_process(monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-def test_a_device_is_picked_or_refused_with_a_remedy(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == pick_device("cpu") == CPU
-    with pytest.raises(ConfigError, match=r"--device is 'cuda' but .*give --device cpu"):
-        pick_device("cuda")
-    with pytest.raises(ConfigError, match="--device is 'tpu'; give auto, cpu or cuda"):
-        pick_device("tpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
-    assert pick_device("cpu") == CPU
-
-
-def test_bfloat16_of_the_cpu_is_a_plain_answer():
-    assert has_bfloat16(CPU) in (True, False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

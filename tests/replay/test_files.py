@@ -1,0 +1,118 @@
+"""Saving and loading: the same draws afterwards, and no damaged file gets in."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from make import NO, filled
+
+from fastrl.replay import Batch, PrioritizedReplayBuffer, ReplayBuffer
+
+
+@pytest.mark.parametrize("steps", [0, 3, 12, 57])
+def test_save_and_load_go_on_with_the_same_batches(tmp_path, kernels, steps):
+    buffer = filled(steps, n_step=2, stack_padding="zero")
+    if buffer.drawable:
+        buffer.update_priorities(buffer.sample(5).index, np.arange(5.0))
+    buffer.save(tmp_path / "replay")
+    again = PrioritizedReplayBuffer.load(tmp_path / "replay")
+    assert [path.name for path in tmp_path.iterdir()] == ["replay"]
+    assert (len(again), again.drawable, again.max_priority) == (len(buffer), buffer.drawable, buffer.max_priority)
+    for t in range(60, 90):
+        for b in (buffer, again):
+            b.add(np.full((2, 3), t, np.uint8), np.array([t, t]), np.ones(2), np.array([t % 7 == 0, False]), NO)
+        if buffer.drawable:
+            first, second = buffer.sample(6), again.sample(6)
+            for name in Batch.__slots__:
+                assert np.array_equal(getattr(first, name), getattr(second, name)), name
+            for b in (buffer, again):
+                b.update_priorities(first.index, first.reward)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "no replay", "other class"])
+def test_a_damaged_or_foreign_file_is_refused(tmp_path, harm):
+    path = tmp_path / "replay"
+    filled(obs_shape=(50,)).save(path)
+    data = bytearray(path.read_bytes())
+    if harm == "truncated":
+        data = data[: len(data) // 2]
+    elif harm == "flipped":
+        data[data.index(bytes([7] * 50)) + 20] ^= 1
+    elif harm == "no replay":
+        data = b"something else"
+    path.write_bytes(data)
+    kind = ReplayBuffer if harm == "other class" else PrioritizedReplayBuffer
+    with pytest.raises(ValueError, match=str(path)):
+        kind.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    buffer = filled()
+    buffer.save(tmp_path / "replay")
+    before = (tmp_path / "replay").read_bytes()
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(buffer._store, "gather", full)
+    with pytest.raises(OSError, match="disk full"):
+        buffer.save(tmp_path / "replay")
+    assert [path.name for path in tmp_path.iterdir()] == ["replay"]
+    assert (tmp_path / "replay").read_bytes() == before
+
+
+def altered(path, change):
+    """Rewrite a saved replay with valid checksums, after ``change(header, arrays)``."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    header = json.loads(members["header.json"])
+    arrays = {}
+    for name in [name for name in members if name.endswith(".npy")]:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+            arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member)
+    change(header, arrays)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("header.json", json.dumps(header))
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=True)
+        archive.writestr("frames", members["frames"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h, a: a["ring.count"].__isub__(100),
+        lambda h, a: a["ring.count"].__iadd__(1),
+        lambda h, a: a["ring.drawable"].fill(1),
+        lambda h, a: a["ring.pending"].__iadd__(1),
+        lambda h, a: a["ring.ended"].fill(1),
+        lambda h, a: a["ring.mark"].fill(9),
+        lambda h, a: a.update({"ring.count": a["ring.count"].astype(np.int32)}),
+        lambda h, a: a.update({"ring.first": a["ring.first"][0]}),
+        lambda h, a: a.update({"ring.action": np.array([None])}),
+        lambda h, a: a.update({"weights": a["weights"][0]}),
+        lambda h, a: a["weights"].fill(np.nan),
+        lambda h, a: a.pop("weights"),
+        lambda h, a: h["state"].update(max_priority=float("nan")),
+        lambda h, a: h["state"].update(max_priority=-5),
+        lambda h, a: h["state"]["rng"]["state"].update(state=-1),
+        lambda h, a: h.update(held=6),
+        lambda h, a: h.update(settings=[1, 2]),
+        lambda h, a: h["settings"].update(colour="red"),
+        lambda h, a: h["settings"].update(n_step=2),
+        lambda h, a: h.update(format=99),
+    ],
+    ids=lambda change: None,
+)
+def test_a_file_that_contradicts_itself_is_refused_by_name(tmp_path, change):
+    path = tmp_path / "replay"
+    filled().save(path)
+    altered(path, lambda h, a: None)
+    PrioritizedReplayBuffer.load(path)  # unchanged, it loads
+    altered(path, change)
+    with pytest.raises(ValueError, match=str(path)):
+        PrioritizedReplayBuffer.load(path)
