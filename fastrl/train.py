@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     early = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     early.add_argument("--resume", metavar="RUN", type=Path)
     early.add_argument("--game", default=named[0] if named else None)
-    early.add_argument("--device", default="auto")
+    early.add_argument("--device")
     known, rest = early.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
         known.resume, known.game = None, known.game or "breakout"
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     if isinstance(default, SarsaConfig):
         return _cartpole(default, known.resume, rest)
     assert isinstance(default, DQNConfig)
-    if "--device" in " ".join(arguments):
+    if known.device is not None:
         rest += ["--device", known.device]
     examples = "\n\n".join(line.strip() for line in EXAMPLES.splitlines())
     config = parse(
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     return _dqn(config, known.resume, about)
 
 
-def _default(game: str | None, device: str, resume: Path | None) -> tuple[RunConfig, str]:
+def _default(game: str | None, device: str | None, resume: Path | None) -> tuple[RunConfig, str]:
     """Return the settings that flags change: the run's own when it goes on, else the preset's."""
     from fastrl.atari import game_name
 
@@ -61,16 +61,14 @@ def _default(game: str | None, device: str, resume: Path | None) -> tuple[RunCon
         return SarsaConfig(), ""
     from fastrl.dqn.device import pick_device
 
-    preset = preset_for(plain, pick_device(device).type)
+    preset = preset_for(plain, pick_device("auto" if device is None else device).type)
     return preset.config, preset.about
 
 
 def _dqn(config: DQNConfig, resume: Path | None, about: str) -> int:
-    from fastrl.atari import game_name
     from fastrl.dqn import checkpoint
     from fastrl.dqn.run import train
 
-    config = config.replace(game=game_name(config.game))
     print(f"{config.game}: {about}; Ctrl-C saves and says how to go on", flush=True)
     run = train(config, resume=resume)
     print(f"checkpoint: {checkpoint.find(run.folder)}")

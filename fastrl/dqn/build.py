@@ -20,13 +20,25 @@ BYTES_BESIDE_FRAME = 32  # columns and tree of one row: 24 to 26
 
 
 def build_envs(config: DQNConfig, seed: int) -> AtariEnvs:
-    """Start the games that the settings ask for."""
-    return AtariEnvs(
+    """Start the games that the settings ask for.
+
+    Raises
+    ------
+    ConfigError
+        If a setting does not fit the game.
+    """
+    envs = AtariEnvs(
         config.game, config.num_envs, seed=seed, threads=config.env_threads, frame_skip=config.frame_skip,
         episodic_life=config.episodic_life, reward_clip=config.reward_clip, noop_max=config.noop_max,
         repeat_action_probability=config.repeat_action_probability,
         max_episode_steps=config.max_episode_steps, dephase_steps=config.dephase_steps,
     )  # fmt: skip
+    if envs.frame_skip != config.frame_skip:  # or frames would be counted wrong
+        envs.close()
+        raise ConfigError(
+            f"--frame-skip is {config.frame_skip}, which {config.game} does not do; give {envs.frame_skip}"
+        )
+    return envs
 
 
 def build_replay(config: DQNConfig, envs: AtariEnvs, seed: int) -> tuple[PrioritizedReplayBuffer, str]:
