@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,15 +13,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B transitions, each over up to ``n_step`` steps."""
+    """B transitions, each over up to ``n_step`` steps.
 
-    obs: NDArray[Any]
+    ``obs`` and ``next_obs`` are of the frame store's own kind: NumPy arrays unless the buffer was given another.
+    """
+
+    obs: Any
     """``[B, stack, *obs_shape]``, oldest frame first."""
     action: NDArray[Any]
     """``[B, *action_shape]``: what was done at ``obs``."""
     reward: NDArray[np.float32]
     """``[B]``: sum of gamma^k r_k over the steps taken."""
-    next_obs: NDArray[Any]
+    next_obs: Any
     """``[B, stack, *obs_shape]`` after the last of these steps."""
     discount: NDArray[np.float32]
     """``[B]``: gamma to the number of steps taken, 0 after a termination."""
@@ -31,11 +35,12 @@ class Batch:
 
 
 _NAMES = tuple(field.name for field in fields(Batch))
+_FRAMES = ("obs", "next_obs")
 
 
-def _held(batch: Batch) -> int:
-    """Return the highest reference count among the batch's arrays."""
-    return max(sys.getrefcount(getattr(batch, name)) for name in _NAMES)
+def _held(batch: Batch, names: tuple[str, ...] = _NAMES) -> int:
+    """Return the highest reference count among the named arrays of a batch."""
+    return max(sys.getrefcount(getattr(batch, name)) for name in names)
 
 
 # What `_held` says of arrays that only a batch in a list holds; versions of the interpreter differ in it.
@@ -49,32 +54,49 @@ class BatchPool:
     Writing into memory that is mapped already is several times faster than into fresh pages. A batch, one of
     its arrays, a view or a tensor over one all count as holding: arrays still held are never lent again.
 
+    Holding shows in the count of references to an array that owns its memory. Memory of any other kind, like a
+    tensor, can be held without a reference to the object at hand: such frames are made anew for every batch.
+
     Parameters
     ----------
-    shapes, dtypes
-        Shape behind the batch axis and dtype of each field of `Batch`, in order.
+    obs_shape, obs_dtype, action_shape, action_dtype
+        Shape behind the batch axis and dtype of ``obs`` and ``next_obs``, and of ``action``.
+    empty : callable
+        Makes memory for frames, given its shape (see `FrameStore.empty`).
     keep : int
         Sets of arrays of one size to remember; when more are held, the oldest are left to their holders.
     """
 
-    def __init__(self, shapes: list[tuple[int, ...]], dtypes: list[np.dtype[Any]], keep: int = 4) -> None:
+    def __init__(
+        self,
+        obs_shape: tuple[int, ...],
+        obs_dtype: np.dtype[Any],
+        action_shape: tuple[int, ...],
+        action_dtype: np.dtype[Any],
+        empty: Callable[[tuple[int, ...]], Any],
+        keep: int = 4,
+    ) -> None:
+        shapes = [obs_shape, action_shape, (), obs_shape, (), (), ()]
+        dtypes = [np.dtype(d) for d in (obs_dtype, action_dtype, "f4", obs_dtype, "f4", "f4", "i8")]
         self._fields = list(zip(_NAMES, shapes, dtypes, strict=True))
-        self._keep = keep
+        self._obs_shape, self._empty, self._keep = obs_shape, empty, keep
+        sample = empty((1, *obs_shape))
+        self._frames_lent = isinstance(sample, np.ndarray) and bool(sample.flags.owndata)
+        self._lent = tuple(name for name in _NAMES if self._frames_lent or name not in _FRAMES)
         self._sets: list[Batch] = []
 
     def lend(self, size: int) -> Batch:
         """Return a batch of ``size`` whose contents may be overwritten."""
         for batch in self._sets:
-            if len(batch.index) == size and _held(batch) <= _FREE:
-                return _again(batch)
+            if len(batch.index) == size and _held(batch, self._lent) <= _FREE:
+                return self._again(batch)
         others = [batch for batch in self._sets if len(batch.index) != size]
         alike = [batch for batch in self._sets if len(batch.index) == size]
-        fresh: list[Any] = [np.empty((size, *shape), dtype) for _, shape, dtype in self._fields]
-        self._sets = [*others[-self._keep :], *alike[-self._keep + 1 :], Batch(*fresh)]
-        return _again(self._sets[-1])
+        self._sets = [*others[-self._keep :], *alike[-self._keep + 1 :], self._fresh(size)]
+        return self._again(self._sets[-1])
 
     def check(self, batch: Batch, size: int) -> None:
-        """Raise ValueError unless ``batch`` holds writable contiguous arrays that fit."""
+        """Raise ValueError unless ``batch`` holds writable contiguous NumPy arrays that fit."""
         for name, shape, dtype in self._fields:
             array, wanted = getattr(batch, name), (size, *shape)
             if not isinstance(array, np.ndarray) or array.shape != wanted or array.dtype != dtype:
@@ -85,7 +107,16 @@ class BatchPool:
         if len({getattr(batch, name).ctypes.data for name in _NAMES}) < len(_NAMES):
             raise ValueError("two arrays of out share their memory; give each field an array of its own")
 
+    def _fresh(self, size: int) -> Batch:
+        """Return a set of arrays to remember, without frames if these are made anew for every batch."""
+        columns: dict[str, Any] = {
+            name: np.empty((size, *shape), dtype) for name, shape, dtype in self._fields if name not in _FRAMES
+        }
+        return Batch(**columns, **(self._frames(size) if self._frames_lent else dict.fromkeys(_FRAMES)))
 
-def _again(batch: Batch) -> Batch:
-    """Return another batch over the same arrays, so that the pool's own is never handed out."""
-    return replace(batch)
+    def _frames(self, size: int) -> dict[str, Any]:
+        return {name: self._empty((size, *self._obs_shape)) for name in _FRAMES}
+
+    def _again(self, batch: Batch) -> Batch:
+        """Return another batch over the same arrays, so that the pool's own is never handed out."""
+        return replace(batch) if self._frames_lent else replace(batch, **self._frames(len(batch.index)))

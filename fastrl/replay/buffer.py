@@ -22,7 +22,7 @@ from fastrl.replay.checks import (
     require,
 )  # fmt: skip
 from fastrl.replay.ring import Ring
-from fastrl.replay.store import FrameStore, RamStore
+from fastrl.replay.store import MakeStore, RamStore
 from fastrl.replay.sum_tree import SumTree
 
 
@@ -58,6 +58,9 @@ class ReplayBuffer:
         observation; the final one comes in ``final_obs`` of the done itself.
     seed : int, sequence of int, SeedSequence or None
         Of the draws. The same seed and the same calls give the same batches, to the bit.
+    store : callable
+        Makes the `FrameStore` that holds the frames, called with their number, and the shape and dtype of one.
+        A batch's ``obs`` and ``next_obs`` are of the store's kind; their values do not depend on it.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class ReplayBuffer:
         gamma: float = 0.99,
         autoreset: Autoreset = "next_step",
         seed: int | list[int] | np.random.SeedSequence | None = None,
+        store: MakeStore = RamStore,
     ) -> None:
         settings = self.settings = check_settings(
             capacity=capacity, num_envs=num_envs, obs_shape=obs_shape, obs_dtype=obs_dtype,
@@ -95,11 +99,8 @@ class ReplayBuffer:
         self._powers = np.array([settings["gamma"] ** k for k in range(n_step + 1)])
         self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
         self._tree = SumTree(num_envs * rows)
-        self._store: FrameStore = RamStore(num_envs * rows, obs_shape, frame_dtype)
-        self._pool = BatchPool(
-            [(stack, *obs_shape), action_shape, (), (stack, *obs_shape), (), (), ()],
-            [np.dtype(d) for d in (frame_dtype, act_dtype, "f4", frame_dtype, "f4", "f4", "i8")],
-        )
+        self._store = store(num_envs * rows, obs_shape, frame_dtype)
+        self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
         self._rng = np.random.default_rng(seed)
         self._drawable = 0
 
@@ -114,7 +115,7 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the full buffer takes, the pool of batches aside."""
+        """Bytes of memory that the full buffer takes, its store's included, the pool of batches aside."""
         return self._store.nbytes + self._ring.nbytes + self._tree.nbytes
 
     def add(
@@ -162,9 +163,11 @@ class ReplayBuffer:
         """
         rows = check_rows(self.settings, obs, action, reward, terminated, truncated, first, final_obs, env_id)
         self._ring.check_first(rows.env, rows.first)
-        self._append(rows.env, rows.obs, rows.action, rows.reward, rows.mark, rows.first)
+        self._append(rows)
         if not self._final_inside and rows.mark.any():
-            self._append_final(rows)
+            finals, unknown = rows.finals()
+            self._append(finals)
+            self._ring.forbid_going_on(finals.env[unknown])
 
     def sample(self, batch_size: int, out: Batch | None = None) -> Batch:
         """Draw transitions, every drawable row with the same probability; all weights are 1.
@@ -177,8 +180,8 @@ class ReplayBuffer:
         batch_size : int
             B, at least 1.
         out : Batch, optional
-            Arrays to write into, for example over pinned memory. Otherwise they come from a pool, which
-            reuses only arrays that nobody holds any more: a batch you hold is never overwritten.
+            NumPy arrays to write into, for example over pinned memory, whatever the store. Otherwise they come
+            from a pool, which reuses only what nobody holds any more: a batch you hold is never overwritten.
 
         Raises
         ------
@@ -207,8 +210,10 @@ class ReplayBuffer:
         files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, held)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, store: MakeStore = RamStore) -> Self:
         """Return the buffer that `save` wrote: it draws what the saved one would have drawn.
+
+        Its frames go into a new ``store``, which need not be of the kind that they came from.
 
         Raises
         ------
@@ -216,7 +221,7 @@ class ReplayBuffer:
             If the file is no saved buffer of this class, or damaged.
         """
         with files.SavedReplay(Path(path), cls.__name__) as saved:
-            buffer = cls(**saved.settings)  # what goes wrong from here on, `saved` calls damage
+            buffer = cls(**saved.settings, store=store)  # what goes wrong from here on, `saved` calls damage
             saved.fill(buffer._store)
             buffer._load_state(saved.state())
             buffer.check()
@@ -235,35 +240,13 @@ class ReplayBuffer:
         """Return the weight of a row that becomes drawable."""
         return 1.0
 
-    def _append(
-        self,
-        env: NDArray[np.int64],
-        frames: NDArray[Any],
-        action: NDArray[Any] | None,
-        reward: NDArray[np.float32],
-        mark: NDArray[np.uint8],
-        first: NDArray[np.int8],
-    ) -> None:
-        """Append one row per environment in ``env``, and weigh what may be drawn from now on."""
-        slots, changed = self._ring.push(env, action, reward, mark, first)
-        self._store.write(slots, frames)
+    def _append(self, rows: Rows) -> None:
+        """Append one row per environment in ``rows.env``, and weigh what may be drawn from now on."""
+        slots, changed = self._ring.push(rows.env, rows.action, rows.reward, rows.mark, rows.first)
+        self._store.write(slots, rows.obs)
         may_be_drawn = self._ring.drawable[changed] != 0
         self._tree.write(changed, np.where(may_be_drawn, self._new_weight(), 0.0))
         self._drawable += 2 * int(may_be_drawn.sum()) - len(changed)
-
-    def _append_final(self, rows: Rows) -> None:
-        """Append the final frame after each done as an undrawable row, as if ``autoreset`` were next_step."""
-        done = np.flatnonzero(rows.mark)
-        frames, unknown = rows.obs[done], np.zeros(len(done), bool)
-        for k, i in enumerate(done):
-            if rows.final_obs is not None and rows.final_obs[i] is not None:
-                frames[k] = rows.final_obs[i]
-            else:
-                unknown[k] = True
-        nothing = np.zeros(len(done), np.uint8)
-        default = np.full(len(done), -1, np.int8)
-        self._append(rows.env[done], frames, None, nothing.astype(np.float32), nothing, default)
-        self._ring.forbid_going_on(rows.env[done][unknown])
 
     def _draw(self, batch_size: int, out: Batch | None) -> tuple[Batch, NDArray[np.int64]]:
         """Fill a batch but for its weights; return it with the slots drawn."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastrl.replay.reference import TERMINATED, TRUNCATED
+from fastrl.replay.store import MakeStore
 
 Autoreset = Literal["next_step", "same_step", "disabled"]
 
@@ -27,6 +28,7 @@ class Settings(TypedDict, total=False):
     gamma: float
     autoreset: Autoreset
     seed: int | list[int] | np.random.SeedSequence | None
+    store: MakeStore
 
 
 class Rows(NamedTuple):
@@ -34,11 +36,27 @@ class Rows(NamedTuple):
 
     env: NDArray[np.int64]
     obs: NDArray[Any]
-    action: NDArray[Any]
+    action: NDArray[Any] | None
     reward: NDArray[np.float32]
     mark: NDArray[np.uint8]
     first: NDArray[np.int8]
     final_obs: NDArray[Any] | None
+
+    def finals(self) -> tuple[Rows, NDArray[np.bool_]]:
+        """Return rows of the final frames after each done, as if ``autoreset`` were next_step.
+
+        Also which of them nobody gave: these hold the done's own frame.
+        """
+        done = np.flatnonzero(self.mark)
+        frames, unknown = self.obs[done], np.zeros(len(done), bool)
+        for k, i in enumerate(done):
+            if self.final_obs is not None and self.final_obs[i] is not None:
+                frames[k] = self.final_obs[i]
+            else:
+                unknown[k] = True
+        reward, mark = np.zeros(len(done), np.float32), np.zeros(len(done), np.uint8)
+        default = np.full(len(done), -1, np.int8)
+        return Rows(self.env[done], frames, None, reward, mark, default, None), unknown
 
 
 def require(condition: object, message: str) -> None:

@@ -47,10 +47,11 @@ def save(path: Path, kind: str, settings: dict[str, Any], state: dict[str, Any],
         raise
 
 
-# How damage shows: in zipfile, in NumPy, in JSON, in the checks of settings, rings and tree.
+# How damage shows: in zipfile, in NumPy, in JSON, in the checks of settings, rings and tree. RuntimeError is not
+# among it: that is how a store's device fails.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, AssertionError, AttributeError, EOFError, IndexError, KeyError, NotImplementedError,
-    OverflowError, RuntimeError, TypeError, UnicodeError, ValueError, struct.error,
+    OverflowError, RecursionError, TypeError, UnicodeError, ValueError, struct.error,
 )  # fmt: skip
 
 
@@ -72,7 +73,8 @@ class SavedReplay:
         self._file = open(self._path, "rb")
         try:
             self._archive = zipfile.ZipFile(self._file)
-            header = json.loads(self._archive.read("header.json"))
+            with self._open("header.json") as member:
+                header = json.loads(member.read())
             found = (header["format"], header["kind"])
             self.settings: dict[str, Any] = header["settings"]
             self._rest, self.held = header["state"], int(header["held"])
@@ -101,14 +103,20 @@ class SavedReplay:
 
     def fill(self, store: FrameStore) -> None:
         """Read the frames into a store."""
-        with self._archive.open("frames") as member:
+        with self._open("frames") as member:
             for ids, frames in _chunks(self.settings, self.held):
                 _read_exactly(member, frames.reshape(-1).view(np.uint8))
                 store.write(ids[:, 0], frames[:, 0])
             require(not member.read(1), "it holds more frames than its header says")  # compares the checksum too
 
+    def _open(self, name: str) -> IO[bytes]:
+        try:
+            return self._archive.open(name)
+        except RuntimeError as error:  # a flipped bit may say that it is encrypted
+            raise zipfile.BadZipFile(str(error)) from error
+
     def _array(self, name: str) -> NDArray[Any]:
-        with self._archive.open(name) as member:
+        with self._open(name) as member:
             array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
             member.read(1)  # makes zipfile compare the checksum
         return array

@@ -32,7 +32,7 @@ def test_save_and_load_go_on_with_the_same_batches(tmp_path, kernels, steps):
                 b.update_priorities(first.index, first.reward)
 
 
-@pytest.mark.parametrize("harm", ["truncated", "flipped", "no replay", "other class"])
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "encrypted", "no replay", "other class"])
 def test_a_damaged_or_foreign_file_is_refused(tmp_path, harm):
     path = tmp_path / "replay"
     filled(obs_shape=(50,)).save(path)
@@ -41,6 +41,8 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path, harm):
         data = data[: len(data) // 2]
     elif harm == "flipped":
         data[data.index(bytes([7] * 50)) + 20] ^= 1
+    elif harm == "encrypted":  # so it seems
+        data[data.rindex(b"PK\x01\x02") + 8] ^= 1
     elif harm == "no replay":
         data = b"something else"
     path.write_bytes(data)
