@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
 from fastrl.config import preset_for  # noqa: E402
+from fastrl.dqn.device import has_bfloat16  # noqa: E402
 from fastrl.dqn.learner import Learner  # noqa: E402
 from fastrl.replay import Batch  # noqa: E402
 
@@ -29,22 +34,53 @@ def random_batch(size):
     return Batch(obs[0], rng.integers(4, size=size), scalars[0], obs[1], scalars[1], scalars[2], np.arange(size))
 
 
+def flop_per_sample(trunk, hidden, batch):
+    """Count the arithmetic of one update in products and sums: three forwards and one backward."""
+    learner, _ = make_learner("cpu", trunk, hidden, False, len(batch.index))
+    with FlopCounterMode(display=False) as counter:
+        learner.learn(batch)
+    return counter.get_total_flops() / len(batch.index)
+
+
+def matrix_product(device, dtype):
+    """Return a large product to compare with, and its arithmetic."""
+    a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
+    return lambda: a @ b, 2 * 2048**3
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("trunk", "hidden"), TRUNKS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.benchmark(group="learner: update of 128")
-def bench_update(benchmark, device, trunk, hidden, compiled):
-    learner, _ = make_learner(device, trunk, hidden, compiled, 128)
-    batch = random_batch(128)
+@pytest.mark.parametrize("batch_size", [64, 256])
+@pytest.mark.benchmark(group="learner: update")
+def bench_update(benchmark, device, trunk, hidden, compiled, batch_size):
+    """An update, and in turns with it a matrix product in the same precision: how near to the machine's arithmetic."""
+    learner, _ = make_learner(device, trunk, hidden, compiled, batch_size)
+    batch = random_batch(batch_size)
+    low = has_bfloat16(torch.device(device))
+    product, product_flop = matrix_product(device, torch.bfloat16 if low else torch.float32)
 
-    def update():
-        learner.learn(batch)
+    def timed(function):
+        start = perf_counter()
+        function()
         if device == "cuda":
             torch.cuda.synchronize()
+        return perf_counter() - start
 
-    benchmark.pedantic(update, rounds=10, warmup_rounds=3)
+    seconds: list[float] = []
+
+    def beside():  # before each round of the benchmark
+        seconds.append(timed(product))
+
+    benchmark.pedantic(lambda: timed(lambda: learner.learn(batch)), setup=beside, rounds=12, warmup_rounds=3)
     if benchmark.enabled:
-        benchmark.extra_info["samples_per_second"] = 128 / benchmark.stats.stats.median
+        rate = batch_size / benchmark.stats.stats.median
+        done = rate * flop_per_sample(trunk, hidden, batch)
+        possible = product_flop / float(np.median(seconds))
+        benchmark.extra_info |= {
+            "samples_per_second": rate, "update_gflops": done / 1e9, "matrix_product_gflops": possible / 1e9,
+            "share_of_matrix_product": done / possible, "precision": "bfloat16" if low else "float32",
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a CUDA machine has to answer, in stages of less than nine minutes each:
-#   bench/gpu.sh build-bench    compile the kernels, run the learner's tests and the benches
+#   bench/gpu.sh build-bench    compile the kernels, run what tests and benches say of a GPU, draw a trace
 #   bench/gpu.sh train          train a game for a while, save, evaluate
 #   bench/gpu.sh continue       go on with that run
 # Results as JSON, CSV and pictures go to ${OUT:-out}, runs to ${RUNS:-runs}. No network is needed: python3 must
@@ -37,12 +37,17 @@ build
 case $stage in
   build-bench)
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/gpu.txt" || true
-    timeout 150 python3 -m pytest -q tests/test_learner.py tests/test_network.py -p no:cacheprovider 2>&1 |
-      tee "$out/tests.txt"
-    timeout 180 python3 -m pytest -q bench/bench_learner.py -p no:cacheprovider --benchmark-json "$out/learner.json" |
-      tee "$out/learner.txt"
-    timeout 180 python3 -m pytest -q bench/bench_loop.py -p no:cacheprovider --benchmark-json "$out/loop.json" |
-      tee "$out/loop.txt"
+    check() { # name, seconds, pytest's arguments; what fails or takes too long is noted, and the rest still runs
+      timeout "$2" python3 -m pytest -q -p no:cacheprovider "${@:3}" 2>&1 | tee "$out/$1.txt" || failed="$failed $1"
+    }
+    failed=
+    check tests 150 tests/test_learner.py tests/test_fast_path.py tests/test_frames.py tests/test_staging.py \
+      tests/test_groups.py tests/test_network.py
+    check stages 90 bench/bench_stages.py --benchmark-json "$out/stages.json"
+    check learner 150 bench/bench_learner.py -k cuda --benchmark-json "$out/learner.json"
+    check loop 100 bench/bench_loop.py --benchmark-json "$out/loop.json"
+    timeout 60 python3 bench/trace.py "$out/trace.json.gz" 2>&1 | tee "$out/trace.txt" || failed="$failed trace"
+    [ -z "$failed" ] || { echo "failed or too slow:$failed" >&2; exit 1; }
     ;;
   train)
     train "$game" --runs-dir "$runs" --name "gpu-$game"

@@ -258,7 +258,9 @@ class AtariEnvs:
         return screen
 
     def close(self) -> None:
-        """Free the emulators; nothing else may be called afterwards."""
+        """Free the emulators, once a step under way has ended; nothing else may be called afterwards."""
+        if self._sent > 0:
+            self.recv()
         self._pool.close()
 
     def _record(self, frame: Array, reward: Array, terminated: Array, truncated: Array, info: dict[str, Any]) -> Step:

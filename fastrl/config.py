@@ -44,6 +44,8 @@ class DQNConfig(RunConfig):
     # Environments
     num_envs: int = 64
     """Games played side by side."""
+    env_groups: int = 1
+    """Groups of games that take turns, so that a GPU and EnvPool never wait for one another."""
     env_threads: int = 0
     """EnvPool's threads (0: one per CPU core that this process may use)."""
     frame_skip: int = 4
@@ -74,6 +76,8 @@ class DQNConfig(RunConfig):
     # Replay
     capacity: int | None = None
     """Rows of replay over all games (default: 1,000,000, or fewer where the run or the memory is smaller)."""
+    frame_store: Literal["auto", "ram", "device"] = "auto"
+    """Where the replay's frames lie; `auto`: on the GPU where they fit, else in memory."""
     stack: int = 4
     """Frames that make one observation."""
     prioritized: bool = True
@@ -145,6 +149,16 @@ class DQNConfig(RunConfig):
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.num_envs % self.env_groups:
+            raise ConfigError(
+                f"--env-groups is {self.env_groups}, which does not divide --num-envs {self.num_envs}; "
+                "give a divisor of it"
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Games in one group."""
+        return self.num_envs // self.env_groups
 
     @property
     def total_steps(self) -> int:
@@ -199,7 +213,7 @@ _SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
 _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        "total_frames frame_skip noop_max max_episode_steps hidden capacity stack n_step batch_size "
+        "env_groups total_frames frame_skip noop_max max_episode_steps hidden capacity stack n_step batch_size "
         "target_period_updates log_every_frames evaluate_every_frames "
         "checkpoint_every_frames keep_checkpoints episodes max_steps".split(),
         _AT_LEAST_1,
@@ -246,6 +260,7 @@ PRESETS: dict[str, Preset] = {
         config=DQNConfig(
             total_frames=40_000_000,
             num_envs=128,
+            env_groups=2,
             batch_size=512,
             samples_per_step=8.0,
             n_step=1,

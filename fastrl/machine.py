@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores and memory, containers' limits included.
+"""What this process may use of the machine, cores and memory, containers' limits included; and how it keeps memory.
 
 NumPy maps pages only when they are written, so that taking too much memory fails hours later, by the kernel's
 hand; hence the question comes first.
@@ -6,6 +6,7 @@ hand; hence the question comes first.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -18,6 +19,21 @@ def cpu_count() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         return os.cpu_count() or 1
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what large arrays leave behind; return whether it understood.
+
+    glibc hands arrays above 128 KiB (later 32 MiB) back to the system when they are freed, and every page of the
+    next one costs a fault: for the temporary tensors of a network on a CPU a fifth of the time of an update.
+    Holds for the whole process, and does nothing on other C libraries.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    return bool(mallopt(mmap_threshold, GIB)) and bool(mallopt(trim_threshold, 2 * GIB - 1))
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:

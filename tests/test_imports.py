@@ -24,7 +24,7 @@ LAYERS = [
         "fastrl.games",
         "fastrl.sarsa",
         "fastrl.dqn",
-        *(f"fastrl.dqn.{n}" for n in "device loss network optimizer".split()),
+        *(f"fastrl.dqn.{n}" for n in "device frames graph groups inputs laps loss network optimizer staging".split()),
     },
     {"fastrl.dqn.learner", "fastrl.dqn.checkpoint", "fastrl.dqn.build"},
     {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.sarsa_run"},
@@ -74,7 +74,9 @@ def test_torch_stays_in_dqn(module):
     assert "torch" not in loaded_by(f"import {module}")
 
 
-@pytest.mark.parametrize("module", ["fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.learner"])
+@pytest.mark.parametrize(
+    "module", ["fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.learner", "fastrl.dqn.frames"]
+)
 def test_modules_of_dqn_import_alone(module):
     assert module in loaded_by(f"import {module}")
 

@@ -336,13 +336,13 @@ def test_the_capacity_adapts_to_the_memory_and_says_so(tmp_path, monkeypatch, fi
     row_bytes = 10 * 5 * 4 + build.BYTES_BESIDE_FRAME
     assert finished[0].buffer.settings["capacity"] == QUICK.total_frames * 5 // 4  # not more than the run can fill
     monkeypatch.setattr(build, "available_bytes", lambda: 10_000_000)
-    buffer, words = build.build_replay(config, envs, 0)
+    buffer, words = build.build_replay(config, envs, 0, torch.device("cpu"))
     assert "what memory allows" in words
     assert buffer.settings["capacity"] == 6_000_000 // row_bytes
     assert buffer.nbytes <= 6_000_000
     monkeypatch.setattr(build, "available_bytes", lambda: 100_000)
     with pytest.raises(ConfigError, match="of memory are free, too little"):
-        build.build_replay(config, envs, 0)
+        build.build_replay(config, envs, 0, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"the capacity of .*replay is 5,000, which takes"):
         run.train(finished[0].config, resume=finished[0].folder, quiet=True)
 

@@ -147,6 +147,7 @@ class Metrics(Callback):
         self._mark = (now, run.frames)
         metrics["time/frames_per_second"] = (run.frames - frames) / max(now - then, 1e-9)
         metrics["time/minutes"] = run.seconds / 60
+        metrics |= {f"time/{stage}": share for stage, share in run.lap.shares().items()}
         for callback in run.callbacks:
             callback.on_log(run, metrics)
         run.reporter.write(metrics, run.frames)

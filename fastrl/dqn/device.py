@@ -33,3 +33,8 @@ def has_bfloat16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def gpu_free_bytes(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory that nobody has taken yet."""
+    return torch.cuda.mem_get_info(device)[0]

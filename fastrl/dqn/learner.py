@@ -1,9 +1,15 @@
-"""The learner: networks and optimizer on their device, and one update per batch."""
+"""The learner: networks and optimizer on their device, and one update per batch.
+
+All that an update reads and writes stays where it is in memory: its inputs, weights, moments and sums. So the
+whole of it can be recorded once as a CUDA graph, and a CPU writes into pages that are mapped already.
+"""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,14 +19,17 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from fastrl.config import ConfigError, DQNConfig
+from fastrl.dqn import graph
 from fastrl.dqn.device import has_bfloat16
+from fastrl.dqn.inputs import fill, make_input
 from fastrl.dqn.loss import double_q_target, taken, td_error, weighted_mean_loss
 from fastrl.dqn.network import build_network
 from fastrl.dqn.optimizer import build_optimizer, load_moments
-from fastrl.machine import cpu_count
+from fastrl.dqn.staging import Download, Upload
+from fastrl.machine import cpu_count, keep_freed_memory
 
 State = dict[str, Any]
-Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each tensor, by name
+Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each input of the loss, in order
 Priorities = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -28,13 +37,13 @@ class Batch(Protocol):
     """What the learner reads of a batch of B transitions; n-step sums and terminations are in it."""
 
     @property
-    def obs(self) -> NDArray[Any]: ...  # [B, *obs_shape] obs_dtype
+    def obs(self) -> NDArray[Any] | Tensor: ...  # [B, *obs_shape] obs_dtype, on the host or on the device
     @property
     def action(self) -> NDArray[Any]: ...  # [B] integer
     @property
     def reward(self) -> NDArray[Any]: ...  # [B] float, discounted sum over the n steps
     @property
-    def next_obs(self) -> NDArray[Any]: ...  # [B, *obs_shape] obs_dtype
+    def next_obs(self) -> NDArray[Any] | Tensor: ...  # [B, *obs_shape] obs_dtype
     @property
     def discount(self) -> NDArray[Any]: ...  # [B] float, gamma^steps, 0 after termination
     @property
@@ -49,7 +58,7 @@ class Learner:
     Parameters
     ----------
     config : DQNConfig
-        All settings; `num_envs` and `batch_size` fix the compiled shapes.
+        All settings; `num_envs / env_groups` and `batch_size` fix the compiled shapes.
     obs_shape : tuple of int
         Shape of one (stacked) observation, e.g. (4, 84, 84).
     obs_dtype : dtype
@@ -72,7 +81,7 @@ class Learner:
     Warns
     -----
     RuntimeWarning
-        torch.compile failed; the learner is then eager.
+        torch.compile failed, or recording a CUDA graph; the learner then goes without.
     """
 
     def __init__(
@@ -87,6 +96,8 @@ class Learner:
         delayed: bool | None = None,
     ) -> None:
         torch.set_num_threads(config.torch_threads or cpu_count())
+        if device.type == "cpu":
+            keep_freed_memory()
         self.config, self.device = config, device
         self.updates = 0
         self.delayed = device.type == "cuda" if delayed is None else delayed
@@ -105,12 +116,15 @@ class Learner:
         self._optimizer = build_optimizer(config, self._params, device)
 
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
-        self._slots = [_Slot(self._specs, device) for _ in range(2)] if self.delayed else []
-        self._pending: _Slot | None = None
-        acting = (config.num_envs, *self._obs_shape)
-        pinned = device.type == "cuda"
-        self._acting = torch.empty(acting, dtype=self._specs["obs"][1], pin_memory=True) if pinned else None
-        self._reset_metrics()
+        self._inputs = {name: make_input(shape, dtype, device) for name, (shape, dtype) in self._specs.items()}
+        self._acting = make_input((config.group_size, *self._obs_shape), self._specs["obs"][1], device)
+        self._uploads = {name: Upload(device, staged=self.delayed) for name in [*self._specs, "acting"]}
+        self._downloads = [Download(config.batch_size, device) for _ in range(2)]
+        self._pending: tuple[NDArray[np.int64], Download] | None = None
+        self._summed = 0
+        # Sums of loss, |td|, mean q and gradient norm; largest q; norms of parameters and update (-1: not measured).
+        self._no_totals = torch.tensor((0.0, 0.0, 0.0, 0.0, -torch.inf, -1.0, -1.0), device=device)
+        self._totals = self._no_totals.clone()
         self._build_functions()
 
     def _build_functions(self) -> None:
@@ -146,52 +160,66 @@ class Learner:
             stats = torch.stack((value.detach(), abs_td.mean(), q_taken.mean(), q_tm1.detach().max()))
             return value, abs_td, stats
 
-        self._q_values, self._greedy = q_values, act
-        self._act, self._loss = act, loss
-        if config.compile:
-            try:
-                self._act = torch.compile(act, fullgraph=True, dynamic=False)
-                self._loss = torch.compile(loss, fullgraph=True, dynamic=False)
-                self.warm_up()
-            except Exception as error:  # whatever a compiler may raise
-                self._act, self._loss = act, loss
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                warnings.warn(
-                    f"torch.compile failed ({reason}); running eager PyTorch, which is slower. Install a C++ "
-                    "compiler (CPU) or Triton (CUDA), or pass --no-compile to silence this",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-
-    def warm_up(self) -> None:
-        """Run act and loss on zeros, which compiles them; weights, optimizer, counters and RNG stay."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            batch = [torch.zeros(shape, dtype=d, device=self.device) for shape, d in self._specs.values()]
-            torch.autograd.backward(self._loss(*batch)[0])
+        def update() -> Tensor:
+            """One update on `self._inputs`; return |td| [B] on the device, without waiting for it."""
             self._optimizer.zero_grad()
-            self._act(batch[0].new_zeros((self.config.num_envs, *self._obs_shape))).cpu()
+            value: Tensor
+            abs_td: Tensor
+            value, abs_td, stats = self._loss(*self._inputs.values())
+            torch.autograd.backward(value)
+            grad_norm = clip_grad_norm_(self._params, config.max_grad_norm)
+            self._optimizer.step()
+            with torch.no_grad():
+                self._totals[:4] += torch.stack((*stats[:3], grad_norm))
+                self._totals[4].clamp_(min=stats[3])
+            return abs_td
+
+        self._q_values, self._greedy = q_values, act
+        self._loss: Any = loss
+        self._act: Callable[[], Tensor] = lambda: act(self._acting)
+        self._update: Callable[[], Tensor] = update
+        if not config.compile:
+            return
+        with _eager_if_it_fails("torch.compile", "Install a C++ compiler (CPU) or Triton (CUDA)"):
+            fast_act = torch.compile(act, fullgraph=True, dynamic=False)
+            fast_loss = torch.compile(loss, fullgraph=True, dynamic=False)
+            with torch.random.fork_rng(devices=[]):  # the first calls compile
+                fast_act(self._acting)
+                torch.autograd.backward(fast_loss(*self._inputs.values())[0])
+            self._optimizer.zero_grad()
+            self._act, self._loss = lambda: fast_act(self._acting), fast_loss
+        if device.type == "cuda":
+            with _eager_if_it_fails("recording a CUDA graph", "Update PyTorch and the driver"):
+                with graph.unchanged(self._tensors):
+                    recorded = graph.record(self._act), graph.record(update)
+                self._act, self._update = recorded
+
+    def _tensors(self) -> list[Tensor]:
+        """Return all tensors that an update changes."""
+        moments = [t for state in self._optimizer.state.values() for t in state.values()]
+        return [*self._params, *moments, self._totals]
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is `num_envs`."""
-        run = self._act if len(obs) == self.config.num_envs else self._greedy
-        actions: NDArray[np.int64] = run(self._send(obs)).cpu().numpy()
+        """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group."""
+        self._check_obs(obs)
+        if len(obs) != len(self._acting):
+            greedy: NDArray[np.int64] = self._greedy(torch.from_numpy(obs).to(self.device)).cpu().numpy()
+            return greedy
+        fill(self._acting, self._uploads["acting"].send(obs))
+        actions: NDArray[np.int64] = self._act().cpu().numpy()
         return actions
 
     def q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
         """Return Q [N, A] float32 of obs [N, *obs_shape], for any N."""
-        values: NDArray[np.float32] = self._q_values(self._send(obs)).cpu().numpy()
+        self._check_obs(obs)
+        values: NDArray[np.float32] = self._q_values(torch.as_tensor(obs, device=self.device)).cpu().numpy()
         return values
 
-    def _send(self, obs: NDArray[Any]) -> Tensor:
-        if obs.shape[1:] != self._obs_shape or obs.dtype != self._obs_dtype:
+    def _check_obs(self, obs: NDArray[Any]) -> None:
+        dtype = self._obs_dtype if isinstance(obs, np.ndarray) else self._specs["obs"][1]
+        if obs.shape[1:] != self._obs_shape or obs.dtype != dtype:
             wanted = ["N", *self._obs_shape]
-            raise ValueError(
-                f"obs is {obs.dtype} {list(obs.shape)}; give {self._obs_dtype} [{', '.join(map(str, wanted))}]"
-            )
-        if self._acting is None or len(obs) != len(self._acting):
-            return torch.from_numpy(obs).to(self.device)
-        self._acting.numpy()[:] = obs  # whoever asked last has waited for the answer, so the tensor is free
-        return self._acting.to(self.device, non_blocking=True)
+            raise ValueError(f"obs is {obs.dtype} {list(obs.shape)}; give {dtype} [{', '.join(map(str, wanted))}]")
 
     def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
         """Do one update and return (index [B] int64, |td| [B] float32), or None.
@@ -214,49 +242,38 @@ class Learner:
             An array of the batch has another shape than expected.
         """
         self._check(batch)
-        if not self.delayed:
-            arrays = [torch.from_numpy(getattr(batch, name)) for name in self._specs]
-            tensors = [a.to(self.device, d) for a, (_, d) in zip(arrays, self._specs.values(), strict=True)]
-            abs_td = self._update(tensors, measure)
-            return batch.index.astype(np.int64), abs_td.cpu().numpy()
-        # Two slots take turns: the one used now was fetched an update ago, so nobody reads it any more.
-        slot = self._slots[self.updates % 2]
-        abs_td = self._update(slot.send(batch, self.device), measure)
-        slot.receive(abs_td)
-        previous = self.flush()
-        self._pending = slot
-        return previous
-
-    def flush(self) -> Priorities | None:
-        """Wait for the priorities that `learn` still owes and return them, or None."""
-        pending, self._pending = self._pending, None
-        return None if pending is None else pending.fetch()
-
-    def _update(self, batch: list[Tensor], measure: bool) -> Tensor:
-        """Return |td| [B] on the device, without waiting for it."""
-        self._optimizer.zero_grad()
-        loss, abs_td, stats = self._loss(*batch)
-        torch.autograd.backward(loss)
-        grad_norm = clip_grad_norm_(self._params, self.config.max_grad_norm)
+        for name, tensor in self._inputs.items():
+            value = getattr(batch, name)
+            fill(tensor, value if isinstance(value, Tensor) else self._uploads[name].send(value))
         before = [p.detach().clone() for p in self._params] if measure else []
-        self._optimizer.step()
+        abs_td = self._update()
         self.updates += 1
+        self._summed += 1
         with torch.no_grad():
             if self.updates % self.config.target_period_updates == 0:
                 # In place: compiled functions and CUDA graphs keep reading the same memory.
                 torch._foreach_copy_(list(self.target.parameters()), self._params)
-            self._totals[:4] += torch.stack((*stats[:3], grad_norm))
-            self._totals[4].clamp_(min=stats[3])
-            self._summed += 1
             if before:
                 change = [p - old for p, old in zip(self._params, before, strict=True)]
                 self._totals[5:] = torch.stack((get_total_norm(before), get_total_norm(change)))
-        return abs_td
+        # Two downloads take turns: the one used now was fetched an update ago.
+        download = self._downloads[self.updates % 2]
+        download.start(abs_td)
+        previous = self.flush() if self.delayed else None
+        self._pending = (batch.index.astype(np.int64), download)
+        return previous if self.delayed else self.flush()
+
+    def flush(self) -> Priorities | None:
+        """Wait for the priorities that `learn` still owes and return them, or None."""
+        pending, self._pending = self._pending, None
+        return None if pending is None else (pending[0], pending[1].finish())
 
     def _check(self, batch: Batch) -> None:
         for name, (shape, _) in self._specs.items():
             array = getattr(batch, name)
-            dtype = self._obs_dtype if "obs" in name else array.dtype
+            dtype = array.dtype
+            if "obs" in name:
+                dtype = self._obs_dtype if isinstance(array, np.ndarray) else self._specs["obs"][1]
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"batch.{name} is {array.dtype} {list(array.shape)}; give {dtype} {list(shape)}")
         if batch.index.shape != batch.action.shape:
@@ -268,7 +285,8 @@ class Learner:
         Means are missing when nothing was learned since, and norms when no update was measured.
         """
         (*sums, q_max, param_norm, update_norm), summed = self._totals.tolist(), self._summed
-        self._reset_metrics()
+        self._totals.copy_(self._no_totals)
+        self._summed = 0
         metrics = {"train/learning_rate": float(self._optimizer.param_groups[0]["lr"])}
         if summed:
             names = ("train/loss", "train/td_error", "train/q_mean", "train/grad_norm")
@@ -278,11 +296,6 @@ class Learner:
             metrics["train/param_norm"], metrics["train/update_norm"] = param_norm, update_norm
             metrics["train/update_ratio"] = update_norm / max(param_norm, 1e-12)
         return metrics
-
-    def _reset_metrics(self) -> None:
-        self._summed = 0
-        # Sums of loss, |td|, mean q and gradient norm; largest q; norms of parameters and update (-1: not measured).
-        self._totals = torch.tensor((0.0, 0.0, 0.0, 0.0, -torch.inf, -1.0, -1.0), device=self.device)
 
     def state(self) -> State:
         """Return copies of all that learning goes on from: tensors, numbers and dicts of them.
@@ -331,38 +344,19 @@ class Learner:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
-class _Slot:
-    """Staging for one update in flight: the batch on its way in, |td| on its way out.
-
-    Host tensors are pinned for CUDA, where all copies are asynchronous on the current stream; `done` is
-    recorded after the last of them. On other devices every copy is finished when it returns.
-    """
-
-    def __init__(self, specs: Specs, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self._batch = {n: torch.empty(s, dtype=d, pin_memory=pinned) for n, (s, d) in specs.items()}
-        self._abs_td = torch.empty(specs["action"][0], pin_memory=pinned)
-        self._index = np.empty(specs["action"][0], np.int64)
-        self._done = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-
-    def send(self, batch: Batch, device: torch.device) -> list[Tensor]:
-        """Copy the batch into the staging tensors and start their way to the device."""
-        self._index[:] = batch.index
-        for name, tensor in self._batch.items():
-            tensor.numpy()[:] = getattr(batch, name)
-        return [tensor.to(device, non_blocking=True) for tensor in self._batch.values()]
-
-    def receive(self, abs_td: Tensor) -> None:
-        """Start the way of |td| [B] back to the host."""
-        self._abs_td.copy_(abs_td, non_blocking=True)
-        if self._done is not None:
-            self._done.record()
-
-    def fetch(self) -> Priorities:
-        """Wait until |td| is on the host and return copies of (index, |td|)."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._index.copy(), self._abs_td.numpy().copy()
+@contextmanager
+def _eager_if_it_fails(what: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a compiler may raise into one warning."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"{what} failed ({reason}); going on without, which is slower. {remedy}, or pass --no-compile to "
+            "silence this",
+            RuntimeWarning,
+            stacklevel=6,
+        )
 
 
 def _specs(B: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype[Any]) -> Specs:

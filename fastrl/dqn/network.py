@@ -67,7 +67,10 @@ class QNetwork(nn.Module):
         layout = torch.channels_last if obs.dim() == 4 else torch.preserve_format
         x = obs.to(torch.float32, memory_format=layout)
         x = x / 255 if obs.dtype == torch.uint8 else x
-        x = F.relu(self.hidden(self.trunk(x).flatten(1)))
+        features = self.trunk(x)
+        # Flattened in the order in which they lie, position by position: no transposition there and back.
+        features = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
+        x = F.relu(self.hidden(features.flatten(1)))
         if not self.dueling:
             q: Tensor = self.action_value(x).float()
             return q

@@ -73,30 +73,29 @@ def build_optimizer(config: DQNConfig, params: Iterable[Tensor], device: torch.d
     eps = config.optimizer_eps
     if config.optimizer == "rmsprop":
         return CentredRMSProp(params, lr=config.learning_rate, eps=0.01 if eps is None else eps)
-    # The fused kernel reads weight, gradient and moments by address, whatever their memory layout: on the
-    # CPU it gains nothing, and moments in another layout than the weight's give wrong steps in silence.
-    fused = device.type == "cuda"
+    # One pass over the memory. The fused kernels read weight, gradient and moments by address, whatever their
+    # layout: all must have the weight's, as gradients have by autograd's contract and moments by `load_moments`.
     return torch.optim.Adam(
         params,
         lr=config.learning_rate,
         eps=0.005 / config.batch_size if eps is None else eps,
-        fused=fused,
-        foreach=not fused,
+        fused=True,
+        capturable=device.type == "cuda",  # the count of steps lies on the device, for CUDA graphs
     )
 
 
 def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Any]]) -> None:
     """Copy the per-parameter part of a saved ``state_dict()`` in; rates and other settings stay.
 
-    Each moment takes its weight's device and memory layout, which fused kernels rely on.
+    Moments that exist stay where they are in memory, since CUDA graphs read them there. New ones take their
+    weight's device and memory layout, which fused kernels rely on.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    placed = {
-        i: {
-            name: torch.empty_like(params[i]).copy_(value) if value.shape == params[i].shape else value.clone()
-            for name, value in of_param.items()
-        }
-        for i, of_param in moments.items()
-    }
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": placed, "param_groups": groups})
+    for i, p in enumerate(params):
+        own, saved = optimizer.state[p], moments.get(i, {})
+        for name in own.keys() - saved.keys():
+            own[name].zero_()
+        for name, value in saved.items():
+            if name not in own:
+                own[name] = torch.empty_like(p if value.dim() else value, device=p.device)
+            own[name].copy_(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl import folder, report
-from fastrl.atari import FrameStack, Step
+from fastrl.atari import Step
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import checkpoint
-from fastrl.dqn.build import build_envs, build_replay, load_replay
+from fastrl.dqn.build import build_groups, build_replay, load_replay
 from fastrl.dqn.callbacks import Callback, Checkpoints, Evaluation, Metrics
 from fastrl.dqn.device import pick_device
+from fastrl.dqn.laps import Laps
 from fastrl.dqn.learner import Learner, Priorities
 from fastrl.extras import need
 from fastrl.schedule import linear
@@ -57,7 +59,7 @@ def train(
             with run.reporter:
                 run.play()
         finally:
-            run.envs.close()
+            run.close()
     return run
 
 
@@ -71,7 +73,9 @@ class Run:
     folder, reporter
         Where files and metrics go.
     envs, learner, buffer
-        The games, the networks with their optimizer, the replay.
+        Games of the first group, to ask about shapes and actions; networks with their optimizer; the replay.
+    lap : Laps
+        Called at the end of each stage of a step: where the time goes.
     steps, frames : int
         Agent steps and emulator frames played so far.
     """
@@ -96,12 +100,14 @@ class Run:
         for package in ("tensorboard", "rich", "PIL"):  # before anything is written
             need(package, "train")
         device = pick_device(config.device)
-        self.envs = build_envs(config, seeds[1])
+        self._groups = deque(build_groups(config, seeds[1]))  # whose turn it is stands first
+        self.envs = self._groups[0].envs
+        self.lap = Laps()
         if saved and (saved / "replay").exists():
-            self.buffer, chosen = load_replay(saved / "replay", config, self.envs)
+            self.buffer, chosen = load_replay(saved / "replay", config, self.envs, device)
             self._credit, self._warm = state["credit"], state["warm"]
         else:
-            self.buffer, chosen = build_replay(config, self.envs, seeds[2])
+            self.buffer, chosen = build_replay(config, self.envs, seeds[2], device)
         obs_shape = (config.stack, *self.envs.frame_shape)
         self.learner = Learner(config, obs_shape, self.envs.frame_dtype, self.envs.num_actions, device, seeds[3])
         if saved:
@@ -111,7 +117,7 @@ class Run:
         self.reporter = report.Reporter(
             self.folder, total=config.total_frames, resume_at=state.get("resume_at"), quiet=quiet
         )
-        games = f"{config.game} on {device}, {self.envs.num_envs} games side by side"
+        games = f"{config.game} on {device}, {config.num_envs} games side by side"
         self.reporter.line(f"{games}; {chosen}; {self.folder}")
         if saved:
             with_replay = "with" if len(self.buffer) else "without"
@@ -133,24 +139,35 @@ class Run:
 
     def start(self) -> None:
         """Open the games."""
-        envs = self.envs
-        self._stack = FrameStack(envs.num_envs, self.config.stack, envs.frame_shape, envs.frame_dtype)
         for callback in self.callbacks:
             callback.on_start(self)
-        self._now = envs.reset()
-        self._now.first[:] = True  # whatever was under way before a resume is abandoned
+        for group in self._groups:
+            group.reset()
+        for group in list(self._groups)[1:]:
+            group.send(self._act(group.observe()))
 
     def step(self) -> None:
-        """Act, step, add, learn: once in all environments."""
-        now = self._now
-        obs = self._stack.push(now.frame, now.first)
-        actions = self._explore(self.learner.act(obs)) if self.learner.updates else self._random_actions()
-        self.envs.send(actions)
+        """Act, step, add, learn: once in one group of environments."""
+        group = self._groups[0]
+        actions = self._act(group.observe())
+        self.lap("act")
+        group.send(actions)
         self._learn()  # while the environments step
-        after = self.envs.recv()
-        self.buffer.add(now.frame, actions, after.reward, after.terminated, after.truncated, first=now.first)
-        self._now = after
+        self._groups.rotate(-1)
+        group = self._groups[0]  # with one group the same again
+        before, actions, after = group.recv()
+        self.lap("environments")
+        self.buffer.add(
+            before.frame, actions, after.reward, after.terminated, after.truncated, before.first, env_id=group.env_id
+        )
+        self.lap("add")
         self._count(after, actions)
+        self.lap("callbacks")
+
+    def close(self) -> None:
+        """Close the games."""
+        for group in self._groups:
+            group.envs.close()
 
     # --- the parts of a step --------------------------------------------------------------------------
 
@@ -175,21 +192,28 @@ class Run:
         """Exponent of the importance weights now."""
         return linear(self.config.beta_start, self.config.beta_end, self.config.total_steps, self.steps)
 
-    def _random_actions(self) -> NDArray[np.int64]:
-        return self._rng.integers(self.envs.num_actions, size=self.envs.num_envs)
+    def _act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
+        """Toss a coin for each environment: a random action, or the greedy one; before any update all are random."""
+        if not self.learner.updates:
+            return self._random_actions(len(obs))
+        greedy = self.learner.act(obs)
+        coins = self._rng.random(len(obs)) < self.epsilon
+        return np.where(coins, self._random_actions(len(obs)), greedy)
 
-    def _explore(self, greedy: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Toss a coin for each environment: a random action, or the greedy one."""
-        coins = self._rng.random(self.envs.num_envs) < self.epsilon
-        return np.where(coins, self._random_actions(), greedy)
+    def _random_actions(self, n: int) -> NDArray[np.int64]:
+        return self._rng.integers(self.envs.num_actions, size=n)
 
     def _learn(self) -> None:
         """Learn as many batches as are due."""
         while self._credit >= self.config.batch_size:
             self._credit -= self.config.batch_size
             batch = self.buffer.sample(self.config.batch_size, self.beta)
+            self.lap("sample")
             measure = self.learner.updates % MEASURE_EVERY_UPDATES == 0
-            self._update_priorities(self.learner.learn(batch, measure=measure))
+            priorities = self.learner.learn(batch, measure=measure)
+            self.lap("update")
+            self._update_priorities(priorities)
+            self.lap("priorities")
             for callback in self.callbacks:
                 callback.on_update(self, batch)
 

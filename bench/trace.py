@@ -1,0 +1,82 @@
+"""A picture of the loop in time: what host, environments and GPU did at each moment, for chrome://tracing or Perfetto.
+
+``python bench/trace.py trace.json.gz`` warms the GPU preset up (the CPU one where there is no GPU), records a few
+vector steps with torch.profiler, and says how much of that time the GPU had something to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterable
+from time import perf_counter
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from fastrl.config import preset_for
+from fastrl.dqn.laps import Laps
+from fastrl.dqn.run import Run
+from fastrl.stop import Stop
+
+
+class NamedLaps(Laps):
+    """The loop's stopwatch, which also marks the end of each stage in the trace."""
+
+    def __call__(self, stage: str) -> None:
+        super().__call__(stage)
+        with record_function(f"end of {stage}"):
+            pass
+
+
+def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
+    """Return how long at least one of the intervals, in microseconds, lasts."""
+    busy, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return busy / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", help="where the trace goes, .json or .json.gz")
+    parser.add_argument("--steps", type=int, default=40, help="vector steps to record")
+    parser.add_argument("--samples-per-step", type=float, help="samples learned per agent step (default: the preset's)")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        config = preset_for("breakout", device).config.replace(
+            learn_start_steps=2_000, dephase_steps=0, capacity=100_000, runs_dir=folder, log_every_frames=10**9
+        )
+        if args.samples_per_step:
+            config = config.replace(samples_per_step=args.samples_per_step)
+        run = Run(config, [], Stop(), resume=None, quiet=True)
+        with run.reporter:
+            run.start()
+            while run.learner.updates < 50:
+                run.step()
+            laps = run.lap = NamedLaps()
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+            with profile(activities=activities) as profiler:
+                steps, start = run.steps, perf_counter()
+                for _ in range(args.steps):
+                    run.step()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                seconds = perf_counter() - start
+        run.close()
+    profiler.export_chrome_trace(args.path)
+    print(
+        f"{run.steps - steps:,} agent steps in {seconds:.3f} s: {(run.steps - steps) / seconds:,.0f} a second, traced"
+    )
+    for stage, spent in sorted(laps.seconds.items(), key=lambda item: -item[1]):
+        print(f"  {stage:13} {spent / seconds:6.1%} of the host's time")
+    if device == "cuda":
+        kernels = [e.time_range for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy = busy_seconds((r.start, r.end) for r in kernels)
+        print(f"  the GPU was busy for {busy / seconds:.1%} of the time")
+
+
+if __name__ == "__main__":
+    main()
