@@ -1,8 +1,8 @@
 # Chores. `make build` first; every target works in a virtual environment with the extra `dev`.
-.PHONY: help build debug test bench lint types
+.PHONY: help build debug test bench bench-train lint types
 
 help:
-	@grep -E '^[a-z]+:.*#' Makefile | sed 's/:.*#/\t/'
+	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/\t/'
 
 build: # compile the kernels in place
 	pip install -c constraints.txt -e '.[dev]'
@@ -15,6 +15,9 @@ test: # all tests
 
 bench: # all benchmarks, under five minutes
 	pytest bench/
+
+bench-train: # whole training loops beside Stable-Baselines3 and CleanRL style, about ten minutes; needs the extra `peers`
+	python bench/bench_train.py
 
 lint: # style
 	ruff check .

@@ -4,9 +4,11 @@ import os
 
 from fastrl.extras import need
 
-# PyTorch's idle threads spin by default. Where anything else wants a core (EnvPool, a browser) the spinning ones hold
-# up the working ones, and an update takes ten times as long. Read when PyTorch is first imported; the user's own wins.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# PyTorch's idle threads spin for long by default: where anything else wants a core they hold up those that work, and an
+# update takes nine times as long. A short spin costs a quiet machine nothing. libgomp reads this when PyTorch is first
+# imported; what the user has set wins.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 need("torch", "train")
 need("safetensors", "train")
