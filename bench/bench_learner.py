@@ -27,9 +27,10 @@ def make_learner(device, trunk, hidden, compiled, batch_size):
     return Learner(config, (4, 84, 84), np.uint8, 4, torch.device(device), seed=0), config
 
 
-def random_batch(size):
+def random_batch(size, device="cpu"):
     rng = np.random.default_rng(0)
     obs = rng.integers(256, size=(2, size, 4, 84, 84), dtype=np.uint8)
+    obs = [torch.from_numpy(o).to(device) for o in obs] if device == "cuda" else obs  # where the replay has them
     scalars = rng.random((3, size)).astype(np.float32)
     return Batch(obs[0], rng.integers(4, size=size), scalars[0], obs[1], scalars[1], scalars[2], np.arange(size))
 
@@ -44,8 +45,9 @@ def flop_per_sample(trunk, hidden, batch):
 
 def matrix_product(device, dtype):
     """Return a large product to compare with, and its arithmetic."""
-    a, b = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
-    return lambda: a @ b, 2 * 2048**3
+    size = 2048 if device == "cpu" else 16384  # of milliseconds, against which a launch is nothing
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return lambda: a @ b, 2 * size**3
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -56,7 +58,7 @@ def matrix_product(device, dtype):
 def bench_update(benchmark, device, trunk, hidden, compiled, batch_size):
     """An update, and in turns with it a matrix product in the same precision: how near to the machine's arithmetic."""
     learner, _ = make_learner(device, trunk, hidden, compiled, batch_size)
-    batch = random_batch(batch_size)
+    batch = random_batch(batch_size, device)
     low = has_bfloat16(torch.device(device))
     product, product_flop = matrix_product(device, torch.bfloat16 if low else torch.float32)
 
@@ -75,7 +77,7 @@ def bench_update(benchmark, device, trunk, hidden, compiled, batch_size):
     benchmark.pedantic(lambda: timed(lambda: learner.learn(batch)), setup=beside, rounds=12, warmup_rounds=3)
     if benchmark.enabled:
         rate = batch_size / benchmark.stats.stats.median
-        done = rate * flop_per_sample(trunk, hidden, batch)
+        done = rate * flop_per_sample(trunk, hidden, random_batch(batch_size))
         possible = product_flop / float(np.median(seconds))
         benchmark.extra_info |= {
             "samples_per_second": rate, "update_gflops": done / 1e9, "matrix_product_gflops": possible / 1e9,
@@ -85,9 +87,10 @@ def bench_update(benchmark, device, trunk, hidden, compiled, batch_size):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("trunk", "hidden"), TRUNKS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.benchmark(group="learner: act for 64 games")
-def bench_act(benchmark, device, trunk, hidden):
-    learner, _ = make_learner(device, trunk, hidden, False, 64)
+def bench_act(benchmark, device, trunk, hidden, compiled):
+    learner, _ = make_learner(device, trunk, hidden, compiled, 64)
     obs = random_batch(64).obs
     actions = benchmark.pedantic(learner.act, args=(obs,), rounds=20, warmup_rounds=3)
     assert actions.shape == (64,)

@@ -54,7 +54,7 @@ def bench_loop(benchmark, tmp_path, samples_per_step):
         run.start()
         benchmark.pedantic(steps, rounds=3, warmup_rounds=1)
     assert run.learner.updates > 0
-    assert run.steps - before >= STEPS * config.num_envs * 0.9
+    assert run.steps - before >= STEPS * config.group_size * 0.9
     if benchmark.enabled:
-        benchmark.extra_info["agent_steps_per_second"] = STEPS * config.num_envs / benchmark.stats.stats.median
+        benchmark.extra_info["agent_steps_per_second"] = STEPS * config.group_size / benchmark.stats.stats.median
     run.close()

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fastrl.config import preset_for  # noqa: E402
-from fastrl.dqn.build import build_groups  # noqa: E402
+from fastrl.dqn.build import build_groups, build_replay  # noqa: E402
 from fastrl.dqn.run import Run  # noqa: E402
 from fastrl.stop import Stop  # noqa: E402
 
@@ -35,7 +35,8 @@ def stages_of(run, config):
     for group, sent in zip(list(own)[1:], actions, strict=False):
         group.send(sent)
     obs, group = own[0].observe(), own[0]
-    done, first = np.zeros(n, bool), np.ones(n, bool)
+    frame, no = obs[:, -1].copy(), np.zeros(n, bool)
+    buffer, _ = build_replay(config, run.envs, 0, run.learner.device)  # its rows are not for the run to learn
     updates = max(1, round(VECTOR_STEPS * n * config.samples_per_step / B))
     batch = run.buffer.sample(B, 0.5)
     abs_td = rng.random(B).astype(np.float32)
@@ -48,7 +49,7 @@ def stages_of(run, config):
 
     def add():
         for sent in actions:
-            run.buffer.add(obs[:, -1], sent, abs_td[:1].repeat(n), done, done, first, env_id=group.env_id)
+            buffer.add(frame, sent, abs_td[:1].repeat(n), no, no, no, env_id=group.env_id)
 
     return {
         "environments": environments,

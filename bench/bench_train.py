@@ -90,7 +90,8 @@ class Fastrl:
             checkpoint_every_frames=NEVER, runs_dir=runs_dir, **settings,
         )  # fmt: skip
         self.about = {what: getattr(config, what) for what in ABOUT}
-        self.unit = config.num_envs * max(1, round(config.batch_size / config.samples_per_step / config.num_envs))
+        n = config.group_size
+        self.unit = n * max(1, round(config.batch_size / config.samples_per_step / n))
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # it could not compile: another program than the one meant
             self._run = Run(config, [], Stop(), resume=None, quiet=True)
@@ -102,7 +103,7 @@ class Fastrl:
 
     def play(self, steps: int) -> None:
         """Play whole vector steps."""
-        for _ in range(-(-steps // self._config.num_envs)):
+        for _ in range(-(-steps // self._config.group_size)):
             self._run.step()
         _synchronize(self._config.device)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+
+with contextlib.suppress(ImportError):
+    import fastrl.dqn  # noqa: F401  # before PyTorch, whose threads read their settings when it is imported
 
 from fastrl.folder import versions
 from fastrl.machine import cpu_count

@@ -41,12 +41,12 @@ case $stage in
       timeout "$2" python3 -m pytest -q -p no:cacheprovider "${@:3}" 2>&1 | tee "$out/$1.txt" || failed="$failed $1"
     }
     failed=
-    check tests 150 tests/test_learner.py tests/test_fast_path.py tests/test_frames.py tests/test_staging.py \
+    check tests 140 tests/test_learner.py tests/test_fast_path.py tests/test_frames.py tests/test_staging.py \
       tests/test_groups.py tests/test_network.py
-    check stages 90 bench/bench_stages.py --benchmark-json "$out/stages.json"
-    check learner 150 bench/bench_learner.py -k cuda --benchmark-json "$out/learner.json"
-    check loop 100 bench/bench_loop.py --benchmark-json "$out/loop.json"
-    timeout 60 python3 bench/trace.py "$out/trace.json.gz" 2>&1 | tee "$out/trace.txt" || failed="$failed trace"
+    check stages 70 bench/bench_stages.py --benchmark-json "$out/stages.json"
+    check learner 120 bench/bench_learner.py -k cuda --benchmark-json "$out/learner.json"
+    check loop 80 bench/bench_loop.py --benchmark-json "$out/loop.json"
+    timeout 50 python3 bench/trace.py "$out/trace.json.gz" 2>&1 | tee "$out/trace.txt" || failed="$failed trace"
     [ -z "$failed" ] || { echo "failed or too slow:$failed" >&2; exit 1; }
     ;;
   train)

@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Iterable
 from time import perf_counter
 
-import torch
-from torch.profiler import ProfilerActivity, profile, record_function
-
 from fastrl.config import preset_for
 from fastrl.dqn.laps import Laps
 from fastrl.dqn.run import Run
 from fastrl.stop import Stop
+
+import torch  # isort: skip  # after fastrl, which sets how its threads wait
+from torch.profiler import ProfilerActivity, profile, record_function  # isort: skip
 
 
 class NamedLaps(Laps):
@@ -56,9 +56,9 @@ def main() -> None:
             run.start()
             while run.learner.updates < 50:
                 run.step()
-            laps = run.lap = NamedLaps()
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
             with profile(activities=activities) as profiler:
+                laps = run.lap = NamedLaps()
                 steps, start = run.steps, perf_counter()
                 for _ in range(args.steps):
                     run.step()

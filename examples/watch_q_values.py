@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from fastrl.config import preset_for
@@ -21,12 +22,12 @@ class WatchQValues(Callback):
     """At each line of metrics, adds one column per action to a picture of Q-values over time."""
 
     def __init__(self) -> None:
-        self.obs: np.ndarray | None = None
+        self.obs: torch.Tensor | None = None
         self.columns: list[np.ndarray] = []
 
     def on_update(self, run: Run, batch: Batch) -> None:
         if self.obs is None:
-            self.obs = batch.obs[:1].copy()  # the first observation ever learned from
+            self.obs = torch.as_tensor(batch.obs[:1]).clone()  # the first ever learned from; on a GPU it lies there
 
     def on_log(self, run: Run, metrics: dict[str, float]) -> None:
         if self.obs is None:

@@ -45,9 +45,9 @@ class DQNConfig(RunConfig):
     num_envs: int = 64
     """Games played side by side."""
     env_groups: int = 1
-    """Groups of games that take turns, so that a GPU and EnvPool never wait for one another."""
+    """Groups of games that take turns: while one is stepped, another is received, added and acted for."""
     env_threads: int = 0
-    """EnvPool's threads (0: one per CPU core that this process may use)."""
+    """EnvPool's threads for each group (0: one per CPU core that this process may use)."""
     frame_skip: int = 4
     """Emulator frames per agent step."""
     episodic_life: bool = True

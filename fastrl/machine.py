@@ -33,7 +33,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return False
-    return bool(mallopt(mmap_threshold, GIB)) and bool(mallopt(trim_threshold, 2 * GIB - 1))
+    kept = mallopt(mmap_threshold, GIB) or mallopt(mmap_threshold, 32 << 20)  # older versions allow no more
+    return bool(mallopt(trim_threshold, 2 * GIB - 1)) and bool(kept)
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from test_run import QUICK, rows, start
 
 from fastrl.config import PRESETS, ConfigError
@@ -28,7 +29,7 @@ def test_every_transition_is_one_that_catch_makes(tmp_path, groups, frame_store)
     run = played(TWO.replace(env_groups=groups, frame_store=frame_store), tmp_path, 200)
     assert run.learner.updates > 0
     batch = run.buffer.sample(512)
-    obs, after = (np.asarray(o)[:, 0] for o in (batch.obs, batch.next_obs))
+    obs, after = (torch.as_tensor(o).cpu().numpy()[:, 0] for o in (batch.obs, batch.next_obs))
     falling = batch.discount > 0
     assert falling.sum() > 300
     for board, action, then in zip(obs[falling], batch.action[falling], after[falling], strict=True):

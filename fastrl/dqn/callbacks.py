@@ -35,7 +35,7 @@ class Callback:
         """A vector step was made; ``actions [n]`` are those that counted. Called often: keep it cheap."""
 
     def on_update(self, run: Run, batch: Batch) -> None:
-        """The learner learned a batch, which may be kept."""
+        """The learner learned a batch, which may be kept; its frames are tensors where they lie on a GPU."""
 
     def on_game(self, run: Run, score: float, length: int) -> None:
         """A whole game ended with an unclipped score after ``length`` agent steps."""

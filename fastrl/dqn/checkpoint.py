@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastrl.config import ConfigError
 
-FORMAT = 1
+FORMAT = 2  # since 2 the dense layer reads the features of images position by position
 BEST = "best"
 
 
@@ -56,7 +56,7 @@ def save(
         save_file(
             {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()},
             partial / "weights.safetensors",
-            metadata={"network": json.dumps(state["network"])},
+            metadata={"network": json.dumps(state["network"]), "format": str(FORMAT)},
         )
         if learner is not None:
             torch.save(learner, partial / "learner.pt")
@@ -125,8 +125,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise _damaged(folder / "state.json", error) from error
-    if state.get("format") != FORMAT:
-        raise ConfigError(f"{folder} has format {state.get('format')}; this version reads {FORMAT}")
+    _check_format(folder, state.get("format"))
     return state
 
 
@@ -143,9 +142,17 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of a safetensors file and the settings of the network that they belong to."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["network"])  # noqa: SIM118
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            network, found = json.loads(file.metadata()["network"]), int(file.metadata().get("format", 1))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+    _check_format(path, found)
+    return weights, network
+
+
+def _check_format(path: Path, found: Any) -> None:
+    if found != FORMAT:
+        raise ConfigError(f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it")
 
 
 def _damaged(path: Path, error: Exception) -> ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,20 +20,25 @@ def record(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     `WARM_UPS` times and once for the recording, which computes nothing. What the recorded function returns is
     the same tensor each time, overwritten by the next call.
     """
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UPS):
-            function()
-    torch.cuda.current_stream().wait_stream(aside)
+    main, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function()
+    gc.collect()  # gradients' nodes remember the stream on which they were first used: leave none of earlier calls
+    try:
+        aside.wait_stream(main)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                function()
+        main.wait_stream(aside)
+        with torch.cuda.graph(graph, stream=aside):
+            result = function()
+    finally:
+        torch.cuda.set_stream(main)  # a recording that fails does not see to that
 
     def replay() -> Tensor:
         graph.replay()
         return result
 
+    replay.recorded = function  # type: ignore[attr-defined]  # keeps the compiled kernels loaded
     return replay
 
 

@@ -163,8 +163,6 @@ class Learner:
         def update() -> Tensor:
             """One update on `self._inputs`; return |td| [B] on the device, without waiting for it."""
             self._optimizer.zero_grad()
-            value: Tensor
-            abs_td: Tensor
             value, abs_td, stats = self._loss(*self._inputs.values())
             torch.autograd.backward(value)
             grad_norm = clip_grad_norm_(self._params, config.max_grad_norm)
@@ -175,7 +173,7 @@ class Learner:
             return abs_td
 
         self._q_values, self._greedy = q_values, act
-        self._loss: Any = loss
+        self._loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = loss
         self._act: Callable[[], Tensor] = lambda: act(self._acting)
         self._update: Callable[[], Tensor] = update
         if not config.compile:
@@ -280,7 +278,7 @@ class Learner:
             raise ValueError(f"batch.index has shape {list(batch.index.shape)}; give [{len(batch.action)}]")
 
     def metrics(self) -> dict[str, float]:
-        """Return means since the last call (q_max: the maximum) and start anew; the only call that waits.
+        """Return means since the last call (q_max: the maximum) and start anew; waits for the device.
 
         Means are missing when nothing was learned since, and norms when no update was measured.
         """

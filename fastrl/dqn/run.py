@@ -102,7 +102,6 @@ class Run:
         device = pick_device(config.device)
         self._groups = deque(build_groups(config, seeds[1]))  # whose turn it is stands first
         self.envs = self._groups[0].envs
-        self.lap = Laps()
         if saved and (saved / "replay").exists():
             self.buffer, chosen = load_replay(saved / "replay", config, self.envs, device)
             self._credit, self._warm = state["credit"], state["warm"]
@@ -145,6 +144,7 @@ class Run:
             group.reset()
         for group in list(self._groups)[1:]:
             group.send(self._act(group.observe()))
+        self.lap = Laps()
 
     def step(self) -> None:
         """Act, step, add, learn: once in one group of environments."""
@@ -216,6 +216,7 @@ class Run:
             self.lap("priorities")
             for callback in self.callbacks:
                 callback.on_update(self, batch)
+            self.lap("callbacks")
 
     def _update_priorities(self, priorities: Priorities | None) -> None:
         if priorities is not None and self.config.prioritized:
