@@ -13,7 +13,7 @@ debug: # the same with bounds checks
 test: # all tests
 	pytest
 
-bench: # all benchmarks, under five minutes
+bench: # all benchmarks, some minutes
 	pytest bench/
 
 bench-train: # whole training loops beside Stable-Baselines3 and CleanRL style, about ten minutes; needs the extra `peers`
