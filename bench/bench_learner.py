@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from loops import seconds_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from fastrl.config import preset_for  # noqa: E402
@@ -62,19 +61,12 @@ def bench_update(benchmark, device, trunk, hidden, compiled, batch_size):
     low = has_bfloat16(torch.device(device))
     product, product_flop = matrix_product(device, torch.bfloat16 if low else torch.float32)
 
-    def timed(function):
-        start = perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return perf_counter() - start
-
     seconds: list[float] = []
 
     def beside():  # before each round of the benchmark
-        seconds.append(timed(product))
+        seconds.append(seconds_of(product))
 
-    benchmark.pedantic(lambda: timed(lambda: learner.learn(batch)), setup=beside, rounds=12, warmup_rounds=3)
+    benchmark.pedantic(lambda: seconds_of(lambda: learner.learn(batch)), setup=beside, rounds=12, warmup_rounds=3)
     if benchmark.enabled:
         rate = batch_size / benchmark.stats.stats.median
         done = rate * flop_per_sample(trunk, hidden, random_batch(batch_size))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from fastrl.atari import AtariEnvs  # noqa: E402
-from fastrl.config import preset_for  # noqa: E402
-from fastrl.dqn.run import Run  # noqa: E402
-from fastrl.stop import Stop  # noqa: E402
+from loops import run_under_way, synchronize
+
+from fastrl.atari import AtariEnvs
 
 STEPS = 40
 """Vector steps in one round."""
@@ -36,25 +35,16 @@ def bench_envpool(benchmark, num_envs):
 @pytest.mark.parametrize("samples_per_step", [2, 4, 8])
 @pytest.mark.benchmark(group="whole loop: 40 vector steps of Breakout with learning")
 def bench_loop(benchmark, tmp_path, samples_per_step):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = preset_for("breakout", device).config.replace(
-        learn_start_steps=500, dephase_steps=0, samples_per_step=samples_per_step, capacity=50_000,
-        runs_dir=str(tmp_path),
-    )  # fmt: skip
-    run = Run(config, [], Stop(), resume=None, quiet=True)
+    settings = {"learn_start_steps": 500, "capacity": 50_000, "samples_per_step": samples_per_step}
+    with run_under_way(tmp_path, updates=1, **settings) as run:
 
-    def steps():
-        for _ in range(STEPS):
-            run.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        def steps():
+            for _ in range(STEPS):
+                run.step()
+            synchronize()
 
-    before = run.steps
-    with run.reporter:
-        run.start()
+        before, n = run.steps, run.config.group_size
         benchmark.pedantic(steps, rounds=3, warmup_rounds=1)
-    assert run.learner.updates > 0
-    assert run.steps - before >= STEPS * config.group_size * 0.9
+        assert run.steps - before >= STEPS * n * 0.9
     if benchmark.enabled:
-        benchmark.extra_info["agent_steps_per_second"] = STEPS * config.group_size / benchmark.stats.stats.median
-    run.close()
+        benchmark.extra_info["agent_steps_per_second"] = STEPS * n / benchmark.stats.stats.median

@@ -156,6 +156,7 @@ class StableBaselines3:
 
 
 def _synchronize(device: str) -> None:
+    """Wait for a GPU; not that of `loops`, since other people's loops must not import fastrl."""
     if device == "cuda":
         import torch
 

@@ -6,9 +6,6 @@ import contextlib
 import os
 import platform
 
-with contextlib.suppress(ImportError):
-    import fastrl.dqn  # noqa: F401  # before PyTorch, whose threads read their settings when it is imported
-
 from fastrl.folder import versions
 from fastrl.machine import cpu_count
 
@@ -27,6 +24,15 @@ def machine_card() -> dict[str, str]:
     except ImportError:
         card["gpu"] = "unknown: no torch"
     return card | versions()
+
+
+def pytest_configure():
+    """Import fastrl before PyTorch, whose threads read their settings when it is imported.
+
+    Only under pytest: whoever asks for the card alone may start other people's loops, which must not inherit them.
+    """
+    with contextlib.suppress(ImportError):
+        import fastrl.dqn  # noqa: F401
 
 
 def pytest_report_header():

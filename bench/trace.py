@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterable
-from time import perf_counter
 
-from fastrl.config import preset_for
+from loops import DEVICE, NEVER, run_under_way, seconds_of
+
 from fastrl.dqn.laps import Laps
-from fastrl.dqn.run import Run
-from fastrl.stop import Stop
 
 import torch  # isort: skip  # after fastrl, which sets how its threads wait
 from torch.profiler import ProfilerActivity, profile, record_function  # isort: skip
@@ -44,35 +42,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="vector steps to record")
     parser.add_argument("--samples-per-step", type=float, help="samples learned per agent step (default: the preset's)")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as folder:
-        config = preset_for("breakout", device).config.replace(
-            learn_start_steps=2_000, dephase_steps=0, capacity=100_000, runs_dir=folder, log_every_frames=10**9
-        )
-        if args.samples_per_step:
-            config = config.replace(samples_per_step=args.samples_per_step)
-        run = Run(config, [], Stop(), resume=None, quiet=True)
-        with run.reporter:
-            run.start()
-            while run.learner.updates < 50:
+    settings = {"learn_start_steps": 2_000, "capacity": 100_000, "log_every_frames": NEVER}
+    if args.samples_per_step:
+        settings["samples_per_step"] = args.samples_per_step
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE == "cuda")
+    with tempfile.TemporaryDirectory() as folder, run_under_way(folder, updates=50, **settings) as run:
+
+        def play():
+            for _ in range(args.steps):
                 run.step()
-            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
-            with profile(activities=activities) as profiler:
-                laps = run.lap = NamedLaps()
-                steps, start = run.steps, perf_counter()
-                for _ in range(args.steps):
-                    run.step()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                seconds = perf_counter() - start
-        run.close()
+
+        with profile(activities=activities) as profiler:
+            laps = run.lap = NamedLaps()
+            before, seconds = run.steps, seconds_of(play)
+        steps = run.steps - before
     profiler.export_chrome_trace(args.path)
-    print(
-        f"{run.steps - steps:,} agent steps in {seconds:.3f} s: {(run.steps - steps) / seconds:,.0f} a second, traced"
-    )
+    print(f"{steps:,} agent steps in {seconds:.3f} s: {steps / seconds:,.0f} a second, traced")
     for stage, spent in sorted(laps.seconds.items(), key=lambda item: -item[1]):
         print(f"  {stage:13} {spent / seconds:6.1%} of the host's time")
-    if device == "cuda":
+    if DEVICE == "cuda":
         kernels = [e.time_range for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         busy = busy_seconds((r.start, r.end) for r in kernels)
         print(f"  the GPU was busy for {busy / seconds:.1%} of the time")

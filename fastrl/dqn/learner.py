@@ -172,7 +172,7 @@ class Learner:
                 self._totals[4].clamp_(min=stats[3])
             return abs_td
 
-        self._q_values, self._greedy = q_values, act
+        self._q_values = q_values
         self._loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = loss
         self._act: Callable[[], Tensor] = lambda: act(self._acting)
         self._update: Callable[[], Tensor] = update
@@ -199,10 +199,10 @@ class Learner:
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group."""
-        self._check_obs(obs)
         if len(obs) != len(self._acting):
-            greedy: NDArray[np.int64] = self._greedy(torch.from_numpy(obs).to(self.device)).cpu().numpy()
-            return greedy
+            best: NDArray[np.int64] = self.q_values(obs).argmax(axis=1)
+            return best
+        self._check_obs(obs)
         fill(self._acting, self._uploads["acting"].send(obs))
         actions: NDArray[np.int64] = self._act().cpu().numpy()
         return actions
@@ -214,10 +214,16 @@ class Learner:
         return values
 
     def _check_obs(self, obs: NDArray[Any]) -> None:
-        dtype = self._obs_dtype if isinstance(obs, np.ndarray) else self._specs["obs"][1]
+        dtype = self._wanted_dtype("obs", obs)
         if obs.shape[1:] != self._obs_shape or obs.dtype != dtype:
             wanted = ["N", *self._obs_shape]
             raise ValueError(f"obs is {obs.dtype} {list(obs.shape)}; give {dtype} [{', '.join(map(str, wanted))}]")
+
+    def _wanted_dtype(self, name: str, array: NDArray[Any] | Tensor) -> Any:
+        """Return the dtype that a column must have: of observations, in NumPy's words or PyTorch's; others may vary."""
+        if "obs" not in name:
+            return array.dtype
+        return self._obs_dtype if isinstance(array, np.ndarray) else self._specs["obs"][1]
 
     def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
         """Do one update and return (index [B] int64, |td| [B] float32), or None.
@@ -269,9 +275,7 @@ class Learner:
     def _check(self, batch: Batch) -> None:
         for name, (shape, _) in self._specs.items():
             array = getattr(batch, name)
-            dtype = array.dtype
-            if "obs" in name:
-                dtype = self._obs_dtype if isinstance(array, np.ndarray) else self._specs["obs"][1]
+            dtype = self._wanted_dtype(name, array)
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"batch.{name} is {array.dtype} {list(array.shape)}; give {dtype} {list(shape)}")
         if batch.index.shape != batch.action.shape:
