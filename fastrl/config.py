@@ -64,14 +64,23 @@ class DQNConfig(RunConfig):
     """Up to so many random actions open the run in each game, so that games do not end together."""
 
     # Network
-    trunk: Literal["nature", "small", "vector"] = "nature"
-    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `vector` (two dense layers)."""
+    trunk: Literal["nature", "small", "impala", "vector"] = "nature"
+    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `impala` (residual, Espeholt et
+    al. 2018; many times the arithmetic), `vector` (two dense layers)."""
+    width: int = 1
+    """Multiplies the filters of an image trunk."""
     hidden: int = 512
     """Width of the dense layer in each of the two dueling streams."""
     dueling: bool = True
     """Separate streams for state value and advantages (Wang et al. 2016)."""
     double: bool = True
     """The online network chooses the action that the target network values (van Hasselt et al. 2016)."""
+    distributional: bool = False
+    """Learn distributions of returns instead of their means (C51, Bellemare et al. 2017)."""
+    atoms: int = 51
+    """Returns that a distribution is made of."""
+    v_max: float = 10.0
+    """Largest return of a distribution; the smallest is its negative."""
 
     # Replay
     capacity: int | None = None
@@ -207,13 +216,14 @@ class SarsaConfig(RunConfig):
 
 # What each field may hold: (test, what the message asks for). One row serves every config that has the field.
 _AT_LEAST_1 = (lambda v: v >= 1, "at least 1")
+_AT_LEAST_2 = (lambda v: v >= 2, "at least 2")
 _A_FEW_THOUSAND = (lambda v: 1 <= v <= 10_000, "between 1 and 10,000")
 _AT_LEAST_0 = (lambda v: v >= 0, "at least 0")
 _SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
 _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        "env_groups total_frames frame_skip noop_max max_episode_steps hidden capacity stack n_step batch_size "
+        "env_groups total_frames frame_skip noop_max max_episode_steps width hidden capacity stack n_step batch_size "
         "target_period_updates log_every_frames evaluate_every_frames "
         "checkpoint_every_frames keep_checkpoints episodes max_steps".split(),
         _AT_LEAST_1,
@@ -227,9 +237,10 @@ _RANGES: dict[str, tuple[Any, str]] = {
         _SHARE,
     ),
     **dict.fromkeys(
-        "priority_eps samples_per_step learning_rate optimizer_eps max_grad_norm huber_delta".split(),
+        "priority_eps samples_per_step learning_rate optimizer_eps max_grad_norm huber_delta v_max".split(),
         _POSITIVE,
     ),
+    "atoms": _AT_LEAST_2,
 }
 
 

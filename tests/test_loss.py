@@ -2,7 +2,15 @@
 
 import torch
 
-from fastrl.dqn.loss import double_q_target, huber, taken, td_error, weighted_mean_loss
+from fastrl.dqn.loss import (
+    categorical_divergence,
+    categorical_target,
+    double_q_target,
+    huber,
+    taken,
+    td_error,
+    weighted_mean,
+)
 
 GAMMA = 0.5
 
@@ -38,7 +46,7 @@ def test_td_error_is_target_less_value_and_only_the_taken_action_gets_gradient()
     target = torch.tensor([2.5, 1.0], requires_grad=True)
     td = td_error(q_tm1, torch.tensor([1, 2]), target)
     assert td.tolist() == [0.5, -5.0]
-    weighted_mean_loss(td, torch.ones(2), 1.0).backward()
+    weighted_mean(huber(td, 1.0), torch.ones(2)).backward()
     # d/dq of mean(huber): -td / B where |td| <= 1, -sign(td) / B beyond.
     assert q_tm1.grad.tolist() == [[0, -0.25, 0], [0, 0, 0.5]]
     assert target.grad is None
@@ -52,6 +60,55 @@ def test_huber_is_square_inside_delta_and_linear_beyond():
 
 def test_weights_multiply_the_unreduced_loss():
     td, weight = torch.tensor([1.0, 3.0, -4.0, 0.5]), torch.tensor([1.0, 0.5, 0.0, 1.0])
-    assert weighted_mean_loss(td, weight, 1.0).item() == (0.5 + 0.5 * 2.5 + 0 + 0.125) / 4
+    assert weighted_mean(huber(td, 1.0), weight).item() == (0.5 + 0.5 * 2.5 + 0 + 0.125) / 4
     # One scalar weight on the reduced loss would give another number.
-    assert weighted_mean_loss(td, weight, 1.0).item() != (weight.mean() * huber(td, 1.0).mean()).item()
+    assert weighted_mean(huber(td, 1.0), weight).item() != (weight.mean() * huber(td, 1.0).mean()).item()
+
+
+SUPPORT = torch.tensor([-1.0, 0.0, 1.0])
+
+
+def projected(reward, discount, *probs):
+    return categorical_target(torch.tensor([reward]), torch.tensor([discount]), torch.tensor([probs]), SUPPORT)[0]
+
+
+def test_atoms_that_fall_between_two_are_shared_by_nearness():
+    # Atoms -1, 0, 1 move to 0.25 + 0.5 z = -0.25, 0.25, 0.75.
+    expected = torch.tensor([0.2 * 0.25, 0.2 * 0.75 + 0.3 * 0.75 + 0.5 * 0.25, 0.3 * 0.25 + 0.5 * 0.75])
+    torch.testing.assert_close(projected(0.25, 0.5, 0.2, 0.3, 0.5), expected)
+
+
+def test_atoms_beyond_the_ends_are_clipped_and_those_on_an_atom_stay_whole():
+    assert projected(1.0, 1.0, 0.25, 0.25, 0.5).tolist() == [0, 0.25, 0.75]  # to 0, 1 and 2
+    assert projected(-3.0, 1.0, 0.25, 0.25, 0.5).tolist() == [1, 0, 0]
+    assert projected(0.0, 1.0, 0.25, 0.25, 0.5).tolist() == [0.25, 0.25, 0.5]
+
+
+def test_after_a_termination_all_of_the_distribution_lies_on_the_reward():
+    assert projected(0.75, 0.0, 0.2, 0.3, 0.5).tolist() == [0, 0.25, 0.75]
+
+
+def test_a_projection_keeps_the_mean_where_nothing_is_clipped():
+    probs = torch.rand(5, 51, generator=torch.manual_seed(0)).softmax(1)
+    support = torch.linspace(-10, 10, 51)
+    reward, discount = torch.linspace(-1, 1, 5), torch.tensor([0.9, 0.5, 0.0, 0.8, 0.9])
+    moved = categorical_target(reward, discount, probs, support)
+    torch.testing.assert_close(moved.sum(1), torch.ones(5))
+    torch.testing.assert_close(moved @ support, reward + discount * (probs @ support), atol=1e-5, rtol=1e-4)
+
+
+def test_divergence_is_that_of_kullback_and_leibler_and_its_gradient_that_of_the_cross_entropy():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[0.5, 0.5, 0.0, 0.0]], requires_grad=True)
+    divergence = categorical_divergence(logits, target)
+    torch.testing.assert_close(divergence, torch.tensor([2.0]).log())  # 0.5 log(0.5 / 0.25), twice
+    divergence.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[-0.25, -0.25, 0.25, 0.25]]))  # softmax - target
+    assert target.grad is None
+    right = torch.tensor([[0.1, 0.2, 0.7]])
+    torch.testing.assert_close(categorical_divergence(right.log(), right), torch.zeros(1), atol=1e-7, rtol=0)
+
+
+def test_taken_picks_one_distribution_per_row():
+    logits = torch.arange(12.0).view(2, 3, 2)
+    assert taken(logits, torch.tensor([2, 0])).tolist() == [[4, 5], [6, 7]]

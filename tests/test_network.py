@@ -1,5 +1,7 @@
 """The Q-network: shapes, scaling, the dueling equation, and clear errors."""
 
+import json
+
 import pytest
 import torch
 
@@ -16,11 +18,15 @@ def _seeded():
 
 @pytest.mark.parametrize(
     ("trunk", "obs_shape", "features"),
-    [("nature", IMAGE, 64 * 7 * 7), ("small", IMAGE, 32 * 9 * 9), ("vector", (1, 10, 5), 8)],
-)
+    [
+        ("nature", IMAGE, 64 * 7 * 7), ("small", IMAGE, 32 * 9 * 9), ("impala", IMAGE, 32 * 11 * 11),
+        ("vector", (1, 10, 5), 8),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("dueling", [True, False])
-def test_every_trunk_gives_one_float32_value_per_action(trunk, obs_shape, features, dueling):
-    network = QNetwork(obs_shape, 5, trunk, hidden=8, dueling=dueling)
+@pytest.mark.parametrize("atoms", [1, 7])
+def test_every_trunk_gives_one_float32_value_per_action(trunk, obs_shape, features, dueling, atoms):
+    network = QNetwork(obs_shape, 5, trunk, hidden=8, dueling=dueling, atoms=atoms)
     q = network(torch.zeros(3, *obs_shape, dtype=torch.uint8))
     assert q.shape == (3, 5)
     assert q.dtype == torch.float32
@@ -58,7 +64,50 @@ def test_autocast_still_returns_float32():
         assert network(torch.randn(6, 2)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("trunk", ["nature", "small", "impala"])
+def test_the_width_multiplies_the_filters_of_a_trunk(trunk):
+    narrow, wide = (QNetwork(IMAGE, 5, trunk, hidden=8, width=width) for width in (1, 2))
+    assert [2 * len(p) for p in narrow.trunk.parameters()] == [len(p) for p in wide.trunk.parameters()]
+    assert wide(torch.zeros(2, *IMAGE)).shape == (2, 5)
+
+
+def test_the_residual_trunk_has_the_published_layers():
+    network = QNetwork((4, 84, 84), 5, "impala", hidden=8)
+    convolutions = [m for m in network.trunk.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [16] * 5 + [32] * 10
+    block, x = network.trunk[2], torch.randn(1, 16, 42, 42)
+    expected = x + block.second(torch.relu(block.first(torch.relu(x))))
+    torch.testing.assert_close(block(x), expected)
+    assert QNetwork((1, 21, 30), 5, "impala", hidden=8)(torch.zeros(2, 1, 21, 30)).shape == (2, 5)
+
+
+def test_with_atoms_a_value_is_the_mean_of_the_dueling_streams_distribution():
+    network = QNetwork((2,), 3, "vector", hidden=4, atoms=5, v_max=2.0)
+    obs = torch.randn(6, 2)
+    x_value, x_advantage = torch.relu(network.hidden(network.trunk(obs))).split(4, dim=1)
+    value, advantage = network.value(x_value)[:, None], network.advantage(x_advantage).view(6, 3, 5)
+    logits = value + advantage - advantage.mean(1, keepdim=True)
+    torch.testing.assert_close(network.outputs(obs), logits)
+    torch.testing.assert_close(network(obs), (logits.softmax(2) * torch.tensor([-2.0, -1, 0, 1, 2])).sum(2))
+
+
+def test_the_networks_own_settings_build_it_again():
+    network = QNetwork(IMAGE, 3, "impala", hidden=4, dueling=False, width=2, atoms=5, v_max=2.0)
+    again = QNetwork(**json.loads(json.dumps(network.settings)))
+    again.load_state_dict(network.state_dict())
+    obs = torch.randn(2, *IMAGE)
+    assert torch.equal(again(obs), network(obs))
+
+
+def test_atoms_cost_nothing_when_off():
+    plain, off = (build_network(DQNConfig(trunk="small", atoms=atoms), IMAGE, 6) for atoms in (51, 7))
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in off.parameters()]
+    assert plain.values(out := torch.rand(2, 6)) is out
+
+
 def test_the_settings_build_the_network():
+    network = build_network(DQNConfig(trunk="small", hidden=32, distributional=True, atoms=21), IMAGE, 6)
+    assert network.advantage.weight.shape == (6 * 21, 32)
     network = build_network(DQNConfig(trunk="small", hidden=32, dueling=False), IMAGE, 6)
     assert network.action_value.weight.shape == (6, 32)
 

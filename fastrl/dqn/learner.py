@@ -22,8 +22,16 @@ from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import graph
 from fastrl.dqn.device import has_bfloat16
 from fastrl.dqn.inputs import fill, make_input
-from fastrl.dqn.loss import double_q_target, taken, td_error, weighted_mean_loss
-from fastrl.dqn.network import build_network
+from fastrl.dqn.loss import (
+    categorical_divergence,
+    categorical_target,
+    double_q_target,
+    huber,
+    taken,
+    td_error,
+    weighted_mean,
+)
+from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.optimizer import build_optimizer, load_moments
 from fastrl.dqn.staging import Download, Upload
 from fastrl.machine import cpu_count, keep_freed_memory
@@ -122,7 +130,7 @@ class Learner:
         self._downloads = [Download(config.batch_size, device) for _ in range(2)]
         self._pending: tuple[NDArray[np.int64], Download] | None = None
         self._summed = 0
-        # Sums of loss, |td|, mean q and gradient norm; largest q; norms of parameters and update (-1: not measured).
+        # Sums of loss, errors, mean q and gradient norm; largest q; norms of parameters and update (-1: not measured).
         self._no_totals = torch.tensor((0.0, 0.0, 0.0, 0.0, -torch.inf, -1.0, -1.0), device=device)
         self._totals = self._no_totals.clone()
         self._build_functions()
@@ -133,15 +141,14 @@ class Learner:
         precision, device = config.precision, self.device
         bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
 
-        def q(network: torch.nn.Module, obs: Tensor) -> Tensor:
+        def outputs(network: QNetwork, obs: Tensor) -> Tensor:
             # One autocast block per call: weights cast without gradient must not serve a call with one.
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                values: Tensor = network(obs)
-                return values
+                return network.outputs(obs)
 
         def q_values(obs: Tensor) -> Tensor:
             with torch.no_grad():
-                return q(online, obs)
+                return online.values(outputs(online, obs))
 
         def act(obs: Tensor) -> Tensor:
             return q_values(obs).argmax(dim=1)
@@ -149,28 +156,35 @@ class Learner:
         def loss(
             obs_tm1: Tensor, action_tm1: Tensor, reward_t: Tensor, obs_t: Tensor, discount_t: Tensor, weight: Tensor
         ) -> tuple[Tensor, Tensor, Tensor]:
-            q_tm1 = q(online, obs_tm1)
+            out_tm1 = outputs(online, obs_tm1)
             with torch.no_grad():
-                q_t_value = q(target, obs_t)
-                q_t_select = q(online, obs_t) if config.double else q_t_value
+                out_t = outputs(target, obs_t)
+                q_t_value = target.values(out_t)
+                q_t_select = q_values(obs_t) if config.double else q_t_value
+            if config.distributional:
+                probs_t = taken(out_t, q_t_select.argmax(dim=1)).softmax(dim=1)
+                wanted = categorical_target(reward_t, discount_t, probs_t, target.support)
+                losses = errors = categorical_divergence(taken(out_tm1, action_tm1), wanted)
+            else:
                 q_target = double_q_target(reward_t, discount_t, q_t_select, q_t_value)
-            td = td_error(q_tm1, action_tm1, q_target)
-            value = weighted_mean_loss(td, weight, config.huber_delta)
-            abs_td, q_taken = td.detach().abs(), taken(q_tm1.detach(), action_tm1)
-            stats = torch.stack((value.detach(), abs_td.mean(), q_taken.mean(), q_tm1.detach().max()))
-            return value, abs_td, stats
+                td = td_error(out_tm1, action_tm1, q_target)
+                losses, errors = huber(td, config.huber_delta), td.abs()
+            value, errors = weighted_mean(losses, weight), errors.detach()
+            q_tm1 = online.values(out_tm1.detach())
+            stats = torch.stack((value.detach(), errors.mean(), taken(q_tm1, action_tm1).mean(), q_tm1.max()))
+            return value, errors, stats
 
         def update() -> Tensor:
-            """One update on `self._inputs`; return |td| [B] on the device, without waiting for it."""
+            """One update on `self._inputs`; return the errors [B] on the device, without waiting for them."""
             self._optimizer.zero_grad()
-            value, abs_td, stats = self._loss(*self._inputs.values())
+            value, errors, stats = self._loss(*self._inputs.values())
             torch.autograd.backward(value)
             grad_norm = clip_grad_norm_(self._params, config.max_grad_norm)
             self._optimizer.step()
             with torch.no_grad():
                 self._totals[:4] += torch.stack((*stats[:3], grad_norm))
                 self._totals[4].clamp_(min=stats[3])
-            return abs_td
+            return errors
 
         self._q_values = q_values
         self._loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = loss
@@ -226,7 +240,9 @@ class Learner:
         return self._obs_dtype if isinstance(array, np.ndarray) else self._specs["obs"][1]
 
     def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
-        """Do one update and return (index [B] int64, |td| [B] float32), or None.
+        """Do one update and return (index [B] int64, errors [B] float32), or None.
+
+        An error is |td|, or with a distributional head the Kullback-Leibler divergence from its target.
 
         Parameters
         ----------
@@ -250,7 +266,7 @@ class Learner:
             value = getattr(batch, name)
             fill(tensor, value if isinstance(value, Tensor) else self._uploads[name].send(value))
         before = [p.detach().clone() for p in self._params] if measure else []
-        abs_td = self._update()
+        errors = self._update()
         self.updates += 1
         self._summed += 1
         with torch.no_grad():
@@ -262,7 +278,7 @@ class Learner:
                 self._totals[5:] = torch.stack((get_total_norm(before), get_total_norm(change)))
         # Two downloads take turns: the one used now was fetched an update ago.
         download = self._downloads[self.updates % 2]
-        download.start(abs_td)
+        download.start(errors)
         previous = self.flush() if self.delayed else None
         self._pending = (batch.index.astype(np.int64), download)
         return previous if self.delayed else self.flush()

@@ -7,6 +7,7 @@ gamma to the number of steps really taken, and 0 after termination: no ``done`` 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,8 +34,10 @@ def double_q_target(reward_t: Tensor, discount_t: Tensor, q_t_select: Tensor, q_
 
 
 def taken(q: Tensor, action: Tensor) -> Tensor:
-    """Return q[b, action[b]] as [B], of q [B, A] float32 and action [B] int64."""
-    return q.gather(1, action.unsqueeze(1)).squeeze(1)
+    """Return q[b, action[b]]: [B] of q [B, A] float32 and action [B] int64, or [B, K] of [B, A, K]."""
+    if q.dim() == 2:
+        return q.gather(1, action.unsqueeze(1)).squeeze(1)
+    return q.gather(1, action.view(-1, 1, 1).expand(-1, 1, q.shape[2])).squeeze(1)
 
 
 def td_error(q_tm1: Tensor, action_tm1: Tensor, target: Tensor) -> Tensor:
@@ -50,9 +53,47 @@ def huber(td: Tensor, delta: float) -> Tensor:
     return F.huber_loss(td, td.new_zeros(()).expand_as(td), reduction="none", delta=delta)
 
 
-def weighted_mean_loss(td: Tensor, weight: Tensor, delta: float) -> Tensor:
-    """Return mean(weight * huber(td)), a scalar; the importance weights [B] multiply the unreduced loss.
+def categorical_target(reward_t: Tensor, discount_t: Tensor, probs_t: Tensor, support: Tensor) -> Tensor:
+    """Return the distribution of r + discount * Z, projected onto the atoms (Bellemare et al. 2017, eq. 7).
+
+    Each atom is moved to r + discount * z, clipped to the outermost atoms, and its probability shared between
+    the two atoms beside it by nearness.
+
+    Parameters
+    ----------
+    reward_t, discount_t : Tensor
+        [B] float32, as in `double_q_target`.
+    probs_t : Tensor
+        [B, K] float32; the distribution that takes over, of the chosen action.
+    support : Tensor
+        [K] float32; returns that the atoms stand for, evenly spaced, ascending.
+
+    Returns
+    -------
+    Tensor
+        [B, K] float32; rows sum to 1 if those of `probs_t` do.
+    """
+    moved = reward_t.unsqueeze(1) + discount_t.unsqueeze(1) * support  # [B, K]
+    moved = torch.maximum(torch.minimum(moved, support[-1]), support[0])
+    gap = support[1] - support[0]
+    # share[b, i, j]: of the probability of old atom j, what atom i gets. Dense, so that nothing is scattered.
+    share = (1 - (moved.unsqueeze(1) - support.unsqueeze(1)).abs() / gap).clamp(0, 1)
+    return (share * probs_t.unsqueeze(1)).sum(dim=2)
+
+
+def categorical_divergence(logits_tm1: Tensor, target: Tensor) -> Tensor:
+    """Return KL(target || softmax(logits)) as [B], of logits and target [B, K]; no gradient reaches the target.
+
+    Its gradient is that of the cross-entropy (Bellemare et al. 2017, algorithm 1); as a priority, unlike the
+    cross-entropy, it vanishes where the prediction is right (Hessel et al. 2018).
+    """
+    target = target.detach()
+    return (torch.xlogy(target, target) - target * logits_tm1.log_softmax(dim=1)).sum(dim=1)
+
+
+def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
+    """Return mean(weight * losses), a scalar; the importance weights [B] multiply the unreduced losses [B].
 
     Source: Schaul et al. 2016, section 3.4.
     """
-    return (weight * huber(td, delta)).mean()
+    return (weight * losses).mean()

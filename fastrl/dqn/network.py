@@ -1,10 +1,10 @@
-"""The dueling Q-network and its trunks."""
+"""The dueling Q-network, its trunks, and its two heads: expected values, or distributions over atoms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from fastrl.config import ConfigError, DQNConfig
 
-# Convolutions of each image trunk: (filters, kernel, stride), a ReLU after each.
+# Convolutions of the plain image trunks: (filters, kernel, stride), a ReLU after each.
 IMAGE_TRUNKS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Mnih et al. 2015
     "small": ((16, 8, 4), (32, 4, 2)),  # Mnih et al. 2013
 }
+# Filters of the residual trunk's three sections (Espeholt et al. 2018, figure 3, right).
+IMPALA_FILTERS = (16, 32, 32)
 
 
 class QNetwork(nn.Module):
@@ -28,12 +30,24 @@ class QNetwork(nn.Module):
         Shape of one observation: [stack, height, width] for an image trunk, anything for `vector`.
     num_actions : int
         Number of actions A.
-    trunk : {"nature", "small", "vector"}
+    trunk : {"nature", "small", "impala", "vector"}
         Layers below the heads.
     hidden : int
         Width of the dense layer in each stream (and of both layers of the `vector` trunk).
     dueling : bool
-        Q = V + A - mean(A) (Wang et al. 2016, eq. 9) instead of a single stream.
+        Q = V + A - mean(A) (Wang et al. 2016, eq. 9) instead of a single stream; with atoms, of their logits.
+    width : int
+        Multiplies the filters of an image trunk.
+    atoms : int
+        1: the network gives expected values. More: logits of so many returns, evenly spaced from -`v_max` to
+        `v_max`, whose mean is the action's value (C51, Bellemare et al. 2017).
+    v_max : float
+        Largest return that an atom stands for.
+
+    Attributes
+    ----------
+    settings : dict
+        The arguments, as JSON has them: `QNetwork(**settings)` is a network of the same shape.
 
     Raises
     ------
@@ -41,28 +55,42 @@ class QNetwork(nn.Module):
         The trunk is unknown or does not fit the observation.
     """
 
+    support: Tensor
+
     def __init__(
         self,
         obs_shape: tuple[int, ...],
         num_actions: int,
-        trunk: Literal["nature", "small", "vector"] = "nature",
+        trunk: Literal["nature", "small", "impala", "vector"] = "nature",
         hidden: int = 512,
         dueling: bool = True,
+        width: int = 1,
+        atoms: int = 1,
+        v_max: float = 10.0,
     ) -> None:
         super().__init__()
-        self.trunk, features = _build_trunk(obs_shape, trunk, hidden)
-        self.dueling = dueling
+        self.settings: dict[str, Any] = {
+            "obs_shape": list(obs_shape), "num_actions": num_actions, "trunk": trunk, "hidden": hidden,
+            "dueling": dueling, "width": width, "atoms": atoms, "v_max": v_max,
+        }  # fmt: skip
+        self.trunk, features = _build_trunk(tuple(obs_shape), trunk, hidden, width)
+        self.dueling, self.num_actions, self.atoms = dueling, num_actions, atoms
+        self.register_buffer("support", torch.linspace(-v_max, v_max, atoms), persistent=False)
         if dueling:
             # The first layers of both streams read the same features: one product, split after it.
             self.hidden = nn.Linear(features, 2 * hidden)
-            self.value = nn.Linear(hidden, 1)
-            self.advantage = nn.Linear(hidden, num_actions)
+            self.value = nn.Linear(hidden, atoms)
+            self.advantage = nn.Linear(hidden, num_actions * atoms)
         else:
             self.hidden = nn.Linear(features, hidden)
-            self.action_value = nn.Linear(hidden, num_actions)
+            self.action_value = nn.Linear(hidden, num_actions * atoms)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return Q [B, A] float32 of obs [B, *obs_shape]; uint8 is scaled to [0, 1], floats pass as they are."""
+        return self.values(self.outputs(obs))
+
+    def outputs(self, obs: Tensor) -> Tensor:
+        """Return what the last layer gives, float32: Q [B, A], or with atoms their logits [B, A, atoms]."""
         # Channels last already here: eager convolutions on a CPU otherwise lose up to half of their speed.
         layout = torch.channels_last if obs.dim() == 4 else torch.preserve_format
         x = obs.to(torch.float32, memory_format=layout)
@@ -72,13 +100,21 @@ class QNetwork(nn.Module):
         features = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
         x = F.relu(self.hidden(features.flatten(1)))
         if not self.dueling:
-            q: Tensor = self.action_value(x).float()
-            return q
+            return self._per_action(self.action_value(x))
         x_value, x_advantage = x.chunk(2, dim=1)
         # Sums in float32: under autocast the streams are bfloat16, whose steps near 100 are 0.5.
         value: Tensor = self.value(x_value).float()
-        advantage: Tensor = self.advantage(x_advantage).float()
+        advantage = self._per_action(self.advantage(x_advantage))
+        value = value if self.atoms == 1 else value.unsqueeze(1)
         return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Return Q [B, A] float32 of what `outputs` returned: with atoms, the mean over them."""
+        return outputs if self.atoms == 1 else outputs.softmax(dim=2) @ self.support
+
+    def _per_action(self, x: Tensor) -> Tensor:
+        x = x.float()
+        return x if self.atoms == 1 else x.view(-1, self.num_actions, self.atoms)
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Raise ConfigError naming the first weight that a state dict lacks, or has in another shape."""
@@ -87,34 +123,69 @@ class QNetwork(nn.Module):
             if saved.get(name) != own.get(name):
                 raise ConfigError(
                     f"weight {name} is {saved.get(name, 'missing')} in the saved state and "
-                    f"{own.get(name, 'missing')} here; give the --game, --stack, --trunk, --hidden and --dueling "
-                    "that it was trained with"
+                    f"{own.get(name, 'missing')} here; give the --game, --stack, --trunk, --width, --hidden, --dueling "
+                    "and --distributional that it was trained with"
                 )
 
 
 def build_network(config: DQNConfig, obs_shape: tuple[int, ...], num_actions: int) -> QNetwork:
     """Return the network that the settings ask for, with PyTorch's default initial weights."""
-    return QNetwork(obs_shape, num_actions, config.trunk, config.hidden, config.dueling)
+    atoms = config.atoms if config.distributional else 1
+    return QNetwork(
+        obs_shape, num_actions, config.trunk, config.hidden, config.dueling, config.width, atoms, config.v_max
+    )
 
 
-def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int) -> tuple[nn.Sequential, int]:
+def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int) -> tuple[nn.Sequential, int]:
     """Return the layers and the number of features that they give."""
     if trunk == "vector":
         inputs = math.prod(obs_shape)
-        layers = [nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
-        return nn.Sequential(*layers), hidden
-    if trunk not in IMAGE_TRUNKS:
-        raise ConfigError(f"--trunk is {trunk!r}; give nature, small or vector")
+        dense = [nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+        return nn.Sequential(*dense), hidden
+    if trunk not in (*IMAGE_TRUNKS, "impala"):
+        raise ConfigError(f"--trunk is {trunk!r}; give nature, small, impala or vector")
     if len(obs_shape) != 3:
         raise _misfit(trunk, obs_shape)
-    layers = []
-    channels, height, width = obs_shape
+    return _impala(obs_shape, width) if trunk == "impala" else _convolutions(obs_shape, trunk, width)
+
+
+def _convolutions(obs_shape: tuple[int, ...], trunk: str, width: int) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    channels, height, w = obs_shape
     for filters, kernel, stride in IMAGE_TRUNKS[trunk]:
-        if min(height, width) < kernel:
+        if min(height, w) < kernel:
             raise _misfit(trunk, obs_shape)
-        layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
-        channels, height, width = filters, (height - kernel) // stride + 1, (width - kernel) // stride + 1
-    return nn.Sequential(*layers), channels * height * width
+        layers += [nn.Conv2d(channels, filters * width, kernel, stride), nn.ReLU()]
+        channels, height, w = filters * width, (height - kernel) // stride + 1, (w - kernel) // stride + 1
+    return nn.Sequential(*layers), channels * height * w
+
+
+def _impala(obs_shape: tuple[int, ...], width: int) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    channels, height, w = obs_shape
+    for filters in IMPALA_FILTERS:
+        layers += [
+            nn.Conv2d(channels, filters * width, 3, padding=1),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            Residual(filters * width),
+            Residual(filters * width),
+        ]
+        channels, height, w = filters * width, (height + 1) // 2, (w + 1) // 2
+    return nn.Sequential(*layers, nn.ReLU()), channels * height * w
+
+
+class Residual(nn.Module):
+    """x + conv(relu(conv(relu(x)))), 3x3 convolutions that keep [B, channels, H, W] (Espeholt et al. 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of x."""
+        change: Tensor = self.second(F.relu(self.first(F.relu(x))))
+        return x + change
 
 
 def _misfit(trunk: str, obs_shape: tuple[int, ...]) -> ConfigError:

@@ -243,16 +243,9 @@ class Run:
         A named one holds the weights alone: it is for looking at, not for going on.
         """
         self._update_priorities(self.learner.flush())
-        network = {
-            "obs_shape": [self.config.stack, *self.envs.frame_shape],
-            "num_actions": self.envs.num_actions,
-            "trunk": self.config.trunk,
-            "hidden": self.config.hidden,
-            "dueling": self.config.dueling,
-        }
         state = {
             "game": self.config.game,
-            "network": network,
+            "network": self.learner.online.settings,
             "steps": self.steps,
             "frames": self.frames,
             "seconds": self.seconds,
