@@ -101,6 +101,10 @@ class DQNConfig(RunConfig):
     """Added to each priority, so that no row is lost for good."""
     n_step: int = 3
     """Rewards summed before the value of a later state takes over."""
+    n_step_end: int | None = None
+    """Rewards summed from `n_step_steps` on (default: as many as before)."""
+    n_step_steps: int = 1_000_000
+    """Agent steps over which n_step becomes n_step_end, once learning has started."""
     gamma: float = 0.99
     """Discount per agent step."""
 
@@ -184,6 +188,11 @@ class DQNConfig(RunConfig):
         """Agent steps over which epsilon falls, in this run."""
         return min(self.epsilon_steps, self.total_steps // 2)
 
+    @property
+    def largest_n_step(self) -> int:
+        """Most rewards that are ever summed."""
+        return max(self.n_step, self.n_step_end or 0)
+
     def replace(self, **changes: Any) -> DQNConfig:
         """Return a copy with other values in the named fields."""
         return dataclasses.replace(self, **changes)
@@ -223,14 +232,14 @@ _SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
 _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        "env_groups total_frames frame_skip noop_max max_episode_steps width hidden capacity stack n_step batch_size "
+        "env_groups total_frames frame_skip noop_max max_episode_steps width hidden capacity stack n_step n_step_end batch_size "
         "target_period_updates log_every_frames evaluate_every_frames "
         "checkpoint_every_frames keep_checkpoints episodes max_steps".split(),
         _AT_LEAST_1,
     ),
     **dict.fromkeys("num_envs evaluate_episodes final_episodes learners".split(), _A_FEW_THOUSAND),
     **dict.fromkeys(
-        "seed env_threads torch_threads dephase_steps learn_start_steps epsilon_steps".split(), _AT_LEAST_0
+        "seed env_threads torch_threads dephase_steps learn_start_steps epsilon_steps n_step_steps".split(), _AT_LEAST_0
     ),
     **dict.fromkeys(
         "repeat_action_probability beta_start beta_end gamma epsilon_start epsilon_end epsilon lam alpha".split(),

@@ -304,8 +304,8 @@ def test_an_existing_run_is_not_written_over(finished):
 def test_another_network_does_not_go_on_with_these_weights(finished):
     with pytest.raises(ConfigError, match=r"weight .* in the saved state"):
         run.train(finished[0].config.replace(hidden=32), resume=finished[0].folder, quiet=True)
-    with pytest.raises(ConfigError, match="n_step 1, this run has 2"):
-        run.train(finished[0].config.replace(n_step=2), resume=finished[0].folder, quiet=True)
+    with pytest.raises(ConfigError, match="gamma 0.99, this run has 0.9"):
+        run.train(finished[0].config.replace(gamma=0.9), resume=finished[0].folder, quiet=True)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -106,6 +106,7 @@ def load_replay(
         own: dict[str, Any] = _settings(config, envs)
         own |= {"obs_dtype": envs.frame_dtype.str, "obs_shape": list(envs.frame_shape)}
         own |= {} if config.capacity is None else {"capacity": config.capacity}
+        del own["n_step"]  # the run sets it as it goes
         for name, value in own.items():
             if saved[name] != value:
                 raise ConfigError(
@@ -182,7 +183,7 @@ def _settings(config: DQNConfig, envs: AtariEnvs) -> dict[str, Any]:
 
 def _least_capacity(config: DQNConfig) -> int:
     """Return rows enough for the warm-up: reset rows, open windows and cut stacks cannot be drawn."""
-    return math.ceil(config.warm_up_steps * 1.25) + 2 * config.num_envs * (config.stack + config.n_step + 1)
+    return math.ceil(config.warm_up_steps * 1.25) + 2 * config.num_envs * (config.stack + config.largest_n_step + 1)
 
 
 def _require_memory(place: _Place, capacity: int, what: str) -> None:

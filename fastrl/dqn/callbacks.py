@@ -128,6 +128,7 @@ class Metrics(Callback):
         metrics |= {
             "explore/epsilon": run.epsilon,
             "replay/beta": run.beta,
+            "replay/n_step": float(run.buffer.settings["n_step"]),
             "replay/rows": float(len(run.buffer)),
             "replay/drawable": float(run.buffer.drawable),
             "replay/max_priority": run.buffer.max_priority,

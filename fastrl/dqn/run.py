@@ -192,6 +192,13 @@ class Run:
         """Exponent of the importance weights now."""
         return linear(self.config.beta_start, self.config.beta_end, self.config.total_steps, self.steps)
 
+    @property
+    def n_step(self) -> int:
+        """Rewards that a return sums now."""
+        c = self.config
+        end = c.n_step if c.n_step_end is None else c.n_step_end
+        return round(linear(c.n_step, end, c.n_step_steps, self.steps - c.warm_up_steps))
+
     def _act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Toss a coin for each environment: a random action, or the greedy one; before any update all are random."""
         if not self.learner.updates:
@@ -205,6 +212,8 @@ class Run:
 
     def _learn(self) -> None:
         """Learn as many batches as are due."""
+        if self.n_step != self.buffer.settings["n_step"]:
+            self.buffer.set_n_step(self.n_step)
         while self._credit >= self.config.batch_size:
             self._credit -= self.config.batch_size
             batch = self.buffer.sample(self.config.batch_size, self.beta)

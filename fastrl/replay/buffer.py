@@ -21,7 +21,7 @@ from fastrl.replay.checks import (
     number,
     require,
 )  # fmt: skip
-from fastrl.replay.ring import Ring
+from fastrl.replay.ring import Ring, powers_of
 from fastrl.replay.store import MakeStore, RamStore
 from fastrl.replay.sum_tree import SumTree
 
@@ -96,7 +96,7 @@ class ReplayBuffer:
         rows = settings["capacity"] // num_envs
         self._zero = stack_padding == "zero"
         self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
-        self._powers = np.array([settings["gamma"] ** k for k in range(n_step + 1)])
+        self._powers = powers_of(settings["gamma"], n_step)
         self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
         self._tree = SumTree(num_envs * rows)
         self._store = store(num_envs * rows, obs_shape, frame_dtype)
@@ -192,6 +192,18 @@ class ReplayBuffer:
         batch.weight[:] = 1.0
         return batch
 
+    def set_n_step(self, n_step: int) -> None:
+        """Draw returns over so many steps from now on; rows that become drawable count as new. Reads every row.
+
+        Raises
+        ------
+        ValueError
+            If `n_step` is none, or the capacity too small for it. Nothing has been changed then.
+        """
+        self.settings = check_settings(**self.settings | {"n_step": n_step})
+        self._powers = powers_of(self.settings["gamma"], self.settings["n_step"])
+        self._weigh(self._ring.set_n_step(self.settings["n_step"]))
+
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
         """Return how many rows their environments have added since the rows named ``index [B]``."""
         return self._ring.age(check_index(index))
@@ -244,6 +256,10 @@ class ReplayBuffer:
         """Append one row per environment in ``rows.env``, and weigh what may be drawn from now on."""
         slots, changed = self._ring.push(rows.env, rows.action, rows.reward, rows.mark, rows.first)
         self._store.write(slots, rows.obs)
+        self._weigh(changed)
+
+    def _weigh(self, changed: NDArray[np.int64]) -> None:
+        """Give slots that may be drawn from now on the weight of new rows, and those that may not none."""
         may_be_drawn = self._ring.drawable[changed] != 0
         self._tree.write(changed, np.where(may_be_drawn, self._new_weight(), 0.0))
         self._drawable += 2 * int(may_be_drawn.sum()) - len(changed)

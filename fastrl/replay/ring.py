@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,17 @@ __all__ = ["FINAL", "ROW", "TERMINATED", "TRUNCATED", "Ring"]
 _COLUMNS = ("first", "reward", "mark", "drawable", "action")  # [N, T]
 _CURSORS = ("count", "pending", "ended", "opens")  # [N]
 _UNKNOWN = 2  # of `opens`: the newest row is a final observation, but nobody gave its frame
+
+
+class _Definition(NamedTuple):
+    """What is true of each row, all ``[N, T]``."""
+
+    row: NDArray[np.int64]  # its number; negative: never written
+    held: NDArray[np.bool_]
+    first: NDArray[np.bool_]
+    mark: NDArray[np.uint8]
+    known: NDArray[np.bool_]  # its window is closed
+    drawable: NDArray[np.bool_]
 
 
 class Ring:
@@ -107,6 +118,25 @@ class Ring:
         """Note that the newest rows of ``env``, final observations, hold no frame that was seen."""
         self.opens[env] = _UNKNOWN
 
+    def set_n_step(self, n_step: int) -> NDArray[np.int64]:
+        """Sum so many rewards from now on; return the slots ``[m]`` whose ``drawable`` this changed.
+
+        Reads every row. Rows of an abandoned episode may be drawn as far as the new windows reach.
+        """
+        self.n_step = n_step
+        # The running episode of each ring began with the newest row that opens a game or follows a final one.
+        begin = np.maximum(self.count - n_step, 0)
+        env = np.arange(self.num_envs)
+        for row in (self.count - k for k in range(n_step, 0, -1)):  # oldest first
+            slot = env * self.rows + row % self.rows
+            begin = np.where((row >= 0) & (self.first[slot] != 0), row, begin)
+            begin = np.where((row >= 0) & (self.mark[slot] == FINAL), row + 1, begin)
+        self.pending[:] = begin
+        expected = self._definition().drawable.reshape(-1)
+        changed = np.flatnonzero((self.drawable != 0) != expected)
+        self.drawable[:] = expected
+        return changed
+
     def index(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Name the rows that live in ``slots [B]`` now."""
         env, t = np.divmod(slots, self.rows)
@@ -156,15 +186,13 @@ class Ring:
         _frames.n_step(self.reward, self.mark, self.rows, slots, powers, reward, discount, next_slots)
         return next_slots
 
-    def check(self) -> None:
-        """Raise AssertionError unless ``drawable`` is what its definition says of every row."""
-        require((self.count >= 0).all(), "a cursor is negative")
+    def _definition(self) -> _Definition:
+        """Work out from rows and marks alone which rows may be drawn."""
         by_env = (self.num_envs, self.rows)
         newest = self.count[:, None] - 1
         row = newest - (newest - np.arange(self.rows)) % self.rows  # [N, T]; negative: never written
         held = row >= 0
         first, mark = self.first.reshape(by_env) != 0, self.mark.reshape(by_env)
-        require((mark <= FINAL).all(), "a mark is none")
         env = np.arange(self.num_envs)[:, None]
         oldest = np.maximum(self.count[:, None] - self.rows, 0)
 
@@ -178,11 +206,20 @@ class Ring:
             open_window &= ~((k > 0) & np.isin(mark[env, (row + k - 1) % self.rows], (TRUNCATED, TERMINATED)))
             follows = (row + k + 1 <= newest) & ~first[env, (row + k + 1) % self.rows]
             known &= ~open_window | follows
-        expected = held & (mark != FINAL) & stack_held & known
-        require(np.array_equal(self.drawable.reshape(by_env) != 0, expected), "drawable differs from its definition")
+        return _Definition(row, held, first, mark, known, held & (mark != FINAL) & stack_held & known)
 
+    def check(self) -> None:
+        """Raise AssertionError unless ``drawable`` is what its definition says of every row."""
+        require((self.count >= 0).all(), "a cursor is negative")
+        require((self.mark <= FINAL).all(), "a mark is none")
+        row, held, first, mark, known, expected = self._definition()
+        require(
+            np.array_equal(self.drawable.reshape(expected.shape) != 0, expected), "drawable differs from its definition"
+        )
+
+        env, newest = np.arange(self.num_envs)[:, None], self.count[:, None] - 1
         any_row = self.count > 0
-        last = mark[np.arange(self.num_envs), newest[:, 0] % self.rows]
+        last = mark[env[:, 0], newest[:, 0] % self.rows]
         ended = any_row & ((last == TRUNCATED) | (last == TERMINATED))
         require(np.array_equal(self.ended != 0, ended), "an episode's end is lost")
         require(np.array_equal(self.opens != 0, any_row & (last == FINAL)), "an episode's beginning is lost")
@@ -191,7 +228,7 @@ class Ring:
         require(not (waiting & expected).any(), "a window is open twice")
         require(((self.pending >= self.count - self.n_step) & (self.pending <= self.count)).all(), "a window is lost")
         abandoned = held & ~known & (mark != FINAL) & ~waiting
-        follows_first = np.zeros(by_env, bool)
+        follows_first = np.zeros(held.shape, bool)
         for k in range(1, self.n_step + 1):
             follows_first |= (row + k <= newest) & first[env, (row + k) % self.rows]
         require(not (abandoned & ~follows_first).any(), "an open window is not waited for")
@@ -223,3 +260,8 @@ class Ring:
         for name in _COLUMNS:
             mine = getattr(self, name)
             mine.reshape(self.num_envs, self.rows, *mine.shape[1:])[:, :held] = state[name]
+
+
+def powers_of(gamma: float, n_step: int) -> NDArray[np.float64]:
+    """Return gamma^0 to gamma^n as ``[n + 1]``."""
+    return np.array([gamma**k for k in range(n_step + 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +46,19 @@ class Oracle:
             self._append(env, Row(frame if final_frame is None else final_frame, game, episode, final=True))
 
     def _append(self, env, row):
+        with self._new_rows_are_promising(env):
+            self.envs[env].append(row)
+
+    def set_n_step(self, n_step):
+        with ExitStack() as stack:
+            for env in range(len(self.envs)):
+                stack.enter_context(self._new_rows_are_promising(env))
+            self.n_step = n_step
+
+    @contextmanager
+    def _new_rows_are_promising(self, env):
         before = set(self.drawable(env))
-        self.envs[env].append(row)
+        yield
         for r in set(self.drawable(env)) - before:
             self.envs[env][r].priority = self.max_priority
 

@@ -142,6 +142,15 @@ class BufferMachine(RuleBasedStateMachine):
             self.buffer.save(Path(folder) / "replay")
             self.buffer = type(self.buffer).load(Path(folder) / "replay")
 
+    @rule(n_step=st.integers(1, 5))
+    def change_n(self, n_step):
+        if self.oracle.rows < self.oracle.stack + n_step + 1:
+            with pytest.raises(ValueError, match="capacity is"):
+                self.buffer.set_n_step(n_step)
+            return
+        self.buffer.set_n_step(n_step)
+        self.oracle.set_n_step(n_step)
+
     @rule(late=st.booleans(), scale=st.sampled_from([1.0, 0.0, 30.0]))
     def update(self, late, scale):
         if self.alpha is None or not hasattr(self, "last"):

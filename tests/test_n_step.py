@@ -1,0 +1,58 @@
+"""Returns whose length changes over a run."""
+
+import numpy as np
+import pytest
+from test_run import QUICK, rows, start
+
+from fastrl.config import ConfigError, DQNConfig
+from fastrl.dqn import run
+from fastrl.replay import ReplayBuffer
+
+
+def test_n_goes_from_its_start_to_its_end_on_a_straight_line(tmp_path):
+    config = QUICK.replace(total_frames=3_000, learn_start_steps=200, n_step=4, n_step_end=1, n_step_steps=1_800)
+    ended = start(config, tmp_path)
+    by_steps = {float(row["steps"]): float(row["replay/n_step"]) for row in rows(ended.folder) if row["steps"]}
+    assert by_steps[max(by_steps)] == 1.0
+    for steps, n in by_steps.items():
+        assert n == pytest.approx(max(1, min(4, 4 - 3 * (steps - 200) / 1_800)), abs=0.6)
+    assert {1.0, 2.0, 3.0, 4.0} <= set(by_steps.values())
+    ended.buffer.check()
+    assert ended.buffer.sample(64).discount.min() in (0.0, pytest.approx(QUICK.gamma))
+
+
+def test_without_an_end_n_stays(tmp_path):
+    ended = start(QUICK.replace(total_frames=1_500, n_step=2), tmp_path)
+    assert {row["replay/n_step"] for row in rows(ended.folder) if row["steps"]} == {"2.0"}
+
+
+def test_a_run_goes_on_with_another_n_and_its_replay(tmp_path):
+    whole = start(QUICK.replace(total_frames=1_500), tmp_path)
+    resumed = run.train(whole.config.replace(total_frames=2_000, n_step=3), resume=whole.folder, quiet=True)
+    assert len(resumed.buffer) > len(whole.buffer)
+    assert resumed.buffer.settings["n_step"] == 3
+    resumed.buffer.check()
+
+
+def test_a_saved_buffer_keeps_the_n_that_it_was_set_to(tmp_path):
+    buffer = ReplayBuffer(capacity=20, num_envs=1, obs_shape=(), n_step=1, gamma=0.5, seed=0)
+    for reward in range(6):
+        buffer.add(np.uint8([reward]), [0], [float(reward)], [False], [False])
+    buffer.set_n_step(2)
+    assert sorted(set(buffer.sample(64).reward)) == [0.5, 2.0, 3.5, 5.0]  # r + r' / 2
+    buffer.save(tmp_path / "replay")
+    assert sorted(set(ReplayBuffer.load(tmp_path / "replay").sample(64).reward)) == [0.5, 2.0, 3.5, 5.0]
+
+
+@pytest.mark.parametrize("n_step", [0, 1.5, True, 19])
+def test_an_n_that_does_not_fit_changes_nothing(n_step):
+    buffer = ReplayBuffer(capacity=20, num_envs=1, obs_shape=())
+    with pytest.raises(ValueError, match=r"n_step is|capacity is 20"):
+        buffer.set_n_step(n_step)
+    assert buffer.settings["n_step"] == 1
+    buffer.check()
+
+
+def test_a_bad_end_is_refused():
+    with pytest.raises(ConfigError, match="--n-step-end is 0; give at least 1"):
+        DQNConfig(n_step_end=0)
