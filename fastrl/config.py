@@ -232,8 +232,8 @@ _SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
 _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        "env_groups total_frames frame_skip noop_max max_episode_steps width hidden capacity stack n_step n_step_end batch_size "
-        "target_period_updates log_every_frames evaluate_every_frames "
+        "env_groups total_frames frame_skip noop_max max_episode_steps width hidden capacity stack n_step n_step_end "
+        "batch_size target_period_updates log_every_frames evaluate_every_frames "
         "checkpoint_every_frames keep_checkpoints episodes max_steps".split(),
         _AT_LEAST_1,
     ),
