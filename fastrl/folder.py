@@ -19,14 +19,17 @@ CONFIGS: dict[str, type[RunConfig]] = {"dqn": DQNConfig, "sarsa": SarsaConfig}
 _REPORTED = "fastrl-atari numpy torch gymnasium ale-py envpool tensorboard".split()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one move: whoever reads it sees the old text or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file in one move: whoever reads it sees the old content or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def path_for(config: RunConfig, game: str) -> Path:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
+from fastrl.folder import write_atomically
 
 PICTURES_PER_SECOND = 15.0
 MAX_PICTURES_PER_SECOND = 50.0  # browsers slow faster GIFs down to 10 pictures a second
@@ -124,12 +125,7 @@ def write_gif(path: str | os.PathLike[str], frames: Sequence[Picture], **options
     path = Path(path)
     content = gif_bytes(frames, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, content)
 
 
 def _indexed(frames: Sequence[Picture]) -> tuple[list[Picture], bytes]:

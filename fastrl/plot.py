@@ -1,0 +1,298 @@
+"""Draw learning curves, one line for each run or one band for its seeds, as PNG and SVG.
+
+python -m fastrl.plot runs/NAME --x minutes
+python -m fastrl.plot runs/NAME-s1 runs/NAME-s2 runs/NAME-s3 --out curve
+python -m fastrl.plot runs/NAME --y evaluation --published
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrl.command import parse, run_command
+from fastrl.config import ConfigError
+from fastrl.curves import Band, Curve, Grouping, Run, band_of, curve_of, group_runs, name_groups, read_run, spoken
+from fastrl.extras import need
+from fastrl.folder import write_atomically
+
+PROG = "python -m fastrl.plot"
+COLUMNS = {"minutes": "time/minutes", "score": "games/return_mean_100", "evaluation": "evaluation/return_mean"}
+TITLES = {
+    "time/minutes": "minutes",
+    "games/return_mean_100": "score, mean of the last 100 training games",
+    "evaluation/return_mean": "score, mean of an evaluation's games",
+}
+SCORES = ("games/return_mean_100", "evaluation/return_mean", "evaluation/return_median")
+
+COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split()  # Okabe & Ito: safe for the colour-blind
+STROKES = ("-", "-.", ":")  # of the first seven lines, the next seven, ...; dashes are for what others published
+GREY = "#666666"
+STYLE = {
+    "svg.hashsalt": "fastrl",  # without it the names inside an SVG are random
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A curve that others published: (million frames, score), with straight lines between."""
+
+    name: str
+    protocol: str
+    points: tuple[tuple[float, float], ...]
+
+
+_CLEANRL = "CleanRL, read off its figures by eye: no sticky actions, a lost life ends the episode."
+_DOPAMINE = "Dopamine: sticky actions (0.25)."
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "breakout": (
+        Published("CleanRL DQN", _CLEANRL, ((10, 75), (20, 355))),
+        Published("CleanRL C51", _CLEANRL, ((8, 210), (20, 465))),
+        Published("CleanRL PQN", _CLEANRL, ((10, 50), (20, 180))),  # 8 environments
+        Published("Dopamine DQN", _DOPAMINE, ((5, 23), (10, 52), (20, 93), (50, 100))),
+        Published("Dopamine Rainbow", _DOPAMINE, ((5, 19), (10, 44), (20, 63), (50, 50))),
+    ),
+}
+# Random play and a human, from the tables of Wang et al. 2016, "Dueling network architectures".
+LEVELS = {"breakout": (1.7, 30.5), "pong": (-20.7, 14.6), "space_invaders": (148.0, 1668.7)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What to draw and how."""
+
+    x: str = "frames"
+    """`frames`, `minutes`, `updates`, or any column."""
+    y: str = "score"
+    """`score` (the last 100 training games), `evaluation` (drawn as points), or any column."""
+    out: Path | None = None
+    """Where the pictures go, without .png and .svg (default: pictures/curve in a single run's folder, else curve)."""
+    labels: tuple[str, ...] = ()
+    """One for each line (default: the runs' names)."""
+    group: Grouping = "settings"
+    """What makes one line: runs that differ in the seed alone; each run; or all, as seeds of one setting."""
+    game: str | None = None
+    """The game, where a CSV file has no config.json to tell."""
+    levels: bool = False
+    """Draw what random play and a human score."""
+    published: bool = False
+    """Draw these levels, and curves that others published; over frames alone."""
+    x_max: float | None = None
+    """Draw no further than this, in frames, minutes, ... as `x` says."""
+    width: float = 8.0
+    """Inches."""
+    height: float = 4.5
+    """Inches."""
+    dpi: int = 100
+    """Pixels per inch of the PNG."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("width", 2, 20), ("height", 2, 20), ("dpi", 20, 600)):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ConfigError(f"--{name} is {value!r}; give between {least} and {most}")
+        if self.x_max is not None and not self.x_max > 0:
+            raise ConfigError(f"--x-max is {self.x_max!r}; give more than 0")
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The columns that ``x`` and ``y`` mean."""
+        return COLUMNS.get(self.x, self.x), COLUMNS.get(self.y, self.y)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
+    paths = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), arguments)]
+    about = "\n\n".join(filter(None, (__doc__ or "").splitlines()))  # tyro would run the examples together
+    args = parse(Arguments, None, arguments[len(paths) :], prog=f"{PROG} RUN...", description=about)
+    if not paths:
+        raise ConfigError(f"no run is given first; try {PROG} runs/NAME")
+    for path in plot(paths, args):
+        print(path)
+    return 0
+
+
+def plot(paths: Sequence[Path], args: Arguments) -> list[Path]:
+    """Draw runs and return the two files written.
+
+    Raises
+    ------
+    ConfigError
+        For whatever cannot be drawn, before anything is written.
+    """
+    groups = group_runs([read_run(path, args.game) for path in paths], args.group)
+    labels, game = _labels(groups, args), _game(groups, args)
+    bands = [band_of([_curve(run, args) for run in group]) for group in groups]
+    with need("matplotlib.style", "train").context(["default", STYLE]):
+        figure = draw(bands, labels, game, args)
+        pictures = {
+            ".png": _render(figure, format="png", dpi=args.dpi),
+            ".svg": _render(figure, format="svg", metadata={"Date": None}),
+        }
+    return write_pictures(_stem(paths, args.out), pictures)
+
+
+def _curve(run: Run, args: Arguments) -> Curve:
+    curve = curve_of(run, *args.columns)
+    if args.x_max is None:
+        return curve
+    if args.x_max < curve.x[0]:
+        raise ConfigError(f"--x-max is {args.x_max:g}, where {run.path} has no point yet; give at least {curve.x[0]:g}")
+    return curve.until(args.x_max)
+
+
+def _labels(groups: Sequence[Sequence[Run]], args: Arguments) -> list[str]:
+    if not args.labels:
+        return name_groups(groups)
+    if len(args.labels) != len(groups):
+        lines = "; ".join(", ".join(run.name for run in group) for group in groups)
+        raise ConfigError(f"--labels has {len(args.labels)} for {len(groups)} lines; give one for each of: {lines}")
+    return list(args.labels)
+
+
+def _game(groups: Sequence[Sequence[Run]], args: Arguments) -> str | None:
+    """Return the one game of all runs, None if they play several or do not tell; refuse what needs one game then."""
+    games = {run.game for group in groups for run in group}
+    game = games.pop() if len(games) == 1 else None
+    if not (args.levels or args.published):
+        return game
+    flag = "--published" if args.published else "--levels"
+    if game is None:
+        raise ConfigError(
+            f"{flag} is for one game, and these runs play several or do not tell; give runs of one, or --game"
+        )
+    if game not in LEVELS:
+        raise ConfigError(f"{flag} knows nothing of {game}, only of {', '.join(LEVELS)}; leave it out")
+    if args.columns[1] not in SCORES:
+        raise ConfigError(f"{flag} is about scores, and --y is {args.y}; give --y score or evaluation, or leave it out")
+    if args.published and args.x != "frames":
+        raise ConfigError(f"--published is over frames, and --x is {args.x}; give --x frames, or --levels instead")
+    return game
+
+
+def draw(bands: Sequence[Band], labels: Sequence[str], game: str | None, args: Arguments) -> Any:
+    """Return the `matplotlib.figure.Figure`; pyplot and its global state stay out."""
+    figure = need("matplotlib.figure", "train").Figure(figsize=(args.width, args.height), layout="constrained")
+    axes = figure.subplots()
+    for number, (band, label) in enumerate(zip(bands, labels, strict=True)):
+        _draw_band(axes, band, label, number, points=args.columns[1].startswith("evaluation/"))
+    curves = _published_curves(game, args.x_max) if args.published else {}
+    levels = LEVELS[str(game)] if args.levels or args.published else ()
+    end = max([band.x[-1] for band in bands] + [curve.x[-1] for curve in curves.values()])
+    start = min(0, *(band.x[0] for band in bands))
+    axes.set_xlim(start, end if end > start else start + 1)
+    _draw_grey(axes, curves, levels)
+    _name_axes(axes, end, args)
+    axes.set_title(spoken(game) if game else "", loc="left")
+    across = max(1, 60 // (max(map(len, labels)) + 6))
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=across)  # never over a curve
+    figure.supxlabel(_footnote(bands, list(curves), levels, args), x=0.01, ha="left", fontsize="small", color=GREY)
+    return figure
+
+
+def _draw_band(axes: Any, band: Band, label: str, number: int, *, points: bool) -> None:
+    colour, stroke = COLOURS[number % len(COLOURS)], STROKES[number // len(COLOURS) % len(STROKES)]
+    if points:
+        axes.plot(band.x, band.middle, "o", markersize=5, color=colour, label=label, clip_on=False)
+        if band.runs > 1:
+            axes.vlines(band.x, band.low, band.high, color=colour)
+        return
+    axes.plot(band.x, band.middle, stroke, marker="o" if len(band.x) == 1 else "", color=colour, label=label)
+    if band.runs > 1:
+        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _published_curves(game: str | None, x_max: float | None) -> dict[str, Curve]:
+    """Return what others published, by name, over frames: their points up to ``x_max``, and none between."""
+    curves = {}
+    for one in PUBLISHED.get(str(game), ()):
+        millions, scores = np.array(one.points, np.float64).T
+        curves[one.name] = Curve(millions * 1e6, scores).until(x_max or np.inf)
+    return {name: curve for name, curve in curves.items() if len(curve.x)}
+
+
+def _draw_grey(axes: Any, curves: dict[str, Curve], levels: Sequence[float]) -> None:
+    """Draw what others published and levels, each with its name beside its end."""
+    for curve in curves.values():
+        axes.plot(curve.x, curve.y, "--", marker=".", color=GREY, linewidth=1, zorder=1, clip_on=False)
+    for score in levels:
+        axes.axhline(score, color=GREY, linewidth=0.6, zorder=1)
+    names = [(curve.x[-1], curve.y[-1], name) for name, curve in curves.items()]
+    names += [(axes.get_xlim()[1], y, f"{name} {y:g}") for name, y in zip(("random", "human"), levels, strict=False)]
+    bottom, top = axes.get_ylim()
+    line = (top - bottom) * 0.2 / axes.figure.get_figheight()  # about the height of a name, in the units of y
+    highest: dict[float, float] = {}
+    for x, y, name in sorted(names):
+        highest[x] = max(y, highest.get(x, -np.inf) + line)  # names that would overlap move up
+        axes.annotate(
+            name, (x, highest[x]), xytext=(4, 0), textcoords="offset points", va="center", fontsize="small", color=GREY
+        )
+
+
+def _name_axes(axes: Any, end: float, args: Arguments) -> None:
+    x, y = args.columns
+    scale, unit = (1e6, " (millions)") if end >= 1e6 else (1e3, " (thousands)") if end >= 1e4 else (1, "")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
+    axes.set_xlabel(TITLES.get(x, x) + unit)
+    axes.set_ylabel(TITLES.get(y, y))
+
+
+def _footnote(bands: Sequence[Band], published: Sequence[str], levels: Sequence[float], args: Arguments) -> str:
+    """Return what the picture must say of itself: statistics, sources, protocols."""
+    notes = []
+    if any(band.runs > 1 for band in bands):
+        notes.append("Interquartile mean over seeds, with its 95 % bootstrap interval.")
+    notes += dict.fromkeys(one.protocol for curves in PUBLISHED.values() for one in curves if one.name in published)
+    if levels:
+        notes.append("Random and human: Wang et al. 2016.")
+    return "\n".join(textwrap.fill(note, int(args.width * 15)) for note in notes)
+
+
+def _render(figure: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, **options)
+    return file.getvalue()
+
+
+def _stem(paths: Sequence[Path], out: Path | None) -> Path:
+    """Return where the pictures go, without the ending."""
+    if out is None:
+        return paths[0] / "pictures" / "curve" if len(paths) == 1 and paths[0].is_dir() else Path("curve")
+    if out.is_dir():
+        return out / "curve"
+    return out.with_suffix("") if out.suffix in (".png", ".svg") else out
+
+
+def write_pictures(stem: Path, pictures: dict[str, bytes]) -> list[Path]:
+    """Write each picture, by its ending, whole or not at all; return the files.
+
+    Raises
+    ------
+    ConfigError
+        If they cannot be written there.
+    """
+    files = [stem.with_name(stem.name + ending) for ending in pictures]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for file, content in zip(files, pictures.values(), strict=True):
+            write_atomically(file, content)
+    except OSError as error:
+        raise ConfigError(f"--out is {str(stem)!r}, where no picture can be written: {error}") from error
+    return files
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)
