@@ -1,7 +1,22 @@
 """Fast, correct, reproducible deep Q-learning on Atari.
 
-Importing this package brings in nothing heavy: ``fastrl.replay`` needs NumPy alone, and the training
-commands (``python -m fastrl.train``) name the extra that they need when it is missing.
+Importing this package brings in nothing heavy: ``fastrl.replay`` needs NumPy alone, and all that needs more
+(``python -m fastrl.train``, ``fastrl.load_pretrained``) names the extra that it needs when it is missing.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastrl.dqn.network import QNetwork
+
+__all__ = ["__version__", "load_pretrained"]
 __version__ = "0.1.0"
+
+
+def load_pretrained(game: str, device: str = "cpu") -> QNetwork:
+    """Return the trained network that ships for a game: see `fastrl.dqn.pretrained.load_pretrained`."""
+    from fastrl.dqn import pretrained
+
+    return pretrained.load_pretrained(game, device)

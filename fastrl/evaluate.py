@@ -2,6 +2,7 @@
 
 python -m fastrl.evaluate runs/NAME --episodes 30
 python -m fastrl.evaluate runs/NAME --checkpoint best --env gymnasium
+python -m fastrl.evaluate breakout --episodes 100     with the weights that ship
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,7 +18,12 @@ from fastrl import folder
 from fastrl.command import parse, run_command
 from fastrl.config import ConfigError, DQNConfig
 
+if TYPE_CHECKING:
+    from fastrl.dqn.network import QNetwork
+    from fastrl.games import Act, Games
+
 PROG = "python -m fastrl.evaluate"
+DESCRIPTION = (__doc__ or "").replace("\npython", "\n\npython")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,7 @@ class Arguments:
     env: Literal["envpool", "gymnasium"] = "envpool"
     """Who makes the games: EnvPool, or Gymnasium with ale-py as an independent second opinion."""
     checkpoint: str = "newest"
-    """`newest`, `best` (by evaluation), or a name from the run's folder checkpoints/."""
+    """Of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
     epsilon: float = 0.01
     """Share of random actions."""
     noop_max: int = 30
@@ -43,66 +49,132 @@ class Arguments:
     json: Path | None = None
     """Where scores and figures go as JSON, if anywhere."""
     gif: Path | None = None
-    """Where the film of the first game goes (default: into the run's folder pictures/)."""
+    """Where the film of the first game goes (default: a run's folder pictures/, else the current folder)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agent:
+    """A trained network and the game that it plays."""
+
+    game: str
+    """Plain name of the game."""
+    network: QNetwork
+    """In eval mode, on the CPU."""
+    stack: int
+    """Frames in one observation."""
+    frame_skip: int
+    """Emulator frames per agent step."""
+    origin: Path
+    """Where it was read from."""
+    about: str
+    """What is known of it, in one line."""
+    films: Path
+    """Folder for films of it."""
+
+
+def load_agent(run_or_game: str, checkpoint: str = "newest") -> Agent:
+    """Return the agent in a run's folder or, where there is no such folder, the one that ships for a game.
+
+    Parameters
+    ----------
+    run_or_game : str
+        Path of the folder, or the game in any spelling that `fastrl.atari.game_name` takes.
+    checkpoint : str
+        Which of a run's, as `fastrl.dqn.checkpoint.find` takes it.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither, or its weights cannot be read.
+    """
+    path = Path(run_or_game)
+    return _trained(path, checkpoint) if (path / "config.json").exists() else _shipped(run_or_game, checkpoint)
+
+
+def greedy(network: QNetwork) -> Act:
+    """Return the act function that takes the action of the highest value."""
+    import torch
+
+    device = next(network.parameters()).device
+
+    @torch.inference_mode()
+    def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        actions: np.ndarray[Any, Any] = network(torch.from_numpy(stacks).to(device)).argmax(dim=1).cpu().numpy()
+        return actions
+
+    return act
 
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
-    path = Path(arguments.pop(0)) if arguments and not arguments[0].startswith("-") else None
-    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN", description=__doc__ or "")
-    if path is None:
-        raise ConfigError(f"no run is given; try {PROG} runs/NAME")
-    config = folder.load_config(path)
-    if not isinstance(config, DQNConfig):
-        raise ConfigError(f"{path} is a cartpole run, which printed its evaluation at its end; give a DQN run")
-    evaluate(path, config, args)
+    given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=DESCRIPTION)
+    if given is None:
+        raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
+    evaluate(load_agent(given, args.checkpoint), args)
     return 0
 
 
-def evaluate(path: Path, config: DQNConfig, args: Arguments) -> Any:
-    """Play and print; return the `fastrl.games.Games`."""
-    from fastrl.dqn import checkpoint  # isort: skip - says which extra is missing
-    import torch
-
-    from fastrl.dqn.network import QNetwork
+def evaluate(agent: Agent, args: Arguments) -> Games:
+    """Play and print; return the games."""
     from fastrl.games import Protocol, play_games
     from fastrl.video import write_gif
 
-    saved = checkpoint.find(path, args.checkpoint)
-    weights, settings = checkpoint.load_weights(saved / "weights.safetensors")
-    network = QNetwork(**settings | {"obs_shape": tuple(settings["obs_shape"])})
-    network.check_state(weights)
-    network.load_state_dict(weights)
-
-    @torch.inference_mode()
-    def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        actions: np.ndarray[Any, Any] = network(torch.from_numpy(stacks)).argmax(dim=1).numpy()
-        return actions
-
     protocol = Protocol(
         epsilon=args.epsilon, noop_max=args.noop_max, max_steps=args.max_steps,
-        repeat_action_probability=args.repeat_action_probability, frame_skip=config.frame_skip,
+        repeat_action_probability=args.repeat_action_probability, frame_skip=agent.frame_skip,
     )  # fmt: skip
-    print(f"{saved}: {args.episodes} games, {protocol.describe()}", flush=True)
+    print(f"{agent.origin}: {args.episodes} games, {protocol.describe()}", flush=True)
     games = play_games(
-        config.game,
-        act,
+        agent.game,
+        greedy(agent.network),
         args.episodes,
         seed=args.seed,
         protocol=protocol,
         backend=args.env,
-        stack=config.stack,
+        stack=agent.stack,
         film=True,
     )
-    gif = args.gif or path / "pictures" / f"evaluation-{saved.name}-{args.env}.gif"
+    gif = args.gif or agent.films / f"evaluation-{agent.origin.stem}-{args.env}.gif"
     write_gif(gif, games.film, max_pictures=2_000)
     print(games.summary())
     if args.json:
-        figures = {name: getattr(games, name) for name in ("mean", "median", "std", "min", "max")}
-        facts = {"game": games.game, "checkpoint": str(saved), "protocol": protocol.describe(), "env": args.env}
-        args.json.write_text(json.dumps(facts | figures | {"scores": games.scores.tolist()}, indent=2) + "\n")
+        facts = {"game": games.game, "checkpoint": str(agent.origin), "protocol": protocol.describe(), "env": args.env}
+        args.json.write_text(json.dumps(facts | games.figures() | {"scores": games.scores.tolist()}, indent=2) + "\n")
     print(f"film of the first game: {gif}")
     return games
+
+
+def _trained(run: Path, checkpoint: str) -> Agent:
+    config = folder.load_config(run)
+    if not isinstance(config, DQNConfig):
+        raise ConfigError(f"{run} is a cartpole run, which printed its evaluation at its end; give a DQN run")
+    from fastrl.dqn.checkpoint import find, load_network
+
+    saved = find(run, checkpoint)
+    return Agent(
+        game=config.game, network=load_network(saved / "weights.safetensors"), stack=config.stack,
+        frame_skip=config.frame_skip, origin=saved, about=f"{config.game}, {saved}", films=run / "pictures",
+    )  # fmt: skip
+
+
+def _shipped(name: str, checkpoint: str) -> Agent:
+    from fastrl.atari import game_name
+
+    try:
+        game = game_name(name)
+    except ConfigError as error:
+        raise ConfigError(f"{name} is no run folder (it holds no config.json), and {error}") from error
+    from fastrl.dqn import pretrained
+
+    card = pretrained.card(game)
+    if checkpoint != "newest":
+        raise ConfigError(f"--checkpoint is {checkpoint!r}, but one network ships for {game}; leave it out")
+    network = pretrained.load_pretrained(game)
+    return Agent(
+        game=game, network=network, stack=card.network["obs_shape"][0], frame_skip=card.frame_skip,
+        origin=pretrained.WEIGHTS / f"{game}.safetensors", about=card.describe(), films=Path(),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ played to the end one for one, so that short games do not crowd out long ones.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ from fastrl.video import frame_to_rgb
 
 Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
 """Stacks [n, stack, *frame] to actions [n] integers; n is the number of games still running."""
+Show = Callable[[npt.NDArray[np.uint8]], object]
+"""Takes a picture [H, W, 3] uint8. What it raises ends the games and reaches the caller."""
 Backend = Literal["envpool", "gymnasium"]
 AT_ONCE = 256
 """Most games to hold in memory side by side, about 1 MB each."""
@@ -97,6 +100,10 @@ class Games:
         """Highest score."""
         return float(self.scores.max())
 
+    def figures(self) -> dict[str, float]:
+        """Return the five figures by name."""
+        return {name: getattr(self, name) for name in ("mean", "median", "std", "min", "max")}
+
     def summary(self) -> str:
         """Return the figures in one line."""
         return (
@@ -118,6 +125,7 @@ def play_games(
     film: bool = False,
     film_every: int = 1,
     film_steps: int = 2_000,
+    show: Show | None = None,
     threads: int = 0,
 ) -> Games:
     """Play `episodes` whole games with `act` and return their scores.
@@ -142,6 +150,9 @@ def play_games(
     film : bool
         Keep pictures of the first game: its first frame, then one every `film_every` agent steps up to step
         `film_steps`.
+    show : callable, optional
+        Called with pictures as they come: on Gymnasium with each emulator frame of every game, 60 to a second
+        of play; with EnvPool, which shows what agents see alone, once per agent step of the first game.
     threads : int
         EnvPool's threads; 0: one per CPU core that this process may use.
 
@@ -160,16 +171,14 @@ def play_games(
     if backend not in _BACKENDS:
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
     protocol = protocol or Protocol()
-    camera, no_camera = _Camera(film_every, film_steps if film else -1), _Camera(1, -1)
-    name, play = game_name(game), _BACKENDS[backend]
+    camera = _Camera(film_every, film_steps if film else -1)
+    plan = _Plan(game_name(game), act, episodes, seed, protocol, stack, camera, show, threads)
     results = []
     for done in range(0, episodes, AT_ONCE):
-        number = min(AT_ONCE, episodes - done)
-        results.append(
-            play(name, act, number, seed + done, protocol, stack, camera if not done else no_camera, threads)
-        )
+        part = replace(plan, episodes=min(AT_ONCE, episodes - done), seed=seed + done)
+        results.append(_BACKENDS[backend](part if done == 0 else replace(part, camera=_Camera(1, -1))))
     scores, lengths = (np.concatenate(parts) for parts in zip(*results, strict=True))
-    return Games(name, scores, lengths, protocol, backend, camera.film)
+    return Games(plan.game, scores, lengths, protocol, backend, camera.film)
 
 
 Results = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
@@ -186,6 +195,21 @@ class _Camera:
     def shoot(self, step: int, picture: Callable[[], npt.NDArray[np.uint8]]) -> None:
         if step <= self._last and step % self._every == 0:
             self.film.append(picture())
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Games to play, `episodes` of them; fields as the arguments of `play_games`, `game` by its plain name."""
+
+    game: str
+    act: Act
+    episodes: int
+    seed: int
+    protocol: Protocol
+    stack: int
+    camera: _Camera
+    show: Show | None
+    threads: int
 
 
 class _Epsilon:
@@ -207,108 +231,104 @@ class _Epsilon:
         return np.where(explore[ids], random[ids], greedy.astype(np.int64))
 
 
-def _play_envpool(
-    game: str,
-    act: Act,
-    episodes: int,
-    seed: int,
-    protocol: Protocol,
-    stack: int,
-    camera: _Camera,
-    threads: int,
-) -> Results:
+def _play_envpool(plan: _Plan) -> Results:
     """Give each episode an environment of its own, and stop stepping it when its game is over."""
+    protocol, camera, catch = plan.protocol, plan.camera, plan.game == "catch"
     envs = AtariEnvs(
-        game,
-        episodes,
-        seed=seed,
-        threads=threads,
+        plan.game,
+        plan.episodes,
+        seed=plan.seed,
+        threads=plan.threads,
         frame_skip=protocol.frame_skip,
         episodic_life=True,  # for the FIRE after a lost life; scores are of whole games all the same
         reward_clip=False,
         repeat_action_probability=protocol.repeat_action_probability,
         noop_max=protocol.noop_max,
         max_episode_steps=protocol.max_steps,
-        render=camera.on and game != "catch",
+        render=(camera.on or plan.show is not None) and not catch,
     )
-    frames = FrameStack(episodes, stack, envs.frame_shape, envs.frame_dtype)
-    explore = _Epsilon(protocol.epsilon, envs.num_actions, episodes, seed)
-    scores, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
+    frames = FrameStack(plan.episodes, plan.stack, envs.frame_shape, envs.frame_dtype)
+    explore = _Epsilon(protocol.epsilon, envs.num_actions, plan.episodes, plan.seed)
+    scores, lengths = np.zeros(plan.episodes), np.zeros(plan.episodes, np.int64)
 
     def screen() -> npt.NDArray[np.uint8]:
-        return frame_to_rgb(step.frame[0]) if game == "catch" else envs.render(0)
+        return frame_to_rgb(step.frame[0]) if catch else envs.render(0)
 
-    step = envs.reset()
-    playing = np.arange(episodes)
-    while True:
-        stacks = frames.push(step.frame, step.first, step.env_id)
-        if playing[0] == 0 and (step.length[0] == 0 or not step.reset[0]):
-            camera.shoot(int(step.length[0]), screen)
-        over = step.game_over
-        scores[step.env_id[over]], lengths[step.env_id[over]] = step.score[over], step.length[over]
-        playing, stacks = playing[~over], stacks[~over]
-        if not len(playing):
-            break
-        step = envs.step(explore(act(stacks), playing), playing)
-    envs.close()
-    return scores, lengths
+    with contextlib.closing(envs):
+        step = envs.reset()
+        playing = np.arange(plan.episodes)
+        while True:
+            stacks = frames.push(step.frame, step.first, step.env_id)
+            if playing[0] == 0 and (step.length[0] == 0 or not step.reset[0]):
+                camera.shoot(int(step.length[0]), screen)
+                if plan.show:
+                    plan.show(screen())
+            over = step.game_over
+            scores[step.env_id[over]], lengths[step.env_id[over]] = step.score[over], step.length[over]
+            playing, stacks = playing[~over], stacks[~over]
+            if not len(playing):
+                return scores, lengths
+            step = envs.step(explore(plan.act(stacks), playing), playing)
 
 
-def _play_gymnasium(
-    game: str,
-    act: Act,
-    episodes: int,
-    seed: int,
-    protocol: Protocol,
-    stack: int,
-    camera: _Camera,
-    threads: int,
-) -> Results:
+def _play_gymnasium(plan: _Plan) -> Results:
     """Play one game after another through Gymnasium's own preprocessing; `threads` has no meaning here."""
-    env = _gymnasium_env(game, protocol, film=camera.on)
-    explore = _Epsilon(protocol.epsilon, int(env.action_space.n), 1, seed)
-    game_seeds = np.random.SeedSequence(seed).generate_state(episodes).tolist()
+    env = _gymnasium_env(plan)
+    explore = _Epsilon(plan.protocol.epsilon, int(env.action_space.n), 1, plan.seed)
+    game_seeds = np.random.SeedSequence(plan.seed).generate_state(plan.episodes).tolist()
     results = []
-    for episode, game_seed in enumerate(game_seeds):
-        shoot = camera.shoot if episode == 0 else None
-        results.append(_one_gymnasium_game(env, act, explore, game_seed, protocol.max_steps, stack, shoot))
-    env.close()
+    with contextlib.closing(env):
+        for episode, game_seed in enumerate(game_seeds):
+            shoot = plan.camera.shoot if episode == 0 else None
+            results.append(_one_gymnasium_game(env, plan, explore, game_seed, shoot))
     scores, lengths = zip(*results, strict=True)
     return np.array(scores, np.float64), np.array(lengths, np.int64)
 
 
-def _gymnasium_env(game: str, protocol: Protocol, *, film: bool) -> Any:
+def _gymnasium_env(plan: _Plan) -> Any:
     """Return ``ALE/<Game>-v5`` with the protocol's rules in place of its own; [84, 84] uint8 frames."""
-    if game == "catch":
+    if plan.game == "catch":
         raise ConfigError("backend is 'gymnasium', which has no catch; give 'envpool'")
     gymnasium, ale_py = need("gymnasium", "train"), need("ale_py", "train")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gymnasium.register_envs(ale_py)
-    wanted = f"ale/{task_id(game)}".lower()  # the two spell one game differently: TicTacToe3d, TicTacToe3D
+    wanted = f"ale/{task_id(plan.game)}".lower()  # the two spell one game differently: TicTacToe3d, TicTacToe3D
     env = gymnasium.make(
         next(known for known in gymnasium.registry if known.lower() == wanted),
         frameskip=1,
-        repeat_action_probability=protocol.repeat_action_probability,
+        repeat_action_probability=plan.protocol.repeat_action_probability,
         max_num_frames_per_episode=0,  # the protocol's cap is counted in agent steps, below
-        render_mode="rgb_array" if film else None,
+        render_mode="rgb_array" if plan.camera.on or plan.show else None,
     )
+    if plan.show:
+        _show_every_frame(env, plan.show)
     return need("gymnasium.wrappers", "train").AtariPreprocessing(
         env,
-        noop_max=protocol.noop_max,
-        frame_skip=protocol.frame_skip,
+        noop_max=plan.protocol.noop_max,
+        frame_skip=plan.protocol.frame_skip,
         screen_size=84,
         terminal_on_life_loss=False,
         grayscale_obs=True,
     )
 
 
+def _show_every_frame(env: Any, show: Show) -> None:
+    """Have an emulator show what each of its steps drew: many games draw some things in every other frame only."""
+    step = env.step
+
+    def step_and_show(action: int) -> Any:
+        result = step(action)
+        show(env.render())
+        return result
+
+    env.step = step_and_show
+
+
 def _one_gymnasium_game(
     env: Any,
-    act: Act,
+    plan: _Plan,
     explore: _Epsilon,
     seed: int,
-    max_steps: int,
-    stack: int,
     shoot: Callable[[int, Callable[[], npt.NDArray[np.uint8]]], None] | None,
 ) -> tuple[float, int]:
     """Play one whole game and return its score and its length in agent steps.
@@ -318,7 +338,7 @@ def _one_gymnasium_game(
     """
     names = env.unwrapped.get_action_meanings()
     fire = names.index("FIRE") if "FIRE" in names else None
-    frames = FrameStack(1, stack, (84, 84), np.uint8)
+    frames = FrameStack(1, plan.stack, (84, 84), np.uint8)
     game_0 = np.array([0])
     frame, info = env.reset(seed=seed)
     first, score, length, over, press = True, 0.0, 0, False, fire is not None
@@ -329,15 +349,15 @@ def _one_gymnasium_game(
             stacks = frames.push(frame[None], np.array([first]))
             if first and shoot:
                 shoot(0, env.render)
-            action = int(explore(act(stacks), game_0)[0])
+            action = int(explore(plan.act(stacks), game_0)[0])
             frame, reward, over, _, after = env.step(action)
             first, length = False, length + 1
             if shoot:
                 shoot(length, env.render)
         score += float(reward)
         press = fire is not None and after["lives"] < info["lives"]
-        info, over = after, over or length >= max_steps
+        info, over = after, over or length >= plan.protocol.max_steps
     return score, length
 
 
-_BACKENDS: dict[str, Callable[..., Results]] = {"envpool": _play_envpool, "gymnasium": _play_gymnasium}
+_BACKENDS: dict[str, Callable[[_Plan], Results]] = {"envpool": _play_envpool, "gymnasium": _play_gymnasium}

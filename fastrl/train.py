@@ -75,7 +75,7 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str) -> int:
     if run.stop.signal is not None:
         print(f"stopped after {run.frames:,} frames; go on with: {PROG} --resume {run.folder}")
         return 128 + run.stop.signal
-    print(f"look: tensorboard --logdir {config.runs_dir}; play: python -m fastrl.evaluate {run.folder}")
+    print(f"look: tensorboard --logdir {config.runs_dir}; watch: python -m fastrl.watch {run.folder}")
     return 0
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("cv2")
 from fastrl.atari import AtariEnvs
 from fastrl.config import ConfigError
 from fastrl.games import Games, Protocol, _Epsilon, play_games
+from fastrl.stop import Stopped
 
 BACKENDS = ["envpool", "gymnasium"]
 
@@ -181,10 +182,39 @@ def test_the_film_has_a_picture_of_each_agent_step_of_the_first_game(backend):
     assert film() == []
 
 
+def test_envpool_shows_each_agent_step_of_the_first_game_and_gymnasium_each_frame_of_all():
+    def play(episodes, **options):
+        shown, protocol = [], Protocol(epsilon=0, max_steps=20)
+        right = lambda stacks: np.full(len(stacks), 2)  # noqa: E731
+        games = play_games("breakout", right, episodes, seed=1, protocol=protocol, show=shown.append, **options)
+        return shown, games.film
+
+    shown, film = play(2, film=True)
+    assert np.array_equal(shown, film)
+    shown, film = play(1, film=True, backend="gymnasium")
+    assert np.array_equal(shown[-1 - 4 * 20 :: 4], film)
+    moved = [not np.array_equal(a, b) for a, b in zip(shown[-80:], shown[-79:], strict=False)]
+    assert sum(moved) > 20  # within steps too
+    assert len(play(2, backend="gymnasium")[0]) > len(shown) + 4 * 20
+    shown = []
+    games = play_games("catch", noop, 3, seed=1, stack=1, film=True, show=shown.append)
+    assert np.array_equal(shown, games.film)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_who_is_shown_the_games_may_end_them(backend):
+    def show(picture):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        play_games("breakout", noop, 1, seed=1, backend=backend, show=show)
+
+
 def test_the_figures_are_those_of_the_scores():
     games = Games("pong", np.array([1.0, 2.0, 6.0]), np.array([10, 20, 30]), Protocol(), "envpool")
     assert (games.mean, games.median, games.min, games.max) == (3.0, 2.0, 1.0, 6.0)
     assert games.std == pytest.approx((14 / 3) ** 0.5)
+    assert games.figures() == {"mean": 3.0, "median": 2.0, "std": games.std, "min": 1.0, "max": 6.0}
     summary = games.summary()
     assert "\n" not in summary
     for part in ("pong", "mean 3.0", "median 2.0", "3 games", "20 steps", "envpool"):

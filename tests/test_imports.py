@@ -16,10 +16,10 @@ MODULES = sorted(
 )
 # Each layer may import from itself and from those before it.
 LAYERS = [
-    {"fastrl", *(f"fastrl.{name}" for name in "config schedule extras folder machine stop".split())},
+    {f"fastrl.{name}" for name in "config schedule extras folder machine stop".split()},
     {m for m in MODULES if m.startswith("fastrl.replay")}
     | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _frames".split()},
-    {f"fastrl.{name}" for name in "atari cartpole report video".split()},
+    {f"fastrl.{name}" for name in "atari cartpole curves report video".split()},
     {
         "fastrl.games",
         "fastrl.sarsa",
@@ -27,8 +27,9 @@ LAYERS = [
         *(f"fastrl.dqn.{n}" for n in "device frames graph groups inputs laps loss network optimizer staging".split()),
     },
     {"fastrl.dqn.learner", "fastrl.dqn.checkpoint", "fastrl.dqn.build"},
-    {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.sarsa_run"},
-    {"fastrl.command", "fastrl.train", "fastrl.evaluate"},
+    {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.pretrained", "fastrl.sarsa_run"},
+    {"fastrl.command", "fastrl.train", "fastrl.evaluate", "fastrl.plot", "fastrl.watch"},
+    {"fastrl"},  # imports nothing until it is asked to
 ]
 
 
@@ -69,13 +70,19 @@ def test_replay_brings_in_numpy_and_no_framework():
     assert not loaded & {"torch", "gymnasium", "envpool", "tensorboard", "PIL", "rich", "tyro", "Cython"}
 
 
+def test_the_package_itself_brings_in_nothing_though_it_loads_networks():
+    for statement in ("import fastrl; dir(fastrl)", "from fastrl import *; load_pretrained"):
+        assert not loaded_by(statement) & {"numpy", "torch", "safetensors", "fastrl.config", "fastrl.dqn"}
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if "dqn" not in m])
 def test_torch_stays_in_dqn(module):
     assert "torch" not in loaded_by(f"import {module}")
 
 
 @pytest.mark.parametrize(
-    "module", ["fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.learner", "fastrl.dqn.frames"]
+    "module",
+    ["fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.learner", "fastrl.dqn.frames", "fastrl.dqn.pretrained"],
 )
 def test_modules_of_dqn_import_alone(module):
     assert module in loaded_by(f"import {module}")

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastrl.config import ConfigError
+from fastrl.dqn.network import QNetwork
 
 FORMAT = 2  # since 2 the dense layer reads the features of images position by position
 BEST = "best"
@@ -148,6 +149,25 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _damaged(path, error) from error
     _check_format(path, found)
     return weights, network
+
+
+def load_network(path: Path) -> QNetwork:
+    """Return the network of a safetensors file, in eval mode on the CPU; its weights are float32 whatever the file's.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or describes another network than its weights make up.
+    """
+    weights, settings = load_weights(path)
+    try:
+        with torch.device("meta"):  # shapes before memory: a damaged file may describe a network of any size
+            QNetwork(**settings).check_state(weights)
+        network = QNetwork(**settings)
+        network.load_state_dict(weights)
+    except Exception as error:  # damage shows in many ways
+        raise _damaged(path, error) from error
+    return network.eval()
 
 
 def _check_format(path: Path, found: Any) -> None:

@@ -1,0 +1,190 @@
+"""Watch a trained agent play: in a window where there is a display, as a GIF where there is none.
+
+python -m fastrl.watch breakout                         the weights that ship
+python -m fastrl.watch runs/NAME --checkpoint best
+python -m fastrl.watch runs/NAME --no-window --gif film.gif
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrl.command import parse, run_command
+from fastrl.config import ConfigError
+from fastrl.evaluate import Agent, greedy, load_agent
+from fastrl.extras import need
+from fastrl.stop import Stop, Stopped
+from fastrl.video import PICTURES_PER_SECOND, write_gif
+
+if TYPE_CHECKING:
+    from fastrl.games import Games
+
+PROG = "python -m fastrl.watch"
+DESCRIPTION = (__doc__ or "").replace("\npython", "\n\npython")
+FRAMES_PER_SECOND = 60.0  # the emulator's
+WINDOW_HEIGHT = 640
+
+
+def has_display() -> bool:
+    """Whether the environment names a display to open windows on."""
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What to play and where to show it."""
+
+    games: int = 1
+    """Whole games to play, one after another."""
+    checkpoint: str = "newest"
+    """Of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
+    epsilon: float = 0.01
+    """Share of random actions."""
+    seed: int = 0
+    """Seeds games and exploration."""
+    window: bool = field(default_factory=has_display)
+    """Play in a window, which Escape closes; off: film a GIF."""
+    gif: Path | None = None
+    """Where the film of the best game goes (default: nowhere beside a window, else into a run's folder pictures/ or the
+    current folder)."""
+    max_pictures: int = 2_000
+    """The film ends after so many pictures, 15 to a second."""
+
+    def __post_init__(self) -> None:
+        for name in ("games", "max_pictures"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1")
+        if self.gif is not None and self.gif.is_dir():
+            raise ConfigError(f"--gif is {self.gif}, a folder; give the name of a file")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
+    given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=DESCRIPTION)
+    if given is None:
+        raise ConfigError(f"neither a run nor a game is given; try {PROG} breakout")
+    agent = load_agent(given, args.checkpoint)
+    import torch
+
+    torch.set_num_threads(1)  # for one observation at a time, more threads wait for each other longer than they help
+    return watch(agent, args)
+
+
+def watch(agent: Agent, args: Arguments) -> int:
+    """Play until the last game is over or nobody watches any more; return the exit status."""
+    print(agent.about, flush=True)
+    best: Games | None = None
+    with Stop() as stop:
+        window = Window(f"fastrl: {agent.game}", _pictures_per_second(agent.game)) if args.window else None
+        try:
+            for number, game in enumerate(_play(agent, args, window, stop), start=1):
+                print(f"game {number}: {game.mean:,g} points in {game.lengths[0]:,} steps", flush=True)
+                best = game if best is None or game.mean > best.mean else best
+        except Stopped:
+            print("stopped")
+        finally:
+            if window:
+                window.close()
+    if best and best.film:
+        gif = args.gif or agent.films / f"watch-{agent.origin.stem}.gif"
+        write_gif(gif, best.film)
+        print(f"film of the best game: {gif}")
+    return 0 if stop.signal is None else 128 + stop.signal
+
+
+def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> Iterator[Games]:
+    """Play one game after another, the same ones with a window and without."""
+    from fastrl.games import Protocol, play_games
+
+    best_action = greedy(agent.network)
+
+    def act(stacks: npt.NDArray[Any]) -> npt.ArrayLike:
+        stop.check()
+        return best_action(stacks)
+
+    for seed in range(args.seed, args.seed + args.games):
+        yield play_games(
+            agent.game,
+            act,
+            1,
+            seed=seed,
+            protocol=Protocol(epsilon=args.epsilon, frame_skip=agent.frame_skip),
+            backend="envpool" if agent.game == "catch" else "gymnasium",  # which shows every frame
+            stack=agent.stack,
+            film=args.gif is not None or window is None,
+            film_steps=args.max_pictures - 1,  # and the first picture
+            show=window.draw if window else None,
+            threads=1,
+        )
+
+
+def _pictures_per_second(game: str) -> float:
+    return PICTURES_PER_SECOND if game == "catch" else FRAMES_PER_SECOND
+
+
+class Window:
+    """A window that shows pictures at a game's own pace; the emulator's own would end the process when closed.
+
+    Parameters
+    ----------
+    title : str
+        What stands above the pictures.
+    pictures_per_second : float
+        `draw` waits to keep to it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no display.
+    """
+
+    def __init__(self, title: str, pictures_per_second: float) -> None:
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        self._pygame = pygame = need("pygame", "train")
+        self._pace = pictures_per_second
+        try:
+            pygame.display.init()
+            driver = pygame.display.get_driver()
+        except pygame.error as error:
+            raise _no_display(str(error)) from error
+        # Where no display answers, these draw for nobody; they are for those who ask for them by name.
+        if driver in ("offscreen", "dummy") and driver != os.environ.get("SDL_VIDEODRIVER"):
+            pygame.display.quit()
+            raise _no_display("no display answers")
+        pygame.display.set_caption(title)
+        self._clock = pygame.time.Clock()
+
+    def draw(self, picture: npt.NDArray[np.uint8]) -> None:
+        """Show a picture [H, W, 3] uint8 until the next is due; raise Stopped once the user has closed the window."""
+        pygame = self._pygame
+        surface = pygame.surfarray.make_surface(picture.swapaxes(0, 1))  # pygame counts x first
+        window = pygame.display.get_surface()
+        if window is None:
+            factor = max(1, WINDOW_HEIGHT // picture.shape[0])
+            window = pygame.display.set_mode((picture.shape[1] * factor, picture.shape[0] * factor), pygame.RESIZABLE)
+        window.blit(pygame.transform.scale(surface, window.get_size()), (0, 0))
+        pygame.display.flip()
+        for event in pygame.event.get():
+            if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):
+                raise Stopped
+        self._clock.tick(self._pace)
+
+    def close(self) -> None:
+        """Close the window."""
+        self._pygame.display.quit()
+
+
+def _no_display(reason: str) -> ConfigError:
+    return ConfigError(f"--window is on, but no window can be opened ({reason}); give --no-window for a GIF")
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)

@@ -1,0 +1,32 @@
+"""Run folders as a run leaves them, their networks without any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fastrl import folder
+from fastrl.config import PRESETS, DQNConfig
+from fastrl.dqn import checkpoint
+from fastrl.dqn.network import QNetwork, build_network
+
+CONFIGS = {
+    "catch": PRESETS["catch"].config,
+    "breakout": DQNConfig(game="breakout", trunk="small", hidden=16),
+}
+SHAPES = {"catch": ((1, 10, 5), 3), "breakout": ((4, 84, 84), 4)}
+COMMAND = "python -u -m fastrl.train catch --runs-dir /somewhere --name=mine --seed 5\n"
+
+
+def make_run(path: Path, game: str = "catch", **settings: object) -> QNetwork:
+    """Make the folder of a run of 400 frames with two checkpoints, of 200 and 400; return the newer network."""
+    config = CONFIGS[game].replace(seed=5, **settings)
+    folder.open_run(path, config, new=True)
+    (path / "commands.txt").write_text(COMMAND + "python -m fastrl.train --resume /somewhere/mine\n")
+    for seed, frames in enumerate((200, 400)):
+        torch.manual_seed(seed)
+        network = build_network(config, *SHAPES[game])
+        state = {"game": game, "network": network.settings, "frames": frames, "seconds": frames / 4}
+        checkpoint.save(path, f"{frames:012d}", state, None, network.state_dict())
+    return network
