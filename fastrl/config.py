@@ -216,6 +216,12 @@ class SarsaConfig(RunConfig):
     """Decay of the eligibility traces."""
     epsilon: float = 0.0
     """Share of random actions; equal action values are broken at random."""
+    features: Literal["scaled", "raw"] = "scaled"
+    """What the values are linear in: observations `scaled` to about 1 in size, or `raw` as they come."""
+    reward: Literal["failure", "survival"] = "failure"
+    """`failure`: 0, and -1 for the step that fails; `survival`: +1 for every step, that one too."""
+    dynamics: Literal["gymnasium", "own"] = "gymnasium"
+    """Who moves the CartPoles: Gymnasium, or `own` NumPy code, faster and equal to the bit."""
     version: Literal["v0", "v1", "both"] = "both"
     """CartPole-v0 (200 steps, solved at 195), v1 (500 steps, solved at 475), or one after the other."""
 
@@ -230,6 +236,12 @@ _A_FEW_THOUSAND = (lambda v: 1 <= v <= 10_000, "between 1 and 10,000")
 _AT_LEAST_0 = (lambda v: v >= 0, "at least 0")
 _SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
+
+
+def _one_of(*names: str) -> tuple[Any, str]:
+    return lambda v: v in names, " or ".join(names)
+
+
 _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
         "env_groups total_frames frame_skip noop_max max_episode_steps width hidden capacity stack n_step n_step_end "
@@ -250,6 +262,9 @@ _RANGES: dict[str, tuple[Any, str]] = {
         _POSITIVE,
     ),
     "atoms": _AT_LEAST_2,
+    "features": _one_of("scaled", "raw"),
+    "reward": _one_of("failure", "survival"),
+    "dynamics": _one_of("gymnasium", "own"),
 }
 
 

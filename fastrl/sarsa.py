@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl import cartpole
-from fastrl.cartpole import ACTIONS, FEATURES, SCALE, SOLVED_RETURN, CartPoles
+from fastrl.cartpole import ACTIONS, FEATURES, SCALES, SOLVED_RETURN, CartPoles
 from fastrl.config import ConfigError, SarsaConfig
 
 Floats = npt.NDArray[np.float64]
@@ -35,24 +35,25 @@ LOG_EVERY_STEPS: Final = 1_000
 
 def state_action_features(features: Floats, action: Ints) -> Floats:
     """Lay the features into the block of the chosen action: ``[F, L]`` and ``[L]`` to ``[A, F, L]``."""
-    chosen = np.arange(ACTIONS)[:, None] == action
+    chosen = np.equal.outer(np.arange(ACTIONS), action).astype(np.float64)  # bool times float is a slow loop
     laid_out: Floats = chosen[:, None, :] * features
     return laid_out
 
 
 def action_values(weights: Floats, features: Floats) -> Floats:
     """Return Q(s, a) = w_a·s for every action: ``[A, F, L]`` and ``[F, L]`` to ``[A, L] float64``."""
-    values: Floats = (weights * features).sum(axis=1)
+    values: Floats = np.einsum("afl,fl->al", weights, features)  # no array of products in between
     return values
 
 
-def choose_actions(values: Floats, epsilon: float, rng: np.random.Generator) -> Ints:
+def choose_actions(values: Floats, epsilon: float | Floats, rng: np.random.Generator) -> Ints:
     """Choose epsilon-greedily for each learner by itself; equal best values are broken at random.
 
     Parameters
     ----------
-    values : float64 [A, L]
-    epsilon : float
+    values : float64 [2, L]
+        A learner for which one of them is NaN chooses at random.
+    epsilon : float or float64 [L]
         Share of uniformly random actions; each learner tosses its own coin.
     rng : Generator
 
@@ -60,12 +61,14 @@ def choose_actions(values: Floats, epsilon: float, rng: np.random.Generator) -> 
     -------
     int64 [L]
     """
-    lottery = rng.random(values.shape, dtype=np.float32)
-    action: Ints = np.where(values < values.max(axis=0), -1.0, lottery).argmax(axis=0)
-    if epsilon > 0:
-        learners = values.shape[1]
-        explores = rng.random(learners) < epsilon
-        action = np.where(explores, rng.integers(len(values), size=learners), action)
+    right, left = values[1] > values[0], values[0] > values[1]
+    action: Ints = right.astype(np.int64)
+    undecided = np.flatnonzero(right == left)
+    if len(undecided):
+        action[undecided] = rng.integers(ACTIONS, size=len(undecided))
+    if np.any(epsilon):
+        explores = np.flatnonzero(rng.random(len(action)) < epsilon)
+        action[explores] = rng.integers(ACTIONS, size=len(explores))
     return action
 
 
@@ -75,8 +78,7 @@ def sarsa_update(
     features: Floats,
     action: Ints,
     reward: Floats,
-    next_features: Floats,
-    next_action: Ints,
+    next_value: Floats,
     *,
     discount: Floats,
     alpha: Floats,
@@ -84,20 +86,22 @@ def sarsa_update(
 ) -> Floats:
     """Learn from one transition per learner; changes ``weights`` and ``traces`` in place.
 
-    With x = x(s, a) and x' = x(s', a')::
+    With x = x(s, a)::
 
-        delta = r + discount w·x' - w·x
+        delta = r + discount Q(s', a') - w·x
         e     = decay e + x                  accumulating traces
         w     = w + alpha delta e
 
     Parameters
     ----------
     weights, traces : float64 [A, F, L]
-    features, next_features : float64 [F, L]
-        s and s'.
-    action, next_action : int64 [L]
-        a, and the a' that the policy will really take in s' (on-policy).
+    features : float64 [F, L]
+        s.
+    action : int64 [L]
+        a.
     reward : float64 [L]
+    next_value : float64 [L]
+        Q(s', a') by these weights, with the a' that the policy will really take in s' (on-policy).
     discount : float64 [L]
         gamma, or 0 where s' is terminal; a truncated episode keeps gamma.
     alpha : float64 [L]
@@ -112,15 +116,14 @@ def sarsa_update(
 
     Notes
     -----
-    Sutton & Barto 2018, equations 12.5 to 12.7 with the traces of section 12.7.
+    Sutton & Barto 2018, equations 12.5 to 12.7 with the traces of section 12.7. Nothing here asks whether numbers
+    are finite: a learner whose weights overflow keeps NaN ones, without effect on its neighbours.
     """
-    x_tm1 = state_action_features(features, action)
-    x_t = state_action_features(next_features, next_action)
-    value_tm1, value_t = (weights * x_tm1).sum(axis=(0, 1)), (weights * x_t).sum(axis=(0, 1))
-    td_error: Floats = reward + discount * value_t - value_tm1
+    x = state_action_features(features, action)
+    td_error: Floats = reward + discount * next_value - np.einsum("afl,afl->l", weights, x)
     traces *= decay
-    traces += x_tm1
-    weights += alpha * td_error * traces
+    traces += x
+    weights += np.multiply(alpha * td_error, traces, out=x)  # x has served
     return td_error
 
 
@@ -184,6 +187,8 @@ class SarsaResult:
     """Wall-clock time of this call of `SarsaLearners.run`."""
     learner_steps_per_second: float
     """Speed of this call."""
+    lost: Bools
+    """bool [L]: the weights grew without bound; unsolved, unless the task was solved before that."""
 
     @property
     def solved_share(self) -> float:
@@ -203,8 +208,14 @@ class SarsaLearners:
 
     Notes
     -----
-    Weights start at 0, the reward is 0 and -1 on failure. The same ``config`` gives the same numbers; another
-    number of learners gives other ones, for all draw from the same generator.
+    Weights start at 0. The same ``config`` gives the same numbers; another number of learners gives other ones,
+    for all draw from the same generator.
+
+    A learner whose weights grow without bound (large steps on raw features) ends up with NaN ones. That is an outcome,
+    no error: it goes on playing, at random, and its episodes count like any other's (`SarsaResult.lost`).
+
+    ``alpha``, ``gamma``, ``lam`` and ``epsilon`` are the config's; an array ``[L]`` put in the place of one gives each
+    learner its own, so that one run can try many settings.
     """
 
     def __init__(self, config: SarsaConfig) -> None:
@@ -212,6 +223,10 @@ class SarsaLearners:
             raise ConfigError("--version is 'both', but these learners play one CartPole; give v0 or v1")
         learners = config.learners
         self.config = config
+        self.alpha: float | Floats = config.alpha
+        self.gamma: float | Floats = config.gamma
+        self.lam: float | Floats = config.lam
+        self.epsilon: float | Floats = config.epsilon
         self.weights: Floats = np.zeros((ACTIONS, FEATURES, learners))
         self.traces: Floats = np.zeros_like(self.weights)
         self.ended: Bools = np.zeros(learners, np.bool_)  # the coming row is a reset
@@ -222,27 +237,28 @@ class SarsaLearners:
         self.steps = 0  # rows, resets included
         self.learner_steps = 0
         self.rng = np.random.default_rng((config.seed, 1))  # apart from the CartPoles', which is (seed,)
-        self._cartpoles = CartPoles(learners, config.version, config.seed)
+        kind = {"reward": config.reward, "features": config.features, "dynamics": config.dynamics}
+        self._cartpoles = CartPoles(learners, config.version, config.seed, **kind)
         self.features = self._cartpoles.features
-        self.action = self._choose(self.features)
+        self.action, _ = self._choose(self.features)
 
+    @np.errstate(over="ignore", invalid="ignore")  # lost learners are counted, not warned of
     def step(self) -> Floats:
         """Take one step with every learner and learn from it; return the TD errors, ``[L] float64``."""
-        config, live = self.config, ~self.ended
+        live = ~self.ended
         reward, terminated, truncated = self._cartpoles.step(self.action)
         next_features = self._cartpoles.features
-        next_action = self._choose(next_features)
+        next_action, next_value = self._choose(next_features)
         td_error = sarsa_update(
             self.weights,
             self.traces,
             self.features,
             self.action,
             reward,
-            next_features,
-            next_action,
-            discount=np.where(terminated, 0.0, config.gamma),
-            alpha=np.where(live, config.alpha, 0.0),
-            decay=np.where(self.first, 0.0, config.gamma * config.lam),
+            next_value,
+            discount=np.where(terminated, 0.0, self.gamma),
+            alpha=np.where(live, self.alpha, 0.0),
+            decay=np.where(self.first, 0.0, self.gamma * self.lam),
         )
         self.features, self.action = next_features, next_action
         self.first, self.ended = self.ended, terminated | truncated
@@ -256,28 +272,24 @@ class SarsaLearners:
         ----------
         on_log : callable, optional
             Called as ``on_log(values, steps)`` every 1,000 steps and at the end. ``steps`` is per learner.
-
-        Raises
-        ------
-        ConfigError
-            If the weights grow without bound.
         """
         started, already = time.perf_counter(), self.learner_steps
-        td_errors, rows = np.zeros(self.config.learners), 0
+        td_errors, rows, finished = np.zeros(self.config.learners), 0, self.finished
 
         def speed() -> float:
             return (self.learner_steps - already) / max(time.perf_counter() - started, 1e-9)
 
-        with np.errstate(over="ignore", invalid="ignore"):  # `_check_weights` says it in words
-            while not self.finished:
+        while not finished:
+            with np.errstate(over="ignore"):
                 td_errors += np.abs(self.step())
-                rows += 1
-                if self.steps % LOG_EVERY_STEPS == 0 or self.finished:
-                    self._check_weights()
-                    if on_log is not None:
-                        td_error = {"sarsa/td_error": float(td_errors.mean()) / rows}
-                        on_log(self.metrics() | td_error | {"time/learner_steps_per_second": speed()}, self.steps)
-                    td_errors[:], rows = 0.0, 0
+            rows += 1
+            finished = self.finished
+            if self.steps % LOG_EVERY_STEPS == 0 or finished:
+                if on_log is not None:
+                    td_error = _mean(td_errors[np.isfinite(td_errors)]) / rows
+                    clock = {"time/learner_steps_per_second": speed()}
+                    on_log(self.metrics() | {"sarsa/td_error": td_error} | clock, self.steps)
+                td_errors[:], rows = 0.0, 0
         return self._result(time.perf_counter() - started, speed())
 
     @property
@@ -291,9 +303,10 @@ class SarsaLearners:
         recent = (episode < self.played[:, None]) & (episode >= self.played[:, None] - WINDOW)
         solved, _ = self._solved()
         return {
-            "games/return_mean_100": float(self.returns[recent].mean()) if recent.any() else math.nan,
+            "games/return_mean_100": _mean(self.returns[recent]),
             "games/episodes_least": float(self.played.min()),
             "sarsa/solved_share": float((solved >= 0).mean()),
+            "sarsa/lost_share": float(self._lost().mean()),
         }
 
     def state(self) -> dict[str, Any]:
@@ -323,8 +336,11 @@ class SarsaLearners:
         self.steps, self.learner_steps = int(state["steps"]), int(state["learner_steps"])
         self.rng.bit_generator.state = json.loads(state["rng"])
 
-    def _choose(self, features: Floats) -> Ints:
-        return choose_actions(action_values(self.weights, features), self.config.epsilon, self.rng)
+    def _choose(self, features: Floats) -> tuple[Ints, Floats]:
+        """Choose actions; return them and their values, ``[L]`` each."""
+        values = action_values(self.weights, features)
+        action = choose_actions(values, self.epsilon, self.rng)
+        return action, np.where(action == 1, values[1], values[0])
 
     def _count(self, live: Bools) -> None:
         """Count the row just learned, and note the return of the episodes that it ended."""
@@ -342,13 +358,8 @@ class SarsaLearners:
     def _solved(self) -> tuple[Ints, Ints]:
         return solved_at(self.returns, self.played, SOLVED_RETURN[self.config.version])
 
-    def _check_weights(self) -> None:
-        lost = int((~np.isfinite(self.weights).all(axis=(0, 1))).sum())
-        if lost:
-            raise ConfigError(
-                f"--alpha is {self.config.alpha!r}, and the weights of {lost} of {self.config.learners} learners "
-                "grew without bound; give a smaller --alpha or --lam"
-            )
+    def _lost(self) -> Bools:
+        return np.logical_not(np.isfinite(self.weights).all(axis=(0, 1)))
 
     def _result(self, seconds: float, speed: float) -> SarsaResult:
         episode, steps = self._solved()
@@ -361,17 +372,23 @@ class SarsaLearners:
             learner_steps=self.learner_steps,
             seconds=seconds,
             learner_steps_per_second=speed,
+            lost=self._lost(),
         )
 
 
 _STATE_ARRAYS: Final = tuple("weights traces features action ended first length returns played".split())
 
 
-def act(weights: Floats, observation: npt.NDArray[np.floating[Any]]) -> int:
+def _mean(values: npt.NDArray[Any]) -> float:
+    """Return the mean; NaN, without a warning, where there are no values."""
+    return float(values.mean()) if values.size else math.nan
+
+
+def act(weights: Floats, observation: npt.NDArray[np.floating[Any]], features: str = "scaled") -> int:
     """Return the best action of one learner: ``[A, F]`` weights and a raw ``[F]`` observation."""
-    return int(np.argmax(weights @ (observation / SCALE)))
+    return int(np.argmax(weights @ (observation / SCALES[features])))
 
 
 def film(weights: Floats, config: SarsaConfig, seed: int) -> list[npt.NDArray[np.uint8]]:
     """Film one learner's greedy play: ``[A, F]`` weights, such as ``result.weights[0]``; see `cartpole.film`."""
-    return cartpole.film(lambda observation: act(weights, observation), config.version, seed)
+    return cartpole.film(lambda observation: act(weights, observation, config.features), config.version, seed)

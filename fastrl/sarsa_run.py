@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,20 +57,9 @@ def _train_version(config: SarsaConfig, path: Path, reporter: report.Reporter, s
     result = learners.run(log)
     at = before + config.episodes
     reporter.progress(at)
+    for line in _verdict(config, result):
+        reporter.line(line)
     solved = result.solved_at_episode[result.solved_at_episode >= 0]
-    reporter.line(
-        f"CartPole-{version}: {len(solved)} of {config.learners} learners solved it (100 consecutive episodes of at "
-        f"least {SOLVED_RETURN[version]:g} on average); {int((solved == 0).sum())} with their very first 100"
-    )
-    if len(solved):
-        reporter.line(
-            f"  episodes before that window began: mean {solved.mean():.1f}, median {np.median(solved):g}, "
-            f"90 % {np.percentile(solved, 90):g}, most {solved.max()}"
-        )
-    reporter.line(
-        f"  {result.learner_steps:,} learner steps in {result.seconds:.1f} s: "
-        f"{result.learner_steps_per_second:,.0f} a second"
-    )
     reporter.write(
         {f"{version}/solved_learners": len(solved)}
         | ({f"{version}/solved_at_episode_mean": float(solved.mean())} if len(solved) else {}),
@@ -93,11 +83,34 @@ def _train_version(config: SarsaConfig, path: Path, reporter: report.Reporter, s
     reporter.line(f"  film: {gif}")
 
 
+def _verdict(config: SarsaConfig, result: sarsa.SarsaResult) -> Iterator[str]:
+    """Say in words what the learners have come to."""
+    solved, threshold = result.solved_at_episode[result.solved_at_episode >= 0], SOLVED_RETURN[config.version]
+    yield (
+        f"CartPole-{config.version}: {len(solved)} of {config.learners} learners solved it (100 consecutive episodes "
+        f"of at least {threshold:g} on average); {np.count_nonzero(solved == 0)} with their very first 100"
+    )
+    if len(solved):
+        yield (
+            f"  episodes before that window began: mean {solved.mean():.1f}, median {np.median(solved):g}, "
+            f"90 % {np.percentile(solved, 90):g}, most {solved.max()}"
+        )
+    if result.lost.any():
+        yield (
+            f"  the weights of {int(result.lost.sum())} learners grew without bound, and they played on at random: "
+            f"--alpha is {config.alpha!r}; give a smaller --alpha or --lam"
+        )
+    yield (
+        f"  {result.learner_steps:,} learner steps in {result.seconds:.1f} s: "
+        f"{result.learner_steps_per_second:,.0f} a second"
+    )
+
+
 def evaluate(weights: NDArray[np.float64], config: SarsaConfig) -> NDArray[np.int64]:
     """Let each learner, ``weights [L, A, F]``, play one greedy episode of a CartPole it never saw; return ``[L]``."""
     inside = np.ascontiguousarray(weights.transpose(1, 2, 0))  # [A, F, L], as the learners keep them
     rng = np.random.default_rng(config.seed)
-    envs = CartPoles(len(weights), config.version, config.seed + 1)
+    envs = CartPoles(len(weights), config.version, config.seed + 1, features=config.features, dynamics=config.dynamics)
     scores, playing = np.zeros(len(weights), np.int64), np.ones(len(weights), bool)
     while playing.any():
         _, terminated, truncated = envs.step(sarsa.choose_actions(sarsa.action_values(inside, envs.features), 0.0, rng))

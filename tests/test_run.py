@@ -304,7 +304,7 @@ def test_an_existing_run_is_not_written_over(finished):
 def test_another_network_does_not_go_on_with_these_weights(finished):
     with pytest.raises(ConfigError, match=r"weight .* in the saved state"):
         run.train(finished[0].config.replace(hidden=32), resume=finished[0].folder, quiet=True)
-    with pytest.raises(ConfigError, match="gamma 0.99, this run has 0.9"):
+    with pytest.raises(ConfigError, match=r"gamma 0.99, this run has 0.9"):
         run.train(finished[0].config.replace(gamma=0.9), resume=finished[0].folder, quiet=True)
 
 
