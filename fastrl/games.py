@@ -333,8 +333,8 @@ def _one_gymnasium_game(
 ) -> tuple[float, int]:
     """Play one whole game and return its score and its length in agent steps.
 
-    Where the game has a FIRE, it is pressed for the player after the reset and after each lost life, as
-    EnvPool does; that is no step of the agent's, but what it earns counts.
+    Where the game has a FIRE, it is pressed for the player after the reset and after each lost life, for one emulator
+    frame as EnvPool does; that is no step of the agent's, but what it earns counts.
     """
     names = env.unwrapped.get_action_meanings()
     fire = names.index("FIRE") if "FIRE" in names else None
@@ -344,7 +344,9 @@ def _one_gymnasium_game(
     first, score, length, over, press = True, 0.0, 0, False, fire is not None
     while not over:
         if press:
-            frame, reward, over, _, after = env.step(fire)
+            if not first:
+                frames.push(frame[None], np.array([False]))  # the one that lost the life
+            frame, reward, over, _, after = _one_frame(env, fire)
         else:
             stacks = frames.push(frame[None], np.array([first]))
             if first and shoot:
@@ -358,6 +360,16 @@ def _one_gymnasium_game(
         press = fire is not None and after["lives"] < info["lives"]
         info, over = after, over or length >= plan.protocol.max_steps
     return score, length
+
+
+def _one_frame(env: Any, action: int | None) -> Any:
+    """Step an `AtariPreprocessing` by one emulator frame instead of an agent step."""
+    env.obs_buffer[1][:] = 0  # or the frame before would shine through
+    frame_skip, env.frame_skip = env.frame_skip, 1
+    try:
+        return env.step(action)
+    finally:
+        env.frame_skip = frame_skip
 
 
 _BACKENDS: dict[str, Callable[[_Plan], Results]] = {"envpool": _play_envpool, "gymnasium": _play_gymnasium}

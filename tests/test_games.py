@@ -182,6 +182,27 @@ def test_the_film_has_a_picture_of_each_agent_step_of_the_first_game(backend):
     assert film() == []
 
 
+def test_both_backends_show_the_agent_the_same_game_to_the_bit():
+    actions = np.random.default_rng(0).choice([0, 2, 3], 30)
+
+    def seen(backend, seed, noop_max):
+        stacks_seen = []
+
+        def act(stacks):
+            stacks_seen.append(stacks[0].copy())
+            return np.full(len(stacks), actions[len(stacks_seen) % 30])
+
+        protocol = Protocol(epsilon=0, noop_max=noop_max, max_steps=22)  # the first ball is not lost yet
+        play_games("breakout", act, 1, seed=seed, backend=backend, protocol=protocol)
+        return np.array(stacks_seen)
+
+    gymnasium = seen("gymnasium", 1, noop_max=1)  # one no-op, FIRE
+    envpool = [seen("envpool", seed, noop_max=2) for seed in range(10)]  # none or one, FIRE
+    assert len(gymnasium) == 22
+    assert len(np.unique(gymnasium, axis=0)) == 22
+    assert any(np.array_equal(stacks, gymnasium) for stacks in envpool)
+
+
 def test_envpool_shows_each_agent_step_of_the_first_game_and_gymnasium_each_frame_of_all():
     def play(episodes, **options):
         shown, protocol = [], Protocol(epsilon=0, max_steps=20)
