@@ -316,7 +316,7 @@ PRESETS: dict[str, Preset] = {
             learn_start_steps=10_000,
             epsilon_steps=150_000,
         ),
-        about="10M frames on a CPU: about 70 minutes on two cores",
+        about="10M frames on a CPU: three to five hours on two older cores",
     ),
     # The tiny problem: 10 x 5 floats, one step per frame, games of ten steps (Osband et al. 2020, bsuite).
     "catch": Preset(
