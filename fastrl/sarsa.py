@@ -31,11 +31,12 @@ WINDOW: Final = 100
 """Consecutive episodes whose average return decides whether a learner has solved the task."""
 LOG_EVERY_STEPS: Final = 1_000
 """Steps between two calls of ``on_log``."""
+_EVERY_ACTION: Final = np.arange(ACTIONS)[:, None]
 
 
 def state_action_features(features: Floats, action: Ints) -> Floats:
     """Lay the features into the block of the chosen action: ``[F, L]`` and ``[L]`` to ``[A, F, L]``."""
-    chosen = np.equal.outer(np.arange(ACTIONS), action).astype(np.float64)  # bool times float is a slow loop
+    chosen = (_EVERY_ACTION == action).astype(np.float64)  # bool times float is a slow loop
     laid_out: Floats = chosen[:, None, :] * features
     return laid_out
 
@@ -63,10 +64,10 @@ def choose_actions(values: Floats, epsilon: float | Floats, rng: np.random.Gener
     """
     right, left = values[1] > values[0], values[0] > values[1]
     action: Ints = right.astype(np.int64)
-    undecided = np.flatnonzero(right == left)
-    if len(undecided):
-        action[undecided] = rng.integers(ACTIONS, size=len(undecided))
-    if np.any(epsilon):
+    tied = right == left
+    if tied.any():
+        action[tied] = rng.integers(ACTIONS, size=np.count_nonzero(tied))
+    if isinstance(epsilon, np.ndarray) or epsilon > 0:
         explores = np.flatnonzero(rng.random(len(action)) < epsilon)
         action[explores] = rng.integers(ACTIONS, size=len(explores))
     return action
