@@ -9,6 +9,7 @@ each by itself. Learner steps are transitions learned from; rows that only reset
 from __future__ import annotations
 
 import argparse
+import random
 from time import process_time
 from typing import Any, Protocol
 
@@ -95,6 +96,56 @@ class Plain:
         self.learner_steps += steps
 
 
+class Floats:
+    """The same without NumPy on the learner's side: lists of floats, which are faster than arrays of four."""
+
+    def __init__(self) -> None:
+        self.learner_steps = 0
+        self._scale = SCALE.tolist()
+        self._env = gymnasium.make("CartPole-v1", max_episode_steps=200, sutton_barto_reward=True)
+        self._weights, self._traces = [[0.0] * 4, [0.0] * 4], [[0.0] * 4, [0.0] * 4]
+        self._s = self._features(self._env.reset(seed=1)[0])
+        self._a = self._choose(self._s)
+        self.play(WARM_UP_STEPS)
+
+    def _features(self, observation: np.ndarray) -> list[float]:
+        return [o / unit for o, unit in zip(observation.tolist(), self._scale, strict=True)]
+
+    def _value(self, s: list[float], a: int) -> float:
+        w = self._weights[a]
+        return w[0] * s[0] + w[1] * s[1] + w[2] * s[2] + w[3] * s[3]
+
+    def _choose(self, s: list[float]) -> int:
+        left, right = self._value(s, 0), self._value(s, 1)
+        return int(right > left) if right != left else random.getrandbits(1)
+
+    def _learn(self, s: list[float], a: int, rate: float, decay: float) -> None:
+        for b in (0, 1):
+            w, e = self._weights[b], self._traces[b]
+            for i in range(4):
+                e[i] *= decay
+                if a == b:
+                    e[i] += s[i]
+                w[i] += rate * e[i]
+
+    def play(self, steps: int = PLAIN_STEPS) -> None:
+        alpha, gamma, decay = 0.1, 0.95, 0.95 * 0.5
+        env, s, a = self._env, self._s, self._a
+        for _ in range(steps):
+            observation, reward, terminated, truncated, _ = env.step(a)
+            s_t = self._features(observation)
+            a_t = self._choose(s_t)
+            value_t = 0.0 if terminated else self._value(s_t, a_t)
+            self._learn(s, a, alpha * (reward + gamma * value_t - self._value(s, a)), decay)
+            s, a = s_t, a_t
+            if terminated or truncated:
+                self._traces = [[0.0] * 4, [0.0] * 4]
+                s = self._features(env.reset()[0])
+                a = self._choose(s)
+        self._s, self._a = s, a
+        self.learner_steps += steps
+
+
 def rate(loop: Loop) -> float:
     """Play one round; return learner steps per second of processor time."""
     before, started = loop.learner_steps, process_time()
@@ -106,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds that each plays, in turn ({ROUNDS})")
     rounds = parser.parse_args().rounds
-    loops: dict[str, Loop] = {"plain Python loop, 1 learner": Plain()}
+    loops: dict[str, Loop] = {"plain Python loop, 1 learner": Plain(), "the same on lists of floats": Floats()}
     for dynamics in DYNAMICS:
         loops |= {f"{learners} learners, dynamics {dynamics}": AtOnce(learners, dynamics) for learners in LEARNERS}
     rates: dict[str, list[float]] = {name: [] for name in loops}
@@ -145,6 +196,11 @@ def bench_learners_at_once(benchmark, learners, dynamics):
 @pytest.mark.benchmark(group="sarsa: whole loop")
 def bench_plain_python_loop(benchmark):
     measure(benchmark, Plain())
+
+
+@pytest.mark.benchmark(group="sarsa: whole loop")
+def bench_plain_python_loop_on_floats(benchmark):
+    measure(benchmark, Floats())
 
 
 @pytest.mark.benchmark(group="sarsa: environment alone")

@@ -9,6 +9,7 @@ from fastrl import sarsa
 from fastrl.cartpole import SCALE, CartPoles
 from fastrl.config import ConfigError, SarsaConfig
 from fastrl.sarsa import SarsaLearners, action_values, choose_actions, sarsa_update, solved_at
+from fastrl.sarsa_run import evaluate
 
 SMALL = SarsaConfig(version="v0", learners=8, episodes=20, seed=3)
 
@@ -314,10 +315,20 @@ def test_an_action_for_the_film_is_the_greedy_one():
     assert sarsa.act(weights, observation) == values[:, 0].argmax()
 
 
-def test_an_action_on_raw_features_is_that_of_the_weights_as_they_are():
+def test_an_action_on_raw_features_is_that_of_the_weights_as_they_are(monkeypatch):
     weights, observation = np.array([[1.0, 0, 0, 0], [0, 0, 1.0, 0]]), np.array([0.2, 0, 0.1, 0], np.float32)
     assert sarsa.act(weights, observation, "raw") == 0  # 0.2 before 0.1
     assert sarsa.act(weights, observation, "scaled") == 1  # 0.2 / 10 behind 0.1 / 0.21
+    monkeypatch.setattr("fastrl.cartpole.film", lambda act, version, seed: [act(observation)])
+    assert sarsa.film(weights, SarsaConfig(features="raw"), seed=0) == [0]
+    assert sarsa.film(weights, SarsaConfig(features="scaled"), seed=0) == [1]
+
+
+def test_an_evaluation_plays_by_the_features_that_were_learned_on():
+    weights = np.zeros((20, 2, 4))
+    weights[:, 1, 2:] = 1.0, 0.05  # balances in rad and rad/s; scaled, the angle counts ten times as much
+    assert evaluate(weights, SarsaConfig(version="v0", features="raw")).mean() > 150
+    assert evaluate(weights, SarsaConfig(version="v0", features="scaled")).mean() < 100
 
 
 class TestTheCartPoles:
