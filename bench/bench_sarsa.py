@@ -101,6 +101,7 @@ class Floats:
 
     def __init__(self) -> None:
         self.learner_steps = 0
+        self._config = SarsaConfig(version="v0")
         self._scale = SCALE.tolist()
         self._env = gymnasium.make("CartPole-v1", max_episode_steps=200, sutton_barto_reward=True)
         self._weights, self._traces = [[0.0] * 4, [0.0] * 4], [[0.0] * 4, [0.0] * 4]
@@ -129,7 +130,7 @@ class Floats:
                 w[i] += rate * e[i]
 
     def play(self, steps: int = PLAIN_STEPS) -> None:
-        alpha, gamma, decay = 0.1, 0.95, 0.95 * 0.5
+        alpha, gamma, decay = self._config.alpha, self._config.gamma, self._config.gamma * self._config.lam
         env, s, a = self._env, self._s, self._a
         for _ in range(steps):
             observation, reward, terminated, truncated, _ = env.step(a)

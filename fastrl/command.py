@@ -15,12 +15,13 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], default: T | None, arguments: Sequence[str], *, prog: str, description: str) -> T:
-    """Read flags into a dataclass: every field is a flag, its docstring the help."""
+    """Read flags into a dataclass: every field is a flag, its docstring the help; the description keeps its lines."""
     tyro = need("tyro", "train")
+    paragraphs = "\n\n".join(line.strip() for line in description.splitlines() if line)  # tyro joins single lines
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed: T = tyro.cli(kind, args=list(arguments), default=default, prog=prog, description=description)
+            parsed: T = tyro.cli(kind, args=list(arguments), default=default, prog=prog, description=paragraphs)
     except SystemExit as leaving:
         if leaving.code:
             raise ConfigError(f"{_first_words(said.getvalue())}; --help lists the flags and their values") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -237,11 +237,6 @@ _AT_LEAST_0 = (lambda v: v >= 0, "at least 0")
 _SHARE = (lambda v: 0 <= v <= 1, "between 0 and 1")
 _POSITIVE = (lambda v: 0 < v < math.inf, "a finite number above 0")
 
-
-def _one_of(*names: str) -> tuple[Any, str]:
-    return lambda v: v in names, " or ".join(names)
-
-
 _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
         "env_groups total_frames frame_skip noop_max max_episode_steps width hidden capacity stack n_step n_step_end "
@@ -262,22 +257,26 @@ _RANGES: dict[str, tuple[Any, str]] = {
         _POSITIVE,
     ),
     "atoms": _AT_LEAST_2,
-    "features": _one_of("scaled", "raw"),
-    "reward": _one_of("failure", "survival"),
-    "dynamics": _one_of("gymnasium", "own"),
 }
 
 
+def _rules(kind: type[RunConfig]) -> dict[str, tuple[Any, str]]:
+    """Return what each field of a kind of config may hold: by its row above, or by the names that its type lists."""
+    types = get_type_hints(kind)
+    rules = {name: _RANGES[name] for name in types if name in _RANGES}
+    for name, hint in types.items():
+        if get_origin(hint) is Literal:
+            *names, last = get_args(hint)
+            rules[name] = ((*names, last).__contains__, f"{', '.join(names)} or {last}")
+    return rules
+
+
 def _check(config: RunConfig) -> None:
-    """Raise ConfigError for the first field that is out of its range."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value is None or field.name not in _RANGES:
-            continue
-        test, wanted = _RANGES[field.name]
-        flag = "--" + field.name.replace("_", "-")
-        if not test(value):
-            raise ConfigError(f"{flag} is {value!r}; give {wanted}")
+    """Raise ConfigError for the first field that holds what it may not."""
+    for name, (allowed, wanted) in _rules(type(config)).items():
+        value = getattr(config, name)
+        if value is not None and not allowed(value):
+            raise ConfigError(f"--{name.replace('_', '-')} is {value!r}; give {wanted}")
     if config.name is not None and (not config.name or "/" in config.name or config.name in (".", "..")):
         raise ConfigError(f"--name is {config.name!r}; give the name of one folder, without slashes")
 

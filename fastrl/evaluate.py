@@ -16,14 +16,13 @@ import numpy as np
 
 from fastrl import folder
 from fastrl.command import parse, run_command
-from fastrl.config import ConfigError, DQNConfig
+from fastrl.config import ConfigError
 
 if TYPE_CHECKING:
     from fastrl.dqn.network import QNetwork
     from fastrl.games import Act, Games
 
 PROG = "python -m fastrl.evaluate"
-DESCRIPTION = (__doc__ or "").replace("\npython", "\n\npython")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ def greedy(network: QNetwork) -> Act:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=DESCRIPTION)
+    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=__doc__ or "")
     if given is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
     evaluate(load_agent(given, args.checkpoint), args)
@@ -146,9 +145,7 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
 
 
 def _trained(run: Path, checkpoint: str) -> Agent:
-    config = folder.load_config(run)
-    if not isinstance(config, DQNConfig):
-        raise ConfigError(f"{run} is a cartpole run, which printed its evaluation at its end; give a DQN run")
+    config = folder.load_dqn_config(run)
     from fastrl.dqn.checkpoint import find, load_network
 
     saved = find(run, checkpoint)

@@ -88,6 +88,14 @@ def load_config(folder: Path) -> Any:
         raise ConfigError(f"{folder / 'config.json'} is damaged ({error!r}); restore it from a copy") from error
 
 
+def load_dqn_config(folder: Path) -> DQNConfig:
+    """Return the settings of the DQN run in a folder; errors as of `load_config`, and for a run of another agent."""
+    config = load_config(folder)
+    if not isinstance(config, DQNConfig):
+        raise ConfigError(f"{folder} is a cartpole run, which saves no network; give a DQN run")
+    return config
+
+
 def _exists(folder: Path) -> ConfigError:
     return ConfigError(f"{folder} exists already; give another --name, or go on with --resume {folder}")
 

@@ -116,8 +116,7 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     paths = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), arguments)]
-    about = "\n\n".join(filter(None, (__doc__ or "").splitlines()))  # tyro would run the examples together
-    args = parse(Arguments, None, arguments[len(paths) :], prog=f"{PROG} RUN...", description=about)
+    args = parse(Arguments, None, arguments[len(paths) :], prog=f"{PROG} RUN...", description=__doc__ or "")
     if not paths:
         raise ConfigError(f"no run is given first; try {PROG} runs/NAME")
     for path in plot(paths, args):

@@ -38,10 +38,9 @@ def main(arguments: list[str]) -> int:
     assert isinstance(default, DQNConfig)
     if known.device is not None:
         rest += ["--device", known.device]
-    examples = "\n\n".join(line.strip() for line in EXAMPLES.splitlines())
     config = parse(
         DQNConfig, default, rest, prog=f"{PROG} GAME [--resume RUN]",
-        description=f"Train an agent. Preset: {about}.\n\n{examples}",
+        description=f"Train an agent. Preset: {about}.\n{EXAMPLES}",
     )  # fmt: skip
     return _dqn(config, known.resume, about)
 

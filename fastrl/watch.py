@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fastrl.games import Games
 
 PROG = "python -m fastrl.watch"
-DESCRIPTION = (__doc__ or "").replace("\npython", "\n\npython")
 FRAMES_PER_SECOND = 60.0  # the emulator's
 WINDOW_HEIGHT = 640
 
@@ -68,7 +67,7 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=DESCRIPTION)
+    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=__doc__ or "")
     if given is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} breakout")
     agent = load_agent(given, args.checkpoint)

@@ -57,7 +57,7 @@ def save(
         save_file(
             {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()},
             partial / "weights.safetensors",
-            metadata={"network": json.dumps(state["network"]), "format": str(FORMAT)},
+            metadata=metadata(state["network"]),
         )
         if learner is not None:
             torch.save(learner, partial / "learner.pt")
@@ -137,6 +137,11 @@ def load_learner(folder: Path) -> dict[str, Any]:
     except Exception as error:  # damage shows in many ways
         raise _damaged(folder / "learner.pt", error) from error
     return state
+
+
+def metadata(network: dict[str, Any]) -> dict[str, str]:
+    """Return what a safetensors file of weights says of the network with these settings."""
+    return {"network": json.dumps(network), "format": str(FORMAT)}
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

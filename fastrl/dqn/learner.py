@@ -159,14 +159,13 @@ class Learner:
             out_tm1 = outputs(online, obs_tm1)
             with torch.no_grad():
                 out_t = outputs(target, obs_t)
-                q_t_value = target.values(out_t)
-                q_t_select = q_values(obs_t) if config.double else q_t_value
+                q_t_select = q_values(obs_t) if config.double else target.values(out_t)
             if config.distributional:
                 probs_t = taken(out_t, q_t_select.argmax(dim=1)).softmax(dim=1)
                 wanted = categorical_target(reward_t, discount_t, probs_t, target.support)
                 losses = errors = categorical_divergence(taken(out_tm1, action_tm1), wanted)
             else:
-                q_target = double_q_target(reward_t, discount_t, q_t_select, q_t_value)
+                q_target = double_q_target(reward_t, discount_t, q_t_select, out_t)
                 td = td_error(out_tm1, action_tm1, q_target)
                 losses, errors = huber(td, config.huber_delta), td.abs()
             value, errors = weighted_mean(losses, weight), errors.detach()

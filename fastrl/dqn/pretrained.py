@@ -140,9 +140,7 @@ def export(run: Path, name: str, judge: Callable[[QNetwork, DQNConfig], Judgemen
     ConfigError
         If the run or its checkpoint cannot be read, or its weights take more than ``LARGEST_BYTES``.
     """
-    config = folder.load_config(run)
-    if not isinstance(config, DQNConfig):
-        raise ConfigError(f"{run} is a cartpole run, which has no network; give a DQN run")
+    config = folder.load_dqn_config(run)
     saved = checkpoint.find(run, name)
     WEIGHTS.mkdir(exist_ok=True)
     ships = [WEIGHTS / f"{config.game}.{kind}" for kind in ("safetensors", "json")]
@@ -164,8 +162,8 @@ def export(run: Path, name: str, judge: Callable[[QNetwork, DQNConfig], Judgemen
 def _rounded(path: Path) -> bytes:
     """Return a file of weights with each rounded to the nearest bfloat16."""
     tensors, settings = checkpoint.load_weights(path)
-    metadata = {"network": json.dumps(settings), "format": str(checkpoint.FORMAT)}
-    content: bytes = save({key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}, metadata=metadata)
+    rounded = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
+    content: bytes = save(rounded, metadata=checkpoint.metadata(settings))
     if len(content) > LARGEST_BYTES:
         raise ConfigError(
             f"{path} takes {len(content) / 1e6:.1f} MB in bfloat16, and at most {LARGEST_BYTES / 1e6:g} MB ship; "
