@@ -36,15 +36,17 @@ def bench_envpool(benchmark, num_envs):
 @pytest.mark.benchmark(group="whole loop: 40 vector steps of Breakout with learning")
 def bench_loop(benchmark, tmp_path, samples_per_step):
     settings = {"learn_start_steps": 500, "capacity": 50_000, "samples_per_step": samples_per_step}
+    settings["compile"] = benchmark.enabled  # a pass that measures nothing need not wait for the compiler
+    vector_steps = STEPS if benchmark.enabled else 2
     with run_under_way(tmp_path, updates=1, **settings) as run:
 
         def steps():
-            for _ in range(STEPS):
+            for _ in range(vector_steps):
                 run.step()
             synchronize()
 
         before, n = run.steps, run.config.group_size
         benchmark.pedantic(steps, rounds=3, warmup_rounds=1)
-        assert run.steps - before >= STEPS * n * 0.9
+        assert run.steps - before >= vector_steps * n
     if benchmark.enabled:
         benchmark.extra_info["agent_steps_per_second"] = STEPS * n / benchmark.stats.stats.median

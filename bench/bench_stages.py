@@ -66,7 +66,8 @@ def stages_of(run, games):
 @pytest.mark.benchmark(group="whole loop beside its stages: 8 vector steps of Breakout")
 def bench_stages(benchmark, tmp_path, capsys):
     settings = {"learn_start_steps": 1_000, "capacity": 60_000, "log_every_frames": NEVER}
-    with run_under_way(tmp_path, updates=20, **settings) as run:
+    settings["compile"] = benchmark.enabled  # a pass that measures nothing need not wait for the compiler
+    with run_under_way(tmp_path, updates=2, **settings) as run:
 
         def loop():
             for _ in range(VECTOR_STEPS):
@@ -77,7 +78,7 @@ def bench_stages(benchmark, tmp_path, capsys):
         rounds = 1 if benchmark.disabled else ROUNDS
         turns = [{name: seconds_of(stage) for name, stage in stages.items()} for _ in range(rounds)]
         benchmark.pedantic(loop, rounds=1)
-        assert run.learner.updates > 20
+        assert run.learner.updates > 2
         for group in games:
             group.envs.close()
     medians = {name: float(np.median([turn[name] for turn in turns])) for name in turns[0]}
