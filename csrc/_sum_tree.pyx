@@ -16,12 +16,10 @@ cdef inline double _sum8(const double *c) noexcept nogil:
     return ((c[0] + c[1]) + (c[2] + c[3])) + ((c[4] + c[5]) + (c[6] + c[7]))
 
 
-cdef int _set(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] leaves,
-              const double[::1] weights) except -1 nogil:
+cdef int repair(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] leaves) except -1 nogil:
+    """Rebuild every sum above leaves that were written."""
     cdef Py_ssize_t batch = leaves.shape[0], levels = offsets.shape[0], i, level
     cdef int64_t parent, last
-    for i in range(batch):
-        nodes[leaves[i]] = weights[i]
     for level in range(1, levels):
         last = -1
         for i in range(batch):
@@ -30,6 +28,14 @@ cdef int _set(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] 
                 nodes[offsets[level] + parent] = _sum8(&nodes[offsets[level - 1] + 8 * parent])
                 last = parent
     return 0
+
+
+cdef int _set(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] leaves,
+              const double[::1] weights) except -1 nogil:
+    cdef Py_ssize_t i
+    for i in range(leaves.shape[0]):
+        nodes[leaves[i]] = weights[i]
+    return repair(nodes, offsets, leaves)
 
 
 cdef inline int _descend(const double[::1] nodes, Py_ssize_t first, double *target) except -1 nogil:

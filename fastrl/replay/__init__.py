@@ -1,7 +1,8 @@
 """Prioritized experience replay over unstacked frames. Needs NumPy alone."""
 
 from fastrl.replay.batch import Batch
-from fastrl.replay.buffer import PrioritizedReplayBuffer, ReplayBuffer
+from fastrl.replay.buffer import ReplayBuffer
+from fastrl.replay.prioritized import PrioritizedReplayBuffer
 from fastrl.replay.store import FrameStore, MakeStore, RamStore
 from fastrl.replay.sum_tree import SumTree
 

@@ -13,3 +13,5 @@ def find_leaves(
     targets: NDArray[np.float64],
     leaves: NDArray[np.int64],
 ) -> None: ...
+
+__pyx_capi__: dict[str, object]  # what _ring cimports

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -13,12 +13,10 @@ from fastrl.replay.batch import Batch, BatchPool
 from fastrl.replay.checks import (
     Autoreset,
     Rows,
-    Settings,
     check_index,
     check_rows,
     check_settings,
     integer,
-    number,
     require,
 )  # fmt: skip
 from fastrl.replay.ring import Ring, powers_of
@@ -103,6 +101,8 @@ class ReplayBuffer:
         self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
         self._rng = np.random.default_rng(seed)
         self._drawable = 0
+        self._new_weight = 1.0  # of a row that becomes drawable
+        self._set_appender()
 
     def __len__(self) -> int:
         """Rows held."""
@@ -161,6 +161,13 @@ class ReplayBuffer:
             If an argument does not fit, or a truncated row comes without its final frame. Nothing has been
             changed then.
         """
+        if final_obs is None and self._appender is not None:
+            gained = self._appender.add(
+                obs, action, reward, terminated, truncated, first, env_id, self._new_weight
+            )  # fmt: skip
+            if gained is not None:
+                self._drawable += gained
+                return
         rows = check_rows(self.settings, obs, action, reward, terminated, truncated, first, final_obs, env_id)
         self._ring.check_first(rows.env, rows.first)
         self._append(rows)
@@ -203,6 +210,7 @@ class ReplayBuffer:
         self.settings = check_settings(**self.settings | {"n_step": n_step})
         self._powers = powers_of(self.settings["gamma"], self.settings["n_step"])
         self._weigh(self._ring.set_n_step(self.settings["n_step"]))
+        self._set_appender()
 
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
         """Return how many rows their environments have added since the rows named ``index [B]``."""
@@ -246,11 +254,23 @@ class ReplayBuffer:
         with files.SavedReplay(Path(path), cls.__name__) as saved:
             return saved.settings
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_appender"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_appender()
+
     # --- inside ---------------------------------------------------------------------------------------
 
-    def _new_weight(self) -> float:
-        """Return the weight of a row that becomes drawable."""
-        return 1.0
+    def _set_appender(self) -> None:
+        """Add in one call where frames lie in memory as they come; other stores are told of theirs one by one."""
+        self._appender = None
+        if type(self._store) is RamStore:
+            no_rows = self._store.frames[:0]
+            self._appender = self._ring.appender(
+                self._store.bytes, self._tree, no_rows, final_inside=self._final_inside
+            )
 
     def _append(self, rows: Rows) -> None:
         """Append one row per environment in ``rows.env``, and weigh what may be drawn from now on."""
@@ -261,7 +281,7 @@ class ReplayBuffer:
     def _weigh(self, changed: NDArray[np.int64]) -> None:
         """Give slots that may be drawn from now on the weight of new rows, and those that may not none."""
         may_be_drawn = self._ring.drawable[changed] != 0
-        self._tree.write(changed, np.where(may_be_drawn, self._new_weight(), 0.0))
+        self._tree.write(changed, np.where(may_be_drawn, self._new_weight, 0.0))
         self._drawable += 2 * int(may_be_drawn.sum()) - len(changed)
 
     def _draw(self, batch_size: int, out: Batch | None) -> tuple[Batch, NDArray[np.int64]]:
@@ -292,108 +312,3 @@ class ReplayBuffer:
         self._tree.set(np.flatnonzero(drawable), np.ones(drawable.sum()))
         self._drawable = int(drawable.sum())
         self._rng.bit_generator.state = state["rng"]
-
-
-class PrioritizedReplayBuffer(ReplayBuffer):
-    """Replay drawn in proportion to (priority + eps)^alpha (Schaul et al. 2016, eq. 1), as `ReplayBuffer` else.
-
-    Rows that become drawable get the highest priority seen so far, 1 at first.
-
-    Parameters
-    ----------
-    alpha : float
-        Exponent of the priorities, from 0 (uniform) up.
-    eps : float
-        Added to each priority, above 0, so that no row is lost for good.
-    **settings
-        As for `ReplayBuffer`.
-    """
-
-    def __init__(self, *, alpha: float = 0.6, eps: float = 1e-6, **settings: Unpack[Settings]) -> None:
-        self._alpha, self._eps = number("alpha", alpha), number("eps", eps)
-        if self._eps == 0:
-            raise ValueError(f"eps is {eps!r}; give a number above 0")
-        super().__init__(**settings)
-        self.settings |= {"alpha": self._alpha, "eps": self._eps}
-        self._max_priority = 1.0
-
-    @property
-    def max_priority(self) -> float:
-        """Highest priority seen, which new rows get."""
-        return self._max_priority
-
-    def weights(self, index: ArrayLike) -> NDArray[np.float64]:
-        """Return (priority + eps)^alpha of the rows named ``index [B]``; 0 where they may not be drawn."""
-        slots, alive = self._ring.slots(check_index(index))
-        return np.where(alive, self._tree.get(slots), 0.0)
-
-    def sample(  # type: ignore[override]
-        self, batch_size: int, beta: float = 0.4, out: Batch | None = None
-    ) -> Batch:
-        """Draw transitions in proportion to their weights, as `ReplayBuffer.sample` else.
-
-        ``weight`` is (N P(i))^-beta over the batch's largest (Schaul et al. 2016, section 3.4).
-
-        Parameters
-        ----------
-        batch_size : int
-            B, at least 1.
-        beta : float
-            Exponent of the importance weights, from 0 (no correction) to 1 (full).
-        out : Batch, optional
-            Arrays to write into.
-        """
-        beta = number("beta", beta)
-        batch, slots = self._draw(batch_size, out)
-        weight = self._tree.get(slots)
-        batch.weight[:] = (weight / weight.min()) ** -beta
-        return batch
-
-    def update_priorities(self, index: ArrayLike, priority: ArrayLike) -> None:
-        """Give rows new priorities, usually their absolute TD errors; of repeated indices the last wins.
-
-        Rows that were overwritten since they were drawn, or that may not be drawn now, are ignored.
-
-        Parameters
-        ----------
-        index : [B] int
-            From a batch's ``index``.
-        priority : [B] float
-            Finite, from 0 up.
-
-        Raises
-        ------
-        ValueError
-            If an index names no row, or a priority is negative, not finite or overflows to the power of
-            alpha. Nothing has been changed then.
-        """
-        names, priorities = check_index(index), np.asarray(priority, np.float64)
-        if priorities.shape != names.shape:
-            raise ValueError(f"priority has shape {priorities.shape}; give one per index, shape {names.shape}")
-        with np.errstate(over="ignore", invalid="ignore"):
-            weights = self._weight(priorities)
-        good = np.isfinite(priorities) & (priorities >= 0) & (weights <= self._tree.max_weight)
-        if not good.all():
-            raise ValueError(f"priority holds {priorities[~good][0]}; give finite numbers from 0 up")
-        slots, accepted = self._ring.slots(names)
-        if accepted.any():
-            self._tree.write(slots[accepted], weights[accepted])
-            self._max_priority = max(self._max_priority, float(priorities[accepted].max()))
-
-    def _weight(self, priority: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (priority + eps)^alpha, above 0 even where that underflows."""
-        return np.maximum((priority + self._eps) ** self._alpha, np.finfo(np.float64).tiny)
-
-    def _new_weight(self) -> float:
-        return float(self._weight(np.float64(self._max_priority)))  # type: ignore[arg-type]
-
-    def _state(self) -> dict[str, Any]:
-        weights = self._tree.weights.reshape(self._ring.num_envs, -1)[:, : self._ring.held]
-        return super()._state() | {"weights": weights, "max_priority": self._max_priority}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
-        slots = np.arange(self._tree.capacity).reshape(self._ring.num_envs, -1)[:, : state["weights"].shape[1]]
-        self._tree.set(slots.reshape(-1), state["weights"].reshape(-1))
-        self._max_priority = float(state["max_priority"])
-        require(0 <= self._max_priority < np.inf, "its highest priority is none")

@@ -52,65 +52,80 @@ def find_leaves(nodes: _Double, offsets: _Int, targets: _Double, leaves: _Int) -
 # --- _ring -------------------------------------------------------------------------------------------
 
 
-def push(
-    env: _Int,
-    in_reward: _Float,
-    in_mark: _Byte,
-    in_first: NDArray[np.int8],
-    rows: int,
-    stack: int,
-    n_step: int,
-    count: _Int,
-    pending: _Int,
-    ended: _Byte,
-    opens: _Byte,
-    first: _Byte,
-    reward: _Float,
-    mark: _Byte,
-    drawable: _Byte,
-    slots: _Int,
-    changed: _Int,
-) -> int:
-    """Append one row to the ring of each ``env[i]``; return how many slots ``changed`` names."""
-    found: list[int] = []
+class Rings:
+    """Columns and cursors of the rings."""
 
-    def switch(slot: int, may_be_drawn: bool) -> None:
-        if drawable[slot] != may_be_drawn:
-            drawable[slot] = may_be_drawn
-            found.append(slot)
+    def __init__(
+        self,
+        rows: int,
+        stack: int,
+        n_step: int,
+        count: _Int,
+        pending: _Int,
+        ended: _Byte,
+        opens: _Byte,
+        first: _Byte,
+        reward: _Float,
+        mark: _Byte,
+        drawable: _Byte,
+    ) -> None:
+        self.rows, self.stack, self.n_step = rows, stack, n_step
+        self.count, self.pending, self.ended, self.opens = count, pending, ended, opens
+        self.first, self.reward, self.mark, self.drawable = first, reward, mark, drawable
 
-    for i, e in enumerate(env.tolist()):
-        new = int(count[e])
-        slot = e * rows + new % rows
-        slots[i] = slot
-        final = bool(ended[e]) and in_first[i] != 1
-        is_first = not final and (new == 0 or bool(opens[e] if in_first[i] < 0 else in_first[i]))
+    def push(
+        self, env: _Int, in_reward: _Float, in_mark: _Byte, in_first: NDArray[np.int8], slots: _Int, changed: _Int
+    ) -> int:
+        """Append one row to the ring of each ``env[i]``; return how many slots ``changed`` names."""
+        found: list[int] = []
+        for i, e in enumerate(env.tolist()):
+            slots[i] = e * self.rows + self.count[e] % self.rows
+            self._push_row(e, in_reward[i], int(in_mark[i]), int(in_first[i]), found)
+        changed[: len(found)] = found
+        return len(found)
+
+    def _push_row(self, e: int, in_reward: np.float32, in_mark: int, in_first: int, found: list[int]) -> None:
+        base, rows, new = e * self.rows, self.rows, int(self.count[e])
+        slot = base + new % rows
+        final = bool(self.ended[e]) and in_first != 1
+        is_first = not final and (new == 0 or bool(self.opens[e] if in_first < 0 else in_first))
+
+        def switch(slot: int, may_be_drawn: bool) -> None:
+            if self.drawable[slot] != may_be_drawn:
+                self.drawable[slot] = may_be_drawn
+                found.append(slot)
 
         switch(slot, False)
         if new >= rows:
-            for r in range(new - rows + 1, new - rows + stack):
-                if first[e * rows + r % rows]:
+            for r in range(new - rows + 1, new - rows + self.stack):
+                if self.first[base + r % rows]:
                     break
-                switch(e * rows + r % rows, False)
+                switch(base + r % rows, False)
 
-        first[slot] = is_first
-        reward[slot] = 0 if final else in_reward[i]
-        mark[slot] = FINAL if final else in_mark[i]
-        count[e] = new + 1
-        opens[e] = final
-        ended[e] = not final and in_mark[i] != ROW
+        self.first[slot] = is_first
+        self.reward[slot] = 0 if final else in_reward
+        self.mark[slot] = FINAL if final else in_mark
+        self.count[e] = new + 1
+        self.opens[e] = final
+        self.ended[e] = not final and in_mark != ROW
 
         if is_first:
-            pending[e] = new
-        closed = new if final else new - n_step + 1  # rows before this one know their future
-        for r in range(int(pending[e]), closed):
-            switch(e * rows + r % rows, True)
-            pending[e] = r + 1
+            self.pending[e] = new
+        closed = new if final else new - self.n_step + 1  # rows before this one know their future
+        for r in range(int(self.pending[e]), closed):
+            switch(base + r % rows, True)
+            self.pending[e] = r + 1
         if final:
-            pending[e] = new + 1
+            self.pending[e] = new + 1
 
-    changed[: len(found)] = found
-    return len(found)
+
+class Appender:
+    """Declines every vector step, so that all take the plain path."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def add(self, *_: object) -> None:
+        """Decline."""
 
 
 # --- _frames -----------------------------------------------------------------------------------------

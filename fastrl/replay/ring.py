@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fastrl.replay import _frames, _ring
 from fastrl.replay.checks import require
 from fastrl.replay.reference import FINAL, ROW, TERMINATED, TRUNCATED
+from fastrl.replay.sum_tree import SumTree
 
 __all__ = ["FINAL", "ROW", "TERMINATED", "TRUNCATED", "Ring"]
 
@@ -65,6 +66,45 @@ class Ring:
         self.pending = np.zeros(num_envs, np.int64)  # oldest row whose window is still open
         self.ended = np.zeros(num_envs, np.uint8)  # the newest row was a done
         self.opens = np.zeros(num_envs, np.uint8)  # the newest row was a final observation
+        self._set_kernel()
+
+    def _set_kernel(self) -> None:
+        """Let the kernels work on these arrays, for this n_step."""
+        self._changed = np.empty(self.num_envs * (self.stack + self.n_step), np.int64)
+        self._rings = _ring.Rings(
+            self.rows, self.stack, self.n_step, self.count, self.pending, self.ended, self.opens, self.first,
+            self.reward, self.mark, self.drawable,
+        )  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_rings"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_kernel()
+
+    def appender(
+        self, frames: NDArray[np.uint8], tree: SumTree, obs: NDArray[Any], *, final_inside: bool
+    ) -> _ring.Appender:
+        """Return what adds whole vector steps in one call, for this n_step.
+
+        Parameters
+        ----------
+        frames : [slots, bytes] uint8
+            Where frames go.
+        tree : SumTree
+            Weighs the slots.
+        obs : [0, *obs_shape] obs_dtype
+            What frames look like.
+        final_inside : bool
+            The row after a done holds the final observation.
+        """
+        nodes, offsets = tree.memory
+        actions = self.action.reshape(len(self.action), -1).view(np.uint8)
+        return _ring.Appender(
+            self._rings, frames, actions, nodes, offsets, obs, self.action[:0], final_inside,
+            np.arange(self.num_envs), self._changed, np.zeros(self.num_envs, np.uint8),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return int(np.minimum(self.count, self.rows).sum())
@@ -94,17 +134,13 @@ class Ring:
         slots : [n] int64
             Where the rows went; their frames belong there.
         changed : [m] int64
-            Slots whose ``drawable`` this changed.
+            Slots whose ``drawable`` this changed (a view, good until the next call).
         """
         slots = np.empty(len(env), np.int64)
-        changed = np.empty(len(env) * (self.stack + self.n_step), np.int64)
-        found = _ring.push(
-            env, reward, mark, first, self.rows, self.stack, self.n_step, self.count, self.pending, self.ended,
-            self.opens, self.first, self.reward, self.mark, self.drawable, slots, changed,
-        )  # fmt: skip
+        found = self._rings.push(env, reward, mark, first, slots, self._changed)
         if action is not None:
             self.action[slots] = action
-        return slots, changed[:found]
+        return slots, self._changed[:found]
 
     def check_first(self, env: NDArray[np.int64], first: NDArray[np.int8]) -> None:
         """Raise ValueError if a row would go on with a game whose last frame was not given."""
@@ -124,6 +160,7 @@ class Ring:
         Reads every row. Rows of an abandoned episode may be drawn as far as the new windows reach.
         """
         self.n_step = n_step
+        self._set_kernel()
         # The running episode of each ring began with the newest row that opens a game or follows a final one.
         begin = np.maximum(self.count - n_step, 0)
         env = np.arange(self.num_envs)

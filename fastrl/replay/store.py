@@ -40,7 +40,11 @@ class RamStore:
 
     def __init__(self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.frames = np.zeros((count, *shape), dtype)  # pages are mapped when first written
-        self._bytes = self.frames.reshape(count, -1).view(np.uint8)  # [count, bytes of a frame]
+
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """The same memory as bytes, ``[count, bytes of a frame]``: a view made anew, since a copied one is none."""
+        return self.frames.reshape(len(self.frames), -1).view(np.uint8)
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return a fresh array for `gather` to fill."""
@@ -52,7 +56,7 @@ class RamStore:
 
     def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Put frame ``ids[b, k]`` into ``out[b, k]``; -1 is a frame of zeros."""
-        _frames.gather(self._bytes, ids.reshape(-1), out.reshape(ids.size, -1).view(np.uint8))
+        _frames.gather(self.bytes, ids.reshape(-1), out.reshape(ids.size, -1).view(np.uint8))
 
     @property
     def nbytes(self) -> int:

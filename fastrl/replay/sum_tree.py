@@ -49,6 +49,11 @@ class SumTree:
         return view
 
     @property
+    def memory(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """All nodes and where their levels begin, for kernels that write leaves and repair the sums themselves."""
+        return self._nodes, self._offsets
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory that the tree takes."""
         return self._nodes.nbytes

@@ -24,10 +24,11 @@ def test_push_and_reads_agree_to_the_last_bit(seed):
         answers = []
         for ring, kernels in zip(rings, (COMPILED, REFERENCE), strict=True):
             slots, changed = np.empty(n, np.int64), np.empty(n * (stack + n_step), np.int64)
-            found = kernels.push(
-                env, reward, mark, first, rows, stack, n_step, ring.count, ring.pending, ring.ended, ring.opens,
-                ring.first, ring.reward, ring.mark, ring.drawable, slots, changed,
+            rings_of_kind = kernels.Rings(
+                rows, stack, n_step, ring.count, ring.pending, ring.ended, ring.opens, ring.first, ring.reward,
+                ring.mark, ring.drawable,
             )  # fmt: skip
+            found = rings_of_kind.push(env, reward, mark, first, slots, changed)
             ring.check()
             drawn = np.flatnonzero(ring.drawable)
             powers = 0.9 ** np.arange(n_step + 1)

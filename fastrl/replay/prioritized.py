@@ -1,0 +1,120 @@
+"""Prioritized replay: the rows of `ReplayBuffer`, drawn by priority."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastrl.replay.batch import Batch
+from fastrl.replay.buffer import ReplayBuffer
+from fastrl.replay.checks import Settings, check_index, number, require
+
+
+class PrioritizedReplayBuffer(ReplayBuffer):
+    """Replay drawn in proportion to (priority + eps)^alpha (Schaul et al. 2016, eq. 1), as `ReplayBuffer` else.
+
+    Rows that become drawable get the highest priority seen so far, 1 at first.
+
+    Parameters
+    ----------
+    alpha : float
+        Exponent of the priorities, from 0 (uniform) up.
+    eps : float
+        Added to each priority, above 0, so that no row is lost for good.
+    **settings
+        As for `ReplayBuffer`.
+    """
+
+    def __init__(self, *, alpha: float = 0.6, eps: float = 1e-6, **settings: Unpack[Settings]) -> None:
+        self._alpha, self._eps = number("alpha", alpha), number("eps", eps)
+        if self._eps == 0:
+            raise ValueError(f"eps is {eps!r}; give a number above 0")
+        super().__init__(**settings)
+        self.settings |= {"alpha": self._alpha, "eps": self._eps}
+        self._set_max_priority(1.0)
+
+    @property
+    def max_priority(self) -> float:
+        """Highest priority seen, which new rows get."""
+        return self._max_priority
+
+    def weights(self, index: ArrayLike) -> NDArray[np.float64]:
+        """Return (priority + eps)^alpha of the rows named ``index [B]``; 0 where they may not be drawn."""
+        slots, alive = self._ring.slots(check_index(index))
+        return np.where(alive, self._tree.get(slots), 0.0)
+
+    def sample(  # type: ignore[override]
+        self, batch_size: int, beta: float = 0.4, out: Batch | None = None
+    ) -> Batch:
+        """Draw transitions in proportion to their weights, as `ReplayBuffer.sample` else.
+
+        ``weight`` is (N P(i))^-beta over the batch's largest (Schaul et al. 2016, section 3.4).
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        beta : float
+            Exponent of the importance weights, from 0 (no correction) to 1 (full).
+        out : Batch, optional
+            Arrays to write into.
+        """
+        beta = number("beta", beta)
+        batch, slots = self._draw(batch_size, out)
+        weight = self._tree.get(slots)
+        batch.weight[:] = (weight / weight.min()) ** -beta
+        return batch
+
+    def update_priorities(self, index: ArrayLike, priority: ArrayLike) -> None:
+        """Give rows new priorities, usually their absolute TD errors; of repeated indices the last wins.
+
+        Rows that were overwritten since they were drawn, or that may not be drawn now, are ignored.
+
+        Parameters
+        ----------
+        index : [B] int
+            From a batch's ``index``.
+        priority : [B] float
+            Finite, from 0 up.
+
+        Raises
+        ------
+        ValueError
+            If an index names no row, or a priority is negative, not finite or overflows to the power of
+            alpha. Nothing has been changed then.
+        """
+        names, priorities = check_index(index), np.asarray(priority, np.float64)
+        if priorities.shape != names.shape:
+            raise ValueError(f"priority has shape {priorities.shape}; give one per index, shape {names.shape}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = self._weight(priorities)
+        good = np.isfinite(priorities) & (priorities >= 0) & (weights <= self._tree.max_weight)
+        if not good.all():
+            raise ValueError(f"priority holds {priorities[~good][0]}; give finite numbers from 0 up")
+        slots, accepted = self._ring.slots(names)
+        if accepted.any():
+            self._tree.write(slots[accepted], weights[accepted])
+            self._set_max_priority(max(self._max_priority, float(priorities[accepted].max())))
+
+    def _weight(self, priority: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (priority + eps)^alpha, above 0 even where that underflows."""
+        return np.maximum((priority + self._eps) ** self._alpha, np.finfo(np.float64).tiny)
+
+    def _set_max_priority(self, priority: float) -> None:
+        """Note the highest priority seen, and with it the weight of new rows."""
+        self._max_priority = priority
+        self._new_weight = float(self._weight(np.float64(priority)))  # type: ignore[arg-type]
+
+    def _state(self) -> dict[str, Any]:
+        weights = self._tree.weights.reshape(self._ring.num_envs, -1)[:, : self._ring.held]
+        return super()._state() | {"weights": weights, "max_priority": self._max_priority}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        super()._load_state(state)
+        slots = np.arange(self._tree.capacity).reshape(self._ring.num_envs, -1)[:, : state["weights"].shape[1]]
+        self._tree.set(slots.reshape(-1), state["weights"].reshape(-1))
+        highest = float(state["max_priority"])
+        require(0 <= highest < np.inf, "its highest priority is none")
+        self._set_max_priority(highest)
