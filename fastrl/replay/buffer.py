@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,6 +20,7 @@ from fastrl.replay.checks import (
     integer,
     require,
 )  # fmt: skip
+from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import Ring, powers_of
 from fastrl.replay.store import MakeStore, RamStore
 from fastrl.replay.sum_tree import SumTree
@@ -102,7 +104,7 @@ class ReplayBuffer:
         self._rng = np.random.default_rng(seed)
         self._drawable = 0
         self._new_weight = 1.0  # of a row that becomes drawable
-        self._set_appender()
+        self._set_helpers()
 
     def __len__(self) -> int:
         """Rows held."""
@@ -161,20 +163,23 @@ class ReplayBuffer:
             If an argument does not fit, or a truncated row comes without its final frame. Nothing has been
             changed then.
         """
-        if final_obs is None and self._appender is not None:
-            gained = self._appender.add(
-                obs, action, reward, terminated, truncated, first, env_id, self._new_weight
-            )  # fmt: skip
-            if gained is not None:
-                self._drawable += gained
-                return
-        rows = check_rows(self.settings, obs, action, reward, terminated, truncated, first, final_obs, env_id)
-        self._ring.check_first(rows.env, rows.first)
-        self._append(rows)
-        if not self._final_inside and rows.mark.any():
-            finals, unknown = rows.finals()
-            self._append(finals)
-            self._ring.forbid_going_on(finals.env[unknown])
+        with self._lock:
+            if self._prefetcher.under_way:
+                self._prefetcher.wait_for(self._ring.next_slots(1 if self._final_inside else 2))
+            if final_obs is None and self._appender is not None:
+                gained = self._appender.add(
+                    obs, action, reward, terminated, truncated, first, env_id, self._new_weight
+                )  # fmt: skip
+                if gained is not None:
+                    self._drawable += gained
+                    return
+            rows = check_rows(self.settings, obs, action, reward, terminated, truncated, first, final_obs, env_id)
+            self._ring.check_first(rows.env, rows.first)
+            self._append(rows)
+            if not self._final_inside and rows.mark.any():
+                finals, unknown = rows.finals()
+                self._append(finals)
+                self._ring.forbid_going_on(finals.env[unknown])
 
     def sample(self, batch_size: int, out: Batch | None = None) -> Batch:
         """Draw transitions, every drawable row with the same probability; all weights are 1.
@@ -193,11 +198,27 @@ class ReplayBuffer:
         Raises
         ------
         ValueError
-            If no row can be drawn yet, or ``out`` does not fit.
+            If no row can be drawn yet, ``out`` does not fit, or another batch was prefetched.
         """
-        batch, _ = self._draw(batch_size, out)
-        batch.weight[:] = 1.0
-        return batch
+        return self._sample({"batch_size": integer("batch_size", batch_size)}, out)
+
+    def prefetch(self, batch_size: int) -> None:
+        """Draw the batch that the next `sample` returns, and let a thread copy its frames meanwhile.
+
+        Rows and weights are drawn here and now, exactly as `sample` would: the same seed gives the same batches,
+        prefetched or not. Rows that are added later wait where they would overwrite a frame that is still read.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1; `sample` must be asked for the same.
+
+        Raises
+        ------
+        ValueError
+            If no row can be drawn yet, or a batch that was prefetched has not been taken.
+        """
+        self._prefetch({"batch_size": integer("batch_size", batch_size)})
 
     def set_n_step(self, n_step: int) -> None:
         """Draw returns over so many steps from now on; rows that become drawable count as new. Reads every row.
@@ -207,27 +228,38 @@ class ReplayBuffer:
         ValueError
             If `n_step` is none, or the capacity too small for it. Nothing has been changed then.
         """
-        self.settings = check_settings(**self.settings | {"n_step": n_step})
-        self._powers = powers_of(self.settings["gamma"], self.settings["n_step"])
-        self._weigh(self._ring.set_n_step(self.settings["n_step"]))
-        self._set_appender()
+        with self._lock:
+            self.settings = check_settings(**self.settings | {"n_step": n_step})
+            self._powers = powers_of(self.settings["gamma"], self.settings["n_step"])
+            self._weigh(self._ring.set_n_step(self.settings["n_step"]))
+            self._set_appender()
 
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
         """Return how many rows their environments have added since the rows named ``index [B]``."""
-        return self._ring.age(check_index(index))
+        with self._lock:
+            return self._ring.age(check_index(index))
 
     def check(self) -> None:
         """Raise AssertionError unless rings, tree and counters agree (reads everything but the frames)."""
-        self._ring.check()
-        self._tree.check()
-        drawable = self._ring.drawable != 0
-        require(np.array_equal(self._tree.weights > 0, drawable), "the tree weighs other rows than may be drawn")
-        require(self._drawable == drawable.sum(), "the count of drawable rows is off")
+        with self._lock:
+            self._ring.check()
+            self._tree.check()
+            drawable = self._ring.drawable != 0
+            require(np.array_equal(self._tree.weights > 0, drawable), "the tree weighs other rows than may be drawn")
+            require(self._drawable == drawable.sum(), "the count of drawable rows is off")
 
     def save(self, path: str | Path) -> None:
-        """Write everything, generator included, to one file, atomically (see `load`)."""
-        held = self._ring.held
-        files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, held)
+        """Write everything, generator included, to one file, atomically (see `load`).
+
+        Raises
+        ------
+        ValueError
+            If a batch that was prefetched has not been taken: what is loaded could not return it.
+        """
+        with self._lock:
+            self._nothing_under_way("save")
+            held = self._ring.held
+            files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, held)
 
     @classmethod
     def load(cls, path: str | Path, store: MakeStore = RamStore) -> Self:
@@ -255,13 +287,20 @@ class ReplayBuffer:
             return saved.settings
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_appender"}
+        self._nothing_under_way("copy")
+        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_prefetcher", "_appender")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._set_appender()
+        self._set_helpers()
 
     # --- inside ---------------------------------------------------------------------------------------
+
+    def _set_helpers(self) -> None:
+        """Make what belongs to this very object, and is in no copy."""
+        self._lock = threading.RLock()  # calls of several threads take turns
+        self._prefetcher = Prefetcher(self._tree.capacity)
+        self._set_appender()
 
     def _set_appender(self) -> None:
         """Add in one call where frames lie in memory as they come; other stores are told of theirs one by one."""
@@ -284,9 +323,28 @@ class ReplayBuffer:
         self._tree.write(changed, np.where(may_be_drawn, self._new_weight, 0.0))
         self._drawable += 2 * int(may_be_drawn.sum()) - len(changed)
 
-    def _draw(self, batch_size: int, out: Batch | None) -> tuple[Batch, NDArray[np.int64]]:
-        """Fill a batch but for its weights; return it with the slots drawn."""
-        batch_size = integer("batch_size", batch_size)
+    def _sample(self, asked: dict[str, Any], out: Batch | None) -> Batch:
+        with self._lock:
+            if not self._prefetcher.under_way:
+                batch, numbers = self._draw(**asked, out=out)
+                self._copy(batch, numbers)
+                return batch
+            if out is not None:
+                raise ValueError("out is given, but the batch that was prefetched has arrays; call sample without out")
+            return self._prefetcher.land(asked)
+
+    def _prefetch(self, asked: dict[str, Any]) -> None:
+        with self._lock:
+            self._nothing_under_way("prefetch again")
+            batch, numbers = self._draw(**asked, out=None)
+            self._prefetcher.start(asked, batch, numbers, lambda: self._copy(batch, numbers))
+
+    def _nothing_under_way(self, what: str) -> None:
+        if self._prefetcher.under_way:
+            raise ValueError(f"a batch that was prefetched has not been taken; call sample before you {what}")
+
+    def _draw(self, batch_size: int, out: Batch | None, **how: float) -> tuple[Batch, NDArray[np.int64]]:
+        """Fill a batch but for its frames; return it with their numbers, ``[2, B, stack]``, for `_copy`."""
         if not self._drawable:
             raise ValueError(f"no row can be drawn yet: {len(self)} rows held; add more before the first sample")
         if out is None:
@@ -296,11 +354,19 @@ class ReplayBuffer:
             batch = out
         slots = self._tree.sample(batch_size, self._rng)
         next_slots = self._ring.returns(slots, self._powers, batch.reward, batch.discount)
-        self._store.gather(self._ring.stacks(slots, self._zero), batch.obs)
-        self._store.gather(self._ring.stacks(next_slots, self._zero), batch.next_obs)
         batch.action[:] = self._ring.action[slots]
         batch.index[:] = self._ring.index(slots)
-        return batch, slots
+        batch.weight[:] = self._importance(slots, **how)
+        return batch, np.stack([self._ring.stacks(each, self._zero) for each in (slots, next_slots)])
+
+    def _importance(self, slots: NDArray[np.int64]) -> ArrayLike:
+        """Return the importance weights of rows that were drawn."""
+        return 1.0
+
+    def _copy(self, batch: Batch, numbers: NDArray[np.int64]) -> None:
+        """Fill in a batch's frames."""
+        for ids, frames in zip(numbers, (batch.obs, batch.next_obs), strict=True):
+            self._store.gather(ids, frames)
 
     def _state(self) -> dict[str, Any]:
         arrays = {f"ring.{name}": array for name, array in self._ring.state().items()}

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
-from fastrl.replay.checks import Settings, check_index, number, require
+from fastrl.replay.checks import Settings, check_index, integer, number, require
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
@@ -42,8 +42,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
     def weights(self, index: ArrayLike) -> NDArray[np.float64]:
         """Return (priority + eps)^alpha of the rows named ``index [B]``; 0 where they may not be drawn."""
-        slots, alive = self._ring.slots(check_index(index))
-        return np.where(alive, self._tree.get(slots), 0.0)
+        with self._lock:
+            slots, alive = self._ring.slots(check_index(index))
+            return np.where(alive, self._tree.get(slots), 0.0)
 
     def sample(  # type: ignore[override]
         self, batch_size: int, beta: float = 0.4, out: Batch | None = None
@@ -61,11 +62,17 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         out : Batch, optional
             Arrays to write into.
         """
-        beta = number("beta", beta)
-        batch, slots = self._draw(batch_size, out)
-        weight = self._tree.get(slots)
-        batch.weight[:] = (weight / weight.min()) ** -beta
-        return batch
+        return self._sample(_asked(batch_size, beta), out)
+
+    def prefetch(self, batch_size: int, beta: float = 0.4) -> None:
+        """Draw the batch that the next `sample` returns; as `ReplayBuffer.prefetch`.
+
+        Parameters
+        ----------
+        batch_size, beta
+            As for `sample`, which must be asked for the same.
+        """
+        self._prefetch(_asked(batch_size, beta))
 
     def update_priorities(self, index: ArrayLike, priority: ArrayLike) -> None:
         """Give rows new priorities, usually their absolute TD errors; of repeated indices the last wins.
@@ -93,10 +100,16 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         good = np.isfinite(priorities) & (priorities >= 0) & (weights <= self._tree.max_weight)
         if not good.all():
             raise ValueError(f"priority holds {priorities[~good][0]}; give finite numbers from 0 up")
-        slots, accepted = self._ring.slots(names)
-        if accepted.any():
-            self._tree.write(slots[accepted], weights[accepted])
-            self._set_max_priority(max(self._max_priority, float(priorities[accepted].max())))
+        with self._lock:
+            slots, accepted = self._ring.slots(names)
+            if accepted.any():
+                self._tree.write(slots[accepted], weights[accepted])
+                self._set_max_priority(max(self._max_priority, float(priorities[accepted].max())))
+
+    def _importance(self, slots: NDArray[np.int64], beta: float = 0.0) -> NDArray[np.float64]:
+        """Return the importance weights of rows that were drawn."""
+        weight = self._tree.get(slots)
+        return (weight / weight.min()) ** -beta  # type: ignore[no-any-return]
 
     def _weight(self, priority: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (priority + eps)^alpha, above 0 even where that underflows."""
@@ -118,3 +131,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         highest = float(state["max_priority"])
         require(0 <= highest < np.inf, "its highest priority is none")
         self._set_max_priority(highest)
+
+
+def _asked(batch_size: int, beta: float) -> dict[str, Any]:
+    return {"batch_size": integer("batch_size", batch_size), "beta": number("beta", beta)}

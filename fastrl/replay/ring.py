@@ -142,6 +142,11 @@ class Ring:
             self.action[slots] = action
         return slots, self._changed[:found]
 
+    def next_slots(self, rows: int) -> NDArray[np.int64]:
+        """Return where the next so many rows of each ring will go, ``[rows, N]``."""
+        ahead = self.count + np.arange(rows)[:, None]
+        return np.arange(self.num_envs) * self.rows + ahead % self.rows
+
     def check_first(self, env: NDArray[np.int64], first: NDArray[np.int8]) -> None:
         """Raise ValueError if a row would go on with a game whose last frame was not given."""
         if ((first == 0) & (self.opens[env] == _UNKNOWN)).any():

@@ -117,7 +117,10 @@ class BufferMachine(RuleBasedStateMachine):
                 self.buffer.sample(2)
             return
         size = 2 * len(rows)
-        batch = self.buffer.sample(size) if self.alpha is None else self.buffer.sample(size, BETA)
+        how = (size,) if self.alpha is None else (size, BETA)
+        if self.rng.random() < 0.3:
+            self.buffer.prefetch(*how)
+        batch = self.buffer.sample(*how)
         drawn = [rows[int(frame)] for frame in batch.obs[:, -1, 0]]
         assert drawn == sorted(drawn, key=lambda er: (er[0], er[1] % self.oracle.rows))
         if not self.alpha:
