@@ -29,6 +29,7 @@ LAYERS = [
     {"fastrl.dqn.learner", "fastrl.dqn.checkpoint", "fastrl.dqn.build"},
     {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.pretrained", "fastrl.sarsa_run"},
     {"fastrl.command", "fastrl.train", "fastrl.evaluate", "fastrl.plot", "fastrl.watch"},
+    {m for m in MODULES if m.startswith("fastrl.integrations")},  # nothing of the package imports these
     {"fastrl"},  # imports nothing until it is asked to
 ]
 
@@ -58,6 +59,17 @@ def test_imports_run_one_way(module):
         assert layer(other) <= layer(module), f"{module} imports {other}"
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("fastrl.integrations")])
+def test_integrations_need_the_replay_alone(module):
+    own = ("fastrl.replay", "fastrl.extras", "fastrl.integrations")
+    assert all(other.startswith(own) for other in imported(module))
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("fastrl.integrations")])
+def test_nothing_imports_an_integration(module):
+    assert not any(other.startswith("fastrl.integrations") for other in imported(module))
+
+
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -75,8 +87,8 @@ def test_the_package_itself_brings_in_nothing_though_it_loads_networks():
         assert not loaded_by(statement) & {"numpy", "torch", "safetensors", "fastrl.config", "fastrl.dqn"}
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if "dqn" not in m])
-def test_torch_stays_in_dqn(module):
+@pytest.mark.parametrize("module", [m for m in MODULES if "dqn" not in m and "integrations" not in m])
+def test_torch_stays_in_dqn_and_integrations(module):
     assert "torch" not in loaded_by(f"import {module}")
 
 
