@@ -1,5 +1,5 @@
 # Chores. `make build` first; every target works in a virtual environment with the extra `dev`.
-.PHONY: help build debug test bench bench-train pretrained sarsa-seeds lint types
+.PHONY: help build debug test bench bench-train bench-peers pretrained sarsa-seeds lint types
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/\t/'
@@ -18,6 +18,9 @@ bench: # all benchmarks, some minutes
 
 bench-train: # whole training loops beside Stable-Baselines3 and CleanRL style, about ten minutes; needs the extra `peers`
 	python bench/bench_train.py
+
+bench-peers: # the replay beside other people's and beside bare copies, some 15 minutes; needs the extra `peers`
+	python bench/bench_replay_peers.py
 
 pretrained: # RUN=runs/NAME COMMIT=HASH: make that run's best network the one that ships for its game, some minutes
 	python bench/pretrain.py $(RUN) --commit $(COMMIT)
