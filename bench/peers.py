@@ -233,8 +233,15 @@ class Flashbax:
         return FRAME_BYTES + SMALL_BYTES
 
     def add(self, step: Step) -> None:
-        rows = {"obs": step.frame, "action": step.action.astype(np.int32), "reward": step.reward, "done": step.done}
-        self._state = self._add(self._state, {name: column[:, None] for name, column in rows.items()})
+        self.fill([step])
+
+    def fill(self, steps: list[Step]) -> None:
+        """Add vector steps at once, ``[N, T]`` rows."""
+        rows = {
+            "obs": [step.frame for step in steps], "action": [step.action.astype(np.int32) for step in steps],
+            "reward": [step.reward for step in steps], "done": [step.done for step in steps],
+        }  # fmt: skip
+        self._state = self._add(self._state, {name: np.stack(column, axis=1) for name, column in rows.items()})
         self._jax.block_until_ready(self._state)
 
     def sample(self, batch_size: int) -> Drawn:

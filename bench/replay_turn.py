@@ -120,8 +120,13 @@ class Turn:
         before, started = resident_bytes(), time.perf_counter()
         buffer = self._make(rows, NUM_ENVS, n_step)
         constructed = time.perf_counter()
-        for t in range(rows // NUM_ENVS + 40):
-            buffer.add(self._steps[t % len(self._steps)])
+        fill = getattr(buffer, "fill", None)  # where one step costs too much, or where it is compiled for a length
+        for _ in range(rows // NUM_ENVS // len(self._steps) + 2):
+            if fill:
+                fill(self._steps)
+                continue
+            for step in self._steps:
+                buffer.add(step)
         self.facts |= {
             f"rows, n = {n_step}": buffer.rows,
             f"bytes, n = {n_step}": (resident_bytes() - before) / buffer.rows,
