@@ -317,7 +317,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-3,
             epsilon_steps=50_000,
         ),
-        about="10M frames on a CPU: two to four hours on two older cores, Breakout at human level after about 20 minutes",
+        about="10M frames on a CPU: two to four hours on two older cores (human level on Breakout: 20 minutes)",
     ),
     # The tiny problem: 10 x 5 floats, one step per frame, games of ten steps (Osband et al. 2020, bsuite).
     "catch": Preset(
