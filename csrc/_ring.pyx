@@ -111,7 +111,7 @@ cdef class Rings:
 cdef struct Kind:  # what an array must be
     const char *format
     int ndim
-    Py_ssize_t shape[32]  # from axis 1 on
+    Py_ssize_t shape[64]  # from axis 1 on; no buffer has more axes
 
 
 cdef struct Taken:  # memory that must be given back

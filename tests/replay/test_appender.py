@@ -142,3 +142,11 @@ def test_a_change_of_n_reaches_the_one_call():
         buffer.add(**step(t))
         buffer.check()
     assert (buffer.sample(32).discount == np.float32(0.5**4)).all()
+
+
+def test_frames_may_have_as_many_axes_as_arrays_may():
+    shape = (1,) * 62
+    buffer = small(obs_shape=shape, stack=1)
+    for t in range(5):
+        buffer.add(**step(t, obs=np.full((2, *shape), t, np.uint8)))
+    assert sorted(buffer.sample(8).obs.reshape(-1)) == [0, 0, 1, 1, 2, 2, 3, 3]
