@@ -115,7 +115,7 @@ cdef struct Kind:  # what an array must be
 
 
 cdef struct Taken:  # memory that must be given back
-    Py_buffer views[8]
+    Py_buffer views[8]  # one for each argument, and the rewards tried twice
     int count
 
 
@@ -246,21 +246,14 @@ cdef class Appender:
             if step.first == NULL:
                 return False
         step.frames = <const uint8_t *>_take(obs, &self.obs_kind, n, taken)
-        if step.frames == NULL:
-            return False
         step.actions = <const uint8_t *>_take(action, &self.action_kind, n, taken)
-        if step.actions == NULL:
-            return False
         step.terminated = <const uint8_t *>_take(terminated, &self.flag_kind, n, taken)
-        if step.terminated == NULL:
-            return False
         step.truncated = <const uint8_t *>_take(truncated, &self.flag_kind, n, taken)
-        if step.truncated == NULL:
-            return False
         step.floats = <const float *>_take(reward, &self.float_kind, n, taken)
         if step.floats == NULL:
             step.doubles = <const double *>_take(reward, &self.double_kind, n, taken)
-        return step.floats != NULL or step.doubles != NULL
+        return (step.frames != NULL and step.actions != NULL and step.terminated != NULL
+                and step.truncated != NULL and (step.floats != NULL or step.doubles != NULL))
 
     cdef bint _may_be_added(self, const Step *step) except -1 nogil:
         """Return whether all values are in their range, and none needs a second row."""
