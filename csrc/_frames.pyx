@@ -50,14 +50,36 @@ cdef int _n_step(const float[::1] reward, const uint8_t[::1] mark, int64_t rows,
     return 0
 
 
-cdef int _gather(const uint8_t[:, ::1] frames, const int64_t[::1] numbers,
-                 uint8_t[:, ::1] out) except -1 nogil:
-    cdef Py_ssize_t i, size = frames.shape[1]
-    for i in range(numbers.shape[0]):
-        if numbers[i] < 0:
-            memset(&out[i, 0], 0, size)
-        else:
-            memcpy(&out[i, 0], &frames[numbers[i], 0], size)
+cdef inline void _copy(const uint8_t[:, ::1] frames, int64_t number, uint8_t *to) noexcept nogil:
+    if number < 0:
+        memset(to, 0, frames.shape[1])
+    else:
+        memcpy(to, &frames[number, 0], frames.shape[1])
+
+
+cdef int _gather(const uint8_t[:, ::1] frames, const int64_t[:, ::1] numbers, uint8_t[:, ::1] out, Py_ssize_t begin,
+                 Py_ssize_t end) except -1 nogil:
+    cdef Py_ssize_t b, k, stack = numbers.shape[1]
+    for b in range(begin, end):
+        for k in range(stack):
+            _copy(frames, numbers[b, k], &out[b * stack + k, 0])
+    return 0
+
+
+cdef int _gather_both(const uint8_t[:, ::1] frames, const int64_t[:, :, ::1] numbers, uint8_t[:, ::1] one,
+                      uint8_t[:, ::1] other, Py_ssize_t begin, Py_ssize_t end) except -1 nogil:
+    # A frame of both stacks goes into both while it is in the caches: stacks share most of theirs.
+    cdef Py_ssize_t b, k, j, stack = numbers.shape[2]
+    for b in range(begin, end):
+        j = 0
+        for k in range(stack):
+            _copy(frames, numbers[0, b, k], &one[b * stack + k, 0])
+            while j < stack and numbers[1, b, j] == numbers[0, b, k]:
+                _copy(frames, numbers[1, b, j], &other[b * stack + j, 0])
+                j += 1
+        while j < stack:
+            _copy(frames, numbers[1, b, j], &other[b * stack + j, 0])
+            j += 1
     return 0
 
 
@@ -76,7 +98,15 @@ def n_step(const float[::1] reward, const uint8_t[::1] mark, int64_t rows, const
         _n_step(reward, mark, rows, slots, powers, returns, discounts, next_slots)
 
 
-def gather(const uint8_t[:, ::1] frames, const int64_t[::1] numbers, uint8_t[:, ::1] out):
-    """Copy the numbered frames, as bytes, into ``out``."""
+def gather(const uint8_t[:, ::1] frames, const int64_t[:, ::1] numbers, uint8_t[:, ::1] out, Py_ssize_t begin,
+           Py_ssize_t end):
+    """Copy the frames ``numbers[b, k]``, as bytes, into ``out[b K + k]``, for b from begin to end."""
     with nogil:
-        _gather(frames, numbers, out)
+        _gather(frames, numbers, out, begin, end)
+
+
+def gather_both(const uint8_t[:, ::1] frames, const int64_t[:, :, ::1] numbers, uint8_t[:, ::1] one,
+                uint8_t[:, ::1] other, Py_ssize_t begin, Py_ssize_t end):
+    """Do as `gather` with ``numbers[0]`` for ``one`` and ``numbers[1]`` for ``other``, in one pass."""
+    with nogil:
+        _gather_both(frames, numbers, one, other, begin, end)

@@ -124,8 +124,9 @@ def test_every_dtype_and_shape_comes_back_to_the_bit(store, dtype, shape):
     frames.write(np.array([8, 0, 3]), given)
     frames.write(np.empty(0, np.int64), given[:0])
     ids, expected = np.array([[8, -1], [3, 0]]), [given[0], np.zeros_like(given[0]), given[2], given[1]]
-    for out in (frames.empty((2, 2, *shape)), np.ones((2, 2, *shape), dtype)):
-        frames.gather(ids, out)
+    outs = frames.empty((2, 2, *shape)), np.ones((2, 2, *shape), dtype)
+    frames.gather(np.stack([ids, ids]), *outs)
+    for out in outs:
         assert bits(out) == bits(np.stack(expected).reshape(2, 2, *shape))
 
 
@@ -153,14 +154,14 @@ def test_a_dtype_that_pytorch_lacks_is_refused():
 @needs_gpu
 def test_the_host_waits_for_nothing_that_the_gpu_does():
     store, given = DeviceStore(64, (84, 84), np.dtype(np.uint8), GPU), np.ones((4, 84, 84), np.uint8)
-    ids, done = np.arange(4)[None], torch.cuda.Event()
+    ids, done = np.arange(4)[None, None], torch.cuda.Event()
     for _ in range(5):  # all staging memory is there, and kernels are loaded
-        store.write(ids[0], given)
+        store.write(ids[0, 0], given)
         store.gather(ids, store.empty((1, 4, 84, 84)))
     torch.cuda.synchronize()
     torch.cuda._sleep(2_000_000_000)  # about a second
     done.record()
-    store.write(ids[0], 2 * given)
+    store.write(ids[0, 0], 2 * given)
     out = store.empty((1, 4, 84, 84))
     store.gather(ids, out)
     assert not done.query()

@@ -64,18 +64,17 @@ class DeviceStore:
         """Keep ``frames [n, *shape]`` under the numbers ``ids [n]``, none twice."""
         self._words.index_copy_(0, self._numbers.send(ids), self._as_words(self._new.send(frames)))
 
-    def gather(self, ids: NDArray[np.int64], out: Tensor | NDArray[Any]) -> None:
-        """Put frame ``ids[b, k]`` into ``out[b, k]``; -1 is a frame of zeros.
+    def gather(self, ids: NDArray[np.int64], *outs: Tensor | NDArray[Any]) -> None:
+        """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``; -1 is a frame of zeros.
 
-        Waits for the device if ``out`` is a NumPy array.
+        Waits for the device if one of ``outs`` is a NumPy array.
         """
-        if isinstance(out, np.ndarray):
-            gathered = self.empty(out.shape)
-            self.gather(ids, gathered)
-            out[...] = gathered.cpu().numpy()
-            return
-        numbers = self._numbers.send(np.where(ids < 0, self._count, ids).reshape(-1))
-        torch.index_select(self._words, 0, numbers, out=self._as_words(out))
+        numbers = self._numbers.send(np.where(ids < 0, self._count, ids).reshape(len(outs), -1))
+        for mine, out in zip(numbers, outs, strict=True):
+            gathered = self.empty(out.shape) if isinstance(out, np.ndarray) else out
+            torch.index_select(self._words, 0, mine, out=self._as_words(gathered))
+            if isinstance(out, np.ndarray):
+                out[...] = gathered.cpu().numpy()
 
     @property
     def nbytes(self) -> int:

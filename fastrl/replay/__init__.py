@@ -3,7 +3,8 @@
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.prioritized import PrioritizedReplayBuffer
-from fastrl.replay.store import FrameStore, MakeStore, RamStore
+from fastrl.replay.ram import RamStore
+from fastrl.replay.store import FrameStore, MakeStore
 from fastrl.replay.sum_tree import SumTree
 
 __all__ = ["Batch", "FrameStore", "MakeStore", "PrioritizedReplayBuffer", "RamStore", "ReplayBuffer", "SumTree"]

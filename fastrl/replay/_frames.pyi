@@ -18,4 +18,18 @@ def n_step(
     discounts: NDArray[np.float32],
     next_slots: NDArray[np.int64],
 ) -> None: ...
-def gather(frames: NDArray[np.uint8], numbers: NDArray[np.int64], out: NDArray[np.uint8]) -> None: ...
+def gather(
+    frames: NDArray[np.uint8],
+    numbers: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    begin: int,
+    end: int,
+) -> None: ...
+def gather_both(
+    frames: NDArray[np.uint8],
+    numbers: NDArray[np.int64],
+    one: NDArray[np.uint8],
+    other: NDArray[np.uint8],
+    begin: int,
+    end: int,
+) -> None: ...

@@ -21,8 +21,9 @@ from fastrl.replay.checks import (
     require,
 )  # fmt: skip
 from fastrl.replay.prefetch import Prefetcher
+from fastrl.replay.ram import RamStore
 from fastrl.replay.ring import Ring, powers_of
-from fastrl.replay.store import MakeStore, RamStore
+from fastrl.replay.store import MakeStore
 from fastrl.replay.sum_tree import SumTree
 
 
@@ -365,8 +366,7 @@ class ReplayBuffer:
 
     def _copy(self, batch: Batch, numbers: NDArray[np.int64]) -> None:
         """Fill in a batch's frames."""
-        for ids, frames in zip(numbers, (batch.obs, batch.next_obs), strict=True):
-            self._store.gather(ids, frames)
+        self._store.gather(numbers, batch.obs, batch.next_obs)
 
     def _state(self) -> dict[str, Any]:
         arrays = {f"ring.{name}": array for name, array in self._ring.state().items()}

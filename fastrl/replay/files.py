@@ -37,7 +37,7 @@ def save(path: Path, kind: str, settings: dict[str, Any], state: dict[str, Any],
                         np.lib.format.write_array(member, array, allow_pickle=False)
                 with archive.open("frames", "w", force_zip64=True) as member:
                     for ids, frames in _chunks(settings, held):
-                        store.gather(ids, frames)
+                        store.gather(ids[None], frames)
                         member.write(frames.reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())

@@ -165,7 +165,14 @@ def n_step(
     next_slots[:] = slot
 
 
-def gather(frames: _Byte, numbers: _Int, out: _Byte) -> None:
-    """Copy the numbered frames, as bytes, into ``out``."""
-    np.take(frames, np.maximum(numbers, 0), axis=0, out=out, mode="clip")
-    out[numbers < 0] = 0
+def gather(frames: _Byte, numbers: _Int, out: _Byte, begin: int, end: int) -> None:
+    """Copy the frames ``numbers[b, k]``, as bytes, into ``out[b K + k]``, for b from begin to end."""
+    part, to = numbers[begin:end].reshape(-1), out[begin * numbers.shape[1] : end * numbers.shape[1]]
+    np.take(frames, np.maximum(part, 0), axis=0, out=to, mode="clip")
+    to[part < 0] = 0
+
+
+def gather_both(frames: _Byte, numbers: _Int, one: _Byte, other: _Byte, begin: int, end: int) -> None:
+    """Do as `gather` with ``numbers[0]`` for ``one`` and ``numbers[1]`` for ``other``, in one pass."""
+    gather(frames, numbers[0], one, begin, end)
+    gather(frames, numbers[1], other, begin, end)

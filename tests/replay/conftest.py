@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kernels import COMPILED, REFERENCE
 
-from fastrl.replay import reference, ring, store, sum_tree
+from fastrl.replay import ram, reference, ring, sum_tree
 
 
 @pytest.fixture(params=["compiled", "reference"])
@@ -15,6 +15,6 @@ def kernels(request, monkeypatch):
         monkeypatch.setattr(sum_tree, "_sum_tree", reference)
         monkeypatch.setattr(ring, "_ring", reference)
         monkeypatch.setattr(ring, "_frames", reference)
-        monkeypatch.setattr(store, "_frames", reference)
+        monkeypatch.setattr(ram, "_frames", reference)
         return REFERENCE
     return COMPILED

@@ -11,6 +11,7 @@ def _under_one_roof(frames, ring, tree):
     return SimpleNamespace(
         set_leaves=tree.set_leaves, find_leaves=tree.find_leaves, Rings=ring.Rings,
         stack_numbers=frames.stack_numbers, n_step=frames.n_step, gather=frames.gather,
+        gather_both=frames.gather_both,
     )  # fmt: skip
 
 

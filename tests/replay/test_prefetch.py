@@ -29,10 +29,10 @@ class SlowStore(RamStore):
         super().__init__(*arguments)
         self.gathering, self.may = threading.Event(), threading.Event()
 
-    def gather(self, ids, out):
+    def gather(self, ids, *outs):
         self.gathering.set()
         assert self.may.wait(20)
-        super().gather(ids, out)
+        super().gather(ids, *outs)
 
 
 def test_the_same_seed_gives_the_same_batches_prefetched_or_not(kernels):
@@ -104,7 +104,7 @@ def test_a_batch_under_way_would_be_lost_in_a_file_or_copy(tmp_path, what):
 
 def test_an_error_while_copying_comes_out_where_the_batch_is_taken():
     class Broken(RamStore):
-        def gather(self, ids, out):
+        def gather(self, ids, *outs):
             raise MemoryError("none left")
 
     buffer = filled(store=Broken)

@@ -22,8 +22,8 @@ class BoxStore(RamStore):
     def empty(self, shape):
         return Box(super().empty(shape))
 
-    def gather(self, ids, out):
-        super().gather(ids, out.array if isinstance(out, Box) else out)
+    def gather(self, ids, *outs):
+        super().gather(ids, *map(plain, outs))
 
 
 class ViewStore(RamStore):
