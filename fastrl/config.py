@@ -121,6 +121,10 @@ class DQNConfig(RunConfig):
     """`rmsprop` is the centred one of Mnih et al. 2015."""
     learning_rate: float = 2.5e-4
     """Step size of the optimizer (Mnih et al.: 2.5e-4 for rmsprop)."""
+    learning_rate_end: float | None = None
+    """Step size from `learning_rate_steps` on (default: as before)."""
+    learning_rate_steps: int = 1_000_000
+    """Agent steps over which learning_rate becomes learning_rate_end, once learning has started."""
     optimizer_eps: float | None = None
     """Stability term (default: 0.005 / batch size for adam, 0.01 for rmsprop as in the paper)."""
     max_grad_norm: float = 10.0
@@ -246,14 +250,17 @@ _RANGES: dict[str, tuple[Any, str]] = {
     ),
     **dict.fromkeys("num_envs evaluate_episodes final_episodes learners".split(), _A_FEW_THOUSAND),
     **dict.fromkeys(
-        "seed env_threads torch_threads dephase_steps learn_start_steps epsilon_steps n_step_steps".split(), _AT_LEAST_0
+        "seed env_threads torch_threads dephase_steps learn_start_steps epsilon_steps n_step_steps "
+        "learning_rate_steps".split(),
+        _AT_LEAST_0,
     ),
     **dict.fromkeys(
         "repeat_action_probability beta_start beta_end gamma epsilon_start epsilon_end epsilon lam alpha".split(),
         _SHARE,
     ),
     **dict.fromkeys(
-        "priority_eps samples_per_step learning_rate optimizer_eps max_grad_norm huber_delta v_max".split(),
+        "priority_eps samples_per_step learning_rate learning_rate_end optimizer_eps max_grad_norm huber_delta v_max"
+        "".split(),
         _POSITIVE,
     ),
     "atoms": _AT_LEAST_2,

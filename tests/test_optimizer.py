@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastrl.config import DQNConfig
-from fastrl.dqn.optimizer import CentredRMSProp, build_optimizer, load_moments
+from fastrl.dqn.optimizer import CentredRMSProp, build_optimizer, load_moments, set_rate
 
 CPU = torch.device("cpu")
 
@@ -68,6 +68,29 @@ def test_a_closure_is_called_with_gradients():
 
     assert optimizer.step(closure) == 9
     assert p.item() < 3
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_new_rate_scales_the_next_step_and_no_other(optimizer, tensor):
+    """With a tensor as rate as on a GPU, where a recorded graph goes on reading it."""
+
+    def steps(*rates: float) -> list[float]:
+        p = parameter(0.0)
+        built = build_optimizer(DQNConfig(optimizer=optimizer, learning_rate=rates[0]), [p], CPU)
+        if tensor:
+            built.param_groups[0] |= {"lr": torch.tensor(rates[0], dtype=torch.float64), "capturable": True}
+        rate, taken = built.param_groups[0]["lr"], []
+        for number in rates:
+            set_rate(built, number)
+            p.grad, before = torch.ones_like(p), p.item()
+            built.step()
+            taken.append(p.item() - before)
+        assert not tensor or built.param_groups[0]["lr"] is rate
+        return taken
+
+    plain, changed = steps(0.5, 0.5, 0.5), steps(0.5, 0.125, 0.5)
+    assert changed == pytest.approx([plain[0], plain[1] / 4, plain[2]], rel=1e-6)
 
 
 def test_the_settings_build_each_optimizer_with_its_own_eps():

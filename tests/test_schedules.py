@@ -1,4 +1,4 @@
-"""Returns whose length changes over a run."""
+"""Returns whose length, and steps whose size, change over a run."""
 
 import numpy as np
 import pytest
@@ -21,9 +21,20 @@ def test_n_goes_from_its_start_to_its_end_on_a_straight_line(tmp_path):
     assert ended.buffer.sample(64).discount.min() in (0.0, pytest.approx(QUICK.gamma))
 
 
-def test_without_an_end_n_stays(tmp_path):
+def test_the_learning_rate_goes_from_its_start_to_its_end_on_a_straight_line(tmp_path):
+    rates = {"learning_rate": 4e-3, "learning_rate_end": 1e-3, "learning_rate_steps": 1_800}
+    ended = start(QUICK.replace(total_frames=3_000, learn_start_steps=200, **rates), tmp_path)
+    by_steps = {float(row["steps"]): float(row["train/learning_rate"]) for row in rows(ended.folder) if row["steps"]}
+    assert by_steps[max(by_steps)] == 1e-3
+    assert len(set(by_steps.values())) >= 5
+    for steps, rate in by_steps.items():  # of the newest update
+        assert rate == pytest.approx(4e-3 - 3e-3 * min(max(steps - 200, 0) / 1_800, 1), abs=2e-4)
+
+
+def test_without_an_end_n_and_the_learning_rate_stay(tmp_path):
     ended = start(QUICK.replace(total_frames=1_500, n_step=2), tmp_path)
-    assert {row["replay/n_step"] for row in rows(ended.folder) if row["steps"]} == {"2.0"}
+    known = {(row["replay/n_step"], row["train/learning_rate"]) for row in rows(ended.folder) if row["steps"]}
+    assert known == {("2.0", str(QUICK.learning_rate))}
 
 
 def test_a_run_goes_on_with_another_n_and_its_replay(tmp_path):
@@ -56,3 +67,5 @@ def test_an_n_that_does_not_fit_changes_nothing(n_step):
 def test_a_bad_end_is_refused():
     with pytest.raises(ConfigError, match="--n-step-end is 0; give at least 1"):
         DQNConfig(n_step_end=0)
+    with pytest.raises(ConfigError, match=r"--learning-rate-end is 0.0; give a finite number above 0"):
+        DQNConfig(learning_rate_end=0.0)

@@ -32,7 +32,7 @@ from fastrl.dqn.loss import (
     weighted_mean,
 )
 from fastrl.dqn.network import QNetwork, build_network
-from fastrl.dqn.optimizer import build_optimizer, load_moments
+from fastrl.dqn.optimizer import build_optimizer, load_moments, set_rate
 from fastrl.dqn.staging import Download, Upload
 from fastrl.machine import cpu_count, keep_freed_memory
 
@@ -122,6 +122,7 @@ class Learner:
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._params: list[Tensor] = list(self.online.parameters())
         self._optimizer = build_optimizer(config, self._params, device)
+        self._rate = config.learning_rate
 
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
         self._inputs = {name: make_input(shape, dtype, device) for name, (shape, dtype) in self._specs.items()}
@@ -282,6 +283,12 @@ class Learner:
         self._pending = (batch.index.astype(np.int64), download)
         return previous if self.delayed else self.flush()
 
+    def set_learning_rate(self, rate: float) -> None:
+        """Take steps of this size from the next update on."""
+        if rate != self._rate:
+            self._rate = rate
+            set_rate(self._optimizer, rate)
+
     def flush(self) -> Priorities | None:
         """Wait for the priorities that `learn` still owes and return them, or None."""
         pending, self._pending = self._pending, None
@@ -304,7 +311,7 @@ class Learner:
         (*sums, q_max, param_norm, update_norm), summed = self._totals.tolist(), self._summed
         self._totals.copy_(self._no_totals)
         self._summed = 0
-        metrics = {"train/learning_rate": float(self._optimizer.param_groups[0]["lr"])}
+        metrics = {"train/learning_rate": self._rate}
         if summed:
             names = ("train/loss", "train/td_error", "train/q_mean", "train/grad_norm")
             metrics |= {name: total / summed for name, total in zip(names, sums, strict=True)}

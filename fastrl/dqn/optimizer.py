@@ -25,11 +25,15 @@ class CentredRMSProp(torch.optim.Optimizer):
     ----------
     params : iterable of Tensor
         What to optimize.
-    lr, rho, eps : float
-        Step size, decay of both averages, and the stability term inside the root.
+    lr : float or Tensor
+        Step size; as a tensor it may be changed in place, for CUDA graphs.
+    rho, eps : float
+        Decay of both averages, and the stability term inside the root.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 2.5e-4, rho: float = 0.95, eps: float = 0.01) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor = 2.5e-4, rho: float = 0.95, eps: float = 0.01
+    ) -> None:
         super().__init__(params, {"lr": lr, "rho": rho, "eps": eps})
 
     @torch.no_grad()
@@ -62,7 +66,9 @@ class CentredRMSProp(torch.optim.Optimizer):
         root = torch._foreach_addcmul(v, m, m, value=-1)  # v - m^2
         torch._foreach_add_(root, eps)
         torch._foreach_sqrt_(root)
-        torch._foreach_addcdiv_(params, g, root, value=-lr)
+        step = torch._foreach_div(g, root)
+        torch._foreach_mul_(step, lr)
+        torch._foreach_sub_(params, step)
 
 
 def build_optimizer(config: DQNConfig, params: Iterable[Tensor], device: torch.device) -> torch.optim.Optimizer:
@@ -70,18 +76,28 @@ def build_optimizer(config: DQNConfig, params: Iterable[Tensor], device: torch.d
 
     ``optimizer_eps`` defaults to 0.005 / batch size for Adam and to the paper's 0.01 for RMSProp.
     """
-    eps = config.optimizer_eps
+    eps, lr = config.optimizer_eps, config.learning_rate
+    rate = torch.tensor(lr, device=device) if device.type == "cuda" else lr  # where a recorded graph finds a new one
     if config.optimizer == "rmsprop":
-        return CentredRMSProp(params, lr=config.learning_rate, eps=0.01 if eps is None else eps)
+        return CentredRMSProp(params, lr=rate, eps=0.01 if eps is None else eps)
     # One pass over the memory. The fused kernels read weight, gradient and moments by address, whatever their
     # layout: all must have the weight's, as gradients have by autograd's contract and moments by `load_moments`.
     return torch.optim.Adam(
         params,
-        lr=config.learning_rate,
+        lr=rate,
         eps=0.005 / config.batch_size if eps is None else eps,
         fused=True,
         capturable=device.type == "cuda",  # the count of steps lies on the device, for CUDA graphs
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Take steps of another size from now on; in place where a CUDA graph reads it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Any]]) -> None:

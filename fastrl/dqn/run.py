@@ -199,6 +199,13 @@ class Run:
         end = c.n_step if c.n_step_end is None else c.n_step_end
         return round(linear(c.n_step, end, c.n_step_steps, self.steps - c.warm_up_steps))
 
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the optimizer now."""
+        c = self.config
+        end = c.learning_rate if c.learning_rate_end is None else c.learning_rate_end
+        return linear(c.learning_rate, end, c.learning_rate_steps, self.steps - c.warm_up_steps)
+
     def _act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Toss a coin for each environment: a random action, or the greedy one; before any update all are random."""
         if not self.learner.updates:
@@ -214,6 +221,7 @@ class Run:
         """Learn as many batches as are due."""
         if self.n_step != self.buffer.settings["n_step"]:
             self.buffer.set_n_step(self.n_step)
+        self.learner.set_learning_rate(self.learning_rate)
         while self._credit >= self.config.batch_size:
             self._credit -= self.config.batch_size
             batch = self.buffer.sample(self.config.batch_size, self.beta)
