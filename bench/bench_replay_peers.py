@@ -41,6 +41,7 @@ Answers = dict[str, list[dict[str, Any]]]
 OPERATIONS = [f"add {n}" for n in ADDS] + [f"tree: draw {BATCH}", f"tree: update {BATCH}"]
 OPERATIONS += [f"sample {size}, n = {n}" for n in N_STEPS for size in BATCHES]
 OPERATIONS += [f"cycle {NUM_ENVS}, {BATCH}, {BATCH}, n = {n}" for n in N_STEPS]
+OVER_FLOORS = [("fastrl", "floor"), ("fastrl-2", "floor-2")]
 FACTS = {  # rows of the table on top of the operations, and how they are written
     "rows": "{:,.0f}", "bytes": "{:,.0f}", "construct": "{:.2f}", "fill": "{:.1f}", "right": "{:.1%}",
 }  # fmt: skip
@@ -106,18 +107,20 @@ def microseconds(value: float) -> str:
 
 def table(chosen: dict[str, Contender], answers: Answers) -> list[str]:
     """Return the lines of a Markdown table: facts, then operations; one column for each contender."""
-    fastrl, floor = answers.get("fastrl", []), answers.get("floor", [])
-    lines = [["", *(contender.title for contender in chosen.values()), "fastrl / floor"]]
+    fastrl = answers.get("fastrl", [])
+    pairs = [pair for pair in OVER_FLOORS if set(pair) <= answers.keys()]
+    titles = [" / ".join(chosen[name].title for name in pair) for pair in pairs]
+    lines = [["", *(contender.title for contender in chosen.values()), *titles]]
     lines.append(["---"] * len(lines[0]))
     versions = ["failed" if failure(a) else a[0]["version"] for a in answers.values()]
-    lines.append(["version", *versions, ""])
+    lines.append(["version", *versions, *[""] * len(pairs)])
     for fact, form in FACTS.items():
         for n_step in N_STEPS:
             key = f"{fact}, n = {n_step}"
             values = [[a[key] for a in turns if not math.isnan(a.get(key, math.nan))] for turns in answers.values()]
             cells = [form.format(statistics.median(value)) if value else "" for value in values]
             if any(cells):
-                lines.append([f"{LABELS[fact]}, n = {n_step}", *cells, ""])
+                lines.append([f"{LABELS[fact]}, n = {n_step}", *cells, *[""] * len(pairs)])
     for operation in OPERATIONS:
         for state in STATES:
             cells = []
@@ -125,8 +128,10 @@ def table(chosen: dict[str, Contender], answers: Answers) -> list[str]:
                 value, share = figure(turns, state, operation), ratio(turns, fastrl, state, operation)
                 shown = "" if value is None else microseconds(value)
                 cells.append(shown if share is None or name == "fastrl" else f"{shown} ({share:.2f})")
-            above = ratio(fastrl, floor, state, operation)
-            lines.append([f"{operation}, {state}", *cells, "" if above is None else f"{above:.2f}"])
+            for one, floor in pairs:
+                share = ratio(answers[one], answers[floor], state, operation)
+                cells.append("" if share is None else f"{share:.2f}")
+            lines.append([f"{operation}, {state}", *cells])
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 

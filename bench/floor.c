@@ -7,10 +7,23 @@
 #include <stdint.h>
 #include <string.h>
 
-void gather(const uint8_t *ring, const int64_t *places, int64_t count, int64_t size, uint8_t *out)
+/* Both stacks of count transitions; a frame of both is copied twice while it is in the caches. */
+void gather(const uint8_t *ring, const int64_t *places, int64_t count, int64_t stack, int64_t size, uint8_t *out,
+            int64_t threads)
 {
-    for (int64_t i = 0; i < count; i++)
-        memcpy(out + i * size, ring + places[i] * size, size);
+    const int64_t *next_places = places + count * stack;
+    uint8_t *next_out = out + count * stack * size;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < count; i++) {
+        int64_t next = i * stack;
+        for (int64_t k = i * stack; k < (i + 1) * stack; k++) {
+            memcpy(out + k * size, ring + places[k] * size, size);
+            for (; next < (i + 1) * stack && next_places[next] == places[k]; next++)
+                memcpy(next_out + next * size, ring + places[k] * size, size);
+        }
+        for (; next < (i + 1) * stack; next++)
+            memcpy(next_out + next * size, ring + next_places[next] * size, size);
+    }
 }
 
 void scatter(uint8_t *ring, const int64_t *places, int64_t count, int64_t size, const uint8_t *frames)

@@ -19,7 +19,7 @@ from contender import FRAME, FRAME_BYTES, STACK, Drawn, Step, Tree
 ARITY = 8
 POOL = 64
 """Draws made beforehand, taken in turn."""
-SIGNATURES = {"gather": "ppiip", "scatter": "ppiip", "tree_find": "ppipppi", "tree_write": "ppippi"}
+SIGNATURES = {"gather": "ppiiipi", "scatter": "ppiip", "tree_find": "ppipppi", "tree_write": "ppippi"}
 """Of the functions in ``floor.c``: pointers and integers."""
 
 
@@ -29,7 +29,7 @@ def compiled() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "floor.so"
         source = Path(__file__).with_name("floor.c")
-        subprocess.run(["cc", "-O3", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+        subprocess.run(["cc", "-O3", "-fopenmp", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
         code = ctypes.CDLL(str(library))  # stays mapped when the file is gone
     for name, arguments in SIGNATURES.items():
         getattr(code, name).argtypes = [ctypes.c_void_p if kind == "p" else ctypes.c_int64 for kind in arguments]
@@ -81,8 +81,8 @@ class Floor:
     about = "copies, a bare tree"
     prioritized = True
 
-    def __init__(self, rows: int, num_envs: int, n_step: int) -> None:
-        self._code = compiled()
+    def __init__(self, rows: int, num_envs: int, n_step: int, threads: int = 1) -> None:
+        self._code, self._threads = compiled(), threads
         self._per_env = rows // num_envs
         self.rows = self._per_env * num_envs
         self._ring = np.zeros((self.rows, *FRAME), np.uint8)
@@ -110,7 +110,9 @@ class Floor:
         if batch_size not in self._pools:
             self._pools[batch_size] = self._pool(batch_size)
         places, out = next(self._pools[batch_size])
-        self._code.gather(pointer(self._ring), pointer(places), places.size, FRAME_BYTES, pointer(out))
+        self._code.gather(
+            pointer(self._ring), pointer(places), batch_size, STACK, FRAME_BYTES, pointer(out), self._threads
+        )
         return Drawn(leaves, out)
 
     def update(self, drawn: Drawn, priority: np.ndarray) -> None:

@@ -6,6 +6,7 @@ Every class is a `contender.Buffer`. Nothing here is imported before its contend
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ class Fastrl:
     about = "frames kept once"
     prioritized = True
 
-    def __init__(self, rows: int, num_envs: int, n_step: int, **settings: Any) -> None:
-        from fastrl.replay import PrioritizedReplayBuffer
+    def __init__(self, rows: int, num_envs: int, n_step: int, threads: int = 1) -> None:
+        from fastrl.replay import PrioritizedReplayBuffer, RamStore
 
         self._buffer = PrioritizedReplayBuffer(
             capacity=rows, num_envs=num_envs, obs_shape=FRAME, stack=STACK, n_step=n_step, gamma=GAMMA, alpha=ALPHA,
-            seed=0, **settings,
+            seed=0, store=partial(RamStore, threads=threads),
         )  # fmt: skip
         self.rows = rows // num_envs * num_envs
 

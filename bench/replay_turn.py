@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.metadata
-import inspect
 import itertools
 import json
 import os
@@ -51,21 +50,18 @@ class Contender(NamedTuple):
 
 def contenders() -> dict[str, Contender]:
     """Return everyone by the name that ``--only`` knows."""
-    from fastrl.replay import ReplayBuffer
-
-    everyone = {
+    two = {"threads": 2}
+    return {
         "floor": Contender("floor", "floor:Floor"),
+        "floor-2": Contender("floor, 2 threads", "floor:Floor", None, 2, two),
         "fastrl": Contender("fastrl", "peers:Fastrl", "fastrl-atari"),
+        "fastrl-2": Contender("fastrl, 2 threads", "peers:Fastrl", "fastrl-atari", 2, two),
         "cpprb": Contender("cpprb", "peers:Cpprb", "cpprb"),
         "tianshou": Contender("Tianshou", "peers:Tianshou", "tianshou"),
         "flashbax": Contender("flashbax", "peers:Flashbax", "flashbax"),
         "sb3": Contender("Stable-Baselines3", "peers_torch:StableBaselines3", "stable-baselines3"),
         "torchrl": Contender("TorchRL", "peers_torch:TorchRL", "torchrl"),
     }
-    if "threads" in inspect.signature(ReplayBuffer).parameters:
-        two = {"threads": 2}
-        everyone["fastrl-2"] = Contender("fastrl, 2 threads", "peers:Fastrl", "fastrl-atari", 2, two)
-    return everyone
 
 
 def environment(threads: int) -> dict[str, str]:
