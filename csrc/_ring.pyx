@@ -35,7 +35,7 @@ cdef enum Opens:
 cdef class Rings:
     """Columns and cursors of the rings, arrays that Python owns."""
 
-    cdef readonly int64_t rows, stack, n_step
+    cdef int64_t rows, stack, n_step
     cdef int64_t[::1] count, pending
     cdef uint8_t[::1] ended, opens, first, mark, drawable
     cdef float[::1] reward
@@ -106,6 +106,45 @@ cdef class Rings:
         with nogil:
             found = self._push(env, in_reward, in_mark, in_first, slots, changed)
         return found
+
+
+    cdef int _names(self, const int64_t[::1] slots, int64_t[::1] index) except -1 nogil:
+        cdef Py_ssize_t i
+        cdef int64_t env, newest
+        for i in range(slots.shape[0]):
+            env = slots[i] // self.rows
+            newest = self.count[env] - 1
+            # The newest row of all that ever lived in this slot.
+            index[i] = newest - (newest - (slots[i] - env * self.rows)) % self.rows
+            index[i] = index[i] * self.count.shape[0] + env
+        return 0
+
+    cdef Py_ssize_t _locate(self, const int64_t[::1] index, int64_t[::1] slots, uint8_t[::1] alive) except -2 nogil:
+        cdef Py_ssize_t i
+        cdef int64_t env, row
+        for i in range(index.shape[0]):
+            row = index[i] // self.count.shape[0]
+            env = index[i] - row * self.count.shape[0]
+            if index[i] < 0 or row >= self.count[env]:
+                return i
+            slots[i] = env * self.rows + row % self.rows
+            alive[i] = row >= self.count[env] - self.rows and self.drawable[slots[i]]
+        return -1
+
+    def names(self, const int64_t[::1] slots, int64_t[::1] index):
+        """Put into ``index`` what the rows that live in ``slots`` are called."""
+        with nogil:
+            self._names(slots, index)
+
+    def locate(self, const int64_t[::1] index, int64_t[::1] slots, uint8_t[::1] alive):
+        """Put into ``slots`` and ``alive`` where rows live and whether they may be drawn.
+
+        Returns the position of the first name that is no row's, or -1.
+        """
+        cdef Py_ssize_t unknown
+        with nogil:
+            unknown = self._locate(index, slots, alive)
+        return unknown
 
 
 cdef struct Kind:  # what an array must be

@@ -10,6 +10,16 @@ zeros to a multiple of eight. The plain twin is fastrl/replay/reference.py.
 
 from libc.stdint cimport int64_t
 
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+      #define fastrl_prefetch(address) __builtin_prefetch(address)
+    #else
+      #define fastrl_prefetch(address) ((void)(address))
+    #endif
+    """
+    void prefetch "fastrl_prefetch"(const void *address) noexcept nogil
+
 
 cdef inline double _sum8(const double *c) noexcept nogil:
     # Pairwise, in this order and no other: the twin adds the same way, to the last bit.
@@ -38,21 +48,22 @@ cdef int _set(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] 
     return repair(nodes, offsets, leaves)
 
 
-cdef inline int _descend(const double[::1] nodes, Py_ssize_t first, double *target) except -1 nogil:
+cdef inline int _descend(const double *c, double *target) noexcept nogil:
     """Choose the child whose interval holds the target; leave the rest of the target in place."""
-    cdef double before = 0.0, upto = nodes[first]
-    cdef int child = 0, c
-    for c in range(1, 8):
-        if target[0] >= upto:
-            child = c
-            before = upto
-        upto = upto + nodes[first + c]
-    if target[0] >= upto:
+    cdef double upto = 0.0, before = 0.0
+    cdef int child = 0, k
+    cdef bint past
+    for k in range(8):  # without a branch, since none could be foretold
+        upto += c[k]
+        past = target[0] >= upto
+        child += past
+        before = upto if past else before
+    if child == 8:
         # Rounding carried the target past the end: take the last child that weighs anything.
         child = 7
-        while child > 0 and nodes[first + child] <= 0.0:
+        while child > 0 and c[child] <= 0.0:
             child -= 1
-        target[0] = nodes[first + child]
+        target[0] = c[child]
         return child
     target[0] -= before
     return child
@@ -63,11 +74,23 @@ cdef int _find(const double[::1] nodes, const int64_t[::1] offsets, double[::1] 
     cdef Py_ssize_t batch = targets.shape[0], i, level
     for i in range(batch):
         leaves[i] = 0
-    # Level by level, so that the loads of a whole batch are in flight at once.
+    # Level by level, so that the loads of a whole batch are in flight at once: each is asked for a level ahead.
     for level in range(offsets.shape[0] - 2, -1, -1):
         for i in range(batch):
-            leaves[i] = 8 * leaves[i] + _descend(nodes, offsets[level] + 8 * leaves[i], &targets[i])
+            leaves[i] = 8 * leaves[i] + _descend(&nodes[offsets[level] + 8 * leaves[i]], &targets[i])
+            if level:
+                prefetch(&nodes[offsets[level - 1] + 8 * leaves[i]])
     return 0
+
+
+cdef int _draw(const double[::1] nodes, const int64_t[::1] offsets, double[::1] uniforms,
+               int64_t[::1] leaves) except -1 nogil:
+    cdef Py_ssize_t batch = uniforms.shape[0], i
+    cdef double total = nodes[nodes.shape[0] - 1], width = total / batch, target
+    for i in range(batch):
+        target = (i + uniforms[i]) * width
+        uniforms[i] = target if target < total else total
+    return _find(nodes, offsets, uniforms, leaves)
 
 
 def set_leaves(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] leaves,
@@ -82,3 +105,10 @@ def find_leaves(const double[::1] nodes, const int64_t[::1] offsets, double[::1]
     """Put into ``leaves`` the leaf under each target; ``targets`` is used up."""
     with nogil:
         _find(nodes, offsets, targets, leaves)
+
+
+def draw_leaves(const double[::1] nodes, const int64_t[::1] offsets, double[::1] uniforms,
+                int64_t[::1] leaves):
+    """Put into ``leaves`` one of each of B equal strata of the sum, where ``uniforms`` say; these are used up."""
+    with nogil:
+        _draw(nodes, offsets, uniforms, leaves)

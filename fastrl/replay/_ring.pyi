@@ -5,12 +5,6 @@ from numpy.typing import ArrayLike, NDArray
 
 @final
 class Rings:
-    @property
-    def rows(self) -> int: ...
-    @property
-    def stack(self) -> int: ...
-    @property
-    def n_step(self) -> int: ...
     def __init__(
         self,
         rows: int,
@@ -34,6 +28,8 @@ class Rings:
         slots: NDArray[np.int64],
         changed: NDArray[np.int64],
     ) -> int: ...
+    def names(self, slots: NDArray[np.int64], index: NDArray[np.int64]) -> None: ...
+    def locate(self, index: NDArray[np.int64], slots: NDArray[np.int64], alive: NDArray[np.uint8]) -> int: ...
 
 @final
 class Appender:

@@ -13,5 +13,11 @@ def find_leaves(
     targets: NDArray[np.float64],
     leaves: NDArray[np.int64],
 ) -> None: ...
+def draw_leaves(
+    nodes: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    uniforms: NDArray[np.float64],
+    leaves: NDArray[np.int64],
+) -> None: ...
 
 __pyx_capi__: dict[str, object]  # what _ring cimports

@@ -358,7 +358,7 @@ class ReplayBuffer:
         batch.action[:] = self._ring.action[slots]
         batch.index[:] = self._ring.index(slots)
         batch.weight[:] = self._importance(slots, **how)
-        return batch, np.stack([self._ring.stacks(each, self._zero) for each in (slots, next_slots)])
+        return batch, self._ring.stacks(slots, next_slots, zero=self._zero)
 
     def _importance(self, slots: NDArray[np.int64]) -> ArrayLike:
         """Return the importance weights of rows that were drawn."""

@@ -81,11 +81,11 @@ def number(name: str, value: Any, most: float = np.finfo(np.float64).max) -> flo
 
 
 def check_index(index: ArrayLike) -> NDArray[np.int64]:
-    """Return names of rows as ``[B] int64``, or raise ValueError."""
+    """Return names of rows as contiguous ``[B] int64``, or raise ValueError."""
     names = np.asarray(index)
     if names.ndim != 1 or (names.dtype.kind not in "iu" and names.size):
         raise ValueError(f"index is {names.dtype} {names.shape}; give a batch's own index, int64 [B]")
-    return names.astype(np.int64, copy=False)
+    return np.ascontiguousarray(names, np.int64)
 
 
 def check_settings(**settings: Any) -> dict[str, Any]:

@@ -49,6 +49,13 @@ def find_leaves(nodes: _Double, offsets: _Int, targets: _Double, leaves: _Int) -
         leaves[:] = 8 * leaves + child
 
 
+def draw_leaves(nodes: _Double, offsets: _Int, uniforms: _Double, leaves: _Int) -> None:
+    """Put into ``leaves`` one of each of B equal strata of the sum, where ``uniforms`` say; these are used up."""
+    total, size = nodes[-1], len(uniforms)
+    uniforms[:] = np.minimum((np.arange(size) + uniforms) * (total / size), total)
+    find_leaves(nodes, offsets, uniforms, leaves)
+
+
 # --- _ring -------------------------------------------------------------------------------------------
 
 
@@ -83,6 +90,25 @@ class Rings:
             self._push_row(e, in_reward[i], int(in_mark[i]), int(in_first[i]), found)
         changed[: len(found)] = found
         return len(found)
+
+    def names(self, slots: _Int, index: _Int) -> None:
+        """Put into ``index`` what the rows that live in ``slots`` are called."""
+        env, t = np.divmod(slots, self.rows)
+        newest = self.count[env] - 1
+        index[:] = (newest - (newest - t) % self.rows) * len(self.count) + env
+
+    def locate(self, index: _Int, slots: _Int, alive: _Byte) -> int:
+        """Put into ``slots`` and ``alive`` where rows live and whether they may be drawn.
+
+        Returns the position of the first name that is no row's, or -1.
+        """
+        row, env = np.divmod(index, len(self.count))
+        unknown = np.flatnonzero((row < 0) | (row >= self.count[env]))
+        if len(unknown):
+            return int(unknown[0])
+        slots[:] = env * self.rows + row % self.rows
+        alive[:] = (row >= self.count[env] - self.rows) & (self.drawable[slots] != 0)
+        return -1
 
     def _push_row(self, e: int, in_reward: np.float32, in_mark: int, in_first: int, found: list[int]) -> None:
         base, rows, new = e * self.rows, self.rows, int(self.count[e])

@@ -181,9 +181,9 @@ class Ring:
 
     def index(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Name the rows that live in ``slots [B]`` now."""
-        env, t = np.divmod(slots, self.rows)
-        newest = self.count[env] - 1
-        return (newest - (newest - t) % self.rows) * self.num_envs + env
+        index = np.empty(len(slots), np.int64)
+        self._rings.names(slots, index)
+        return index
 
     def slots(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return where the rows named ``index [B]`` live, and which of them may be drawn now.
@@ -193,27 +193,23 @@ class Ring:
         ValueError
             If an index names no row that was ever written.
         """
-        row, env = self._known(index)
-        slots = env * self.rows + row % self.rows
-        return slots, (row >= self.count[env] - self.rows) & (self.drawable[slots] != 0)
-
-    def _known(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Split names into row numbers and environments, or raise ValueError if one names no row."""
-        row, env = np.divmod(index, self.num_envs)
-        known = (row >= 0) & (row < self.count[env])
-        if not known.all():
-            raise ValueError(f"index holds {index[~known][0]}, which names no row; pass a batch's own index")
-        return row, env
+        slots, alive = np.empty(len(index), np.int64), np.empty(len(index), np.bool_)
+        unknown = self._rings.locate(index, slots, alive.view(np.uint8))
+        if unknown >= 0:
+            raise ValueError(f"index holds {index[unknown]}, which names no row; pass a batch's own index")
+        return slots, alive
 
     def age(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many rows came after each row named ``index [B]`` in its ring; errors as `slots`."""
-        row, env = self._known(index)
+        self.slots(index)
+        row, env = np.divmod(index, self.num_envs)
         return self.count[env] - 1 - row
 
-    def stacks(self, slots: NDArray[np.int64], zero: bool) -> NDArray[np.int64]:
-        """Return the frame numbers ``[B, stack]`` of each slot's observation, oldest first (-1: zeros)."""
-        numbers = np.empty((len(slots), self.stack), np.int64)
-        _frames.stack_numbers(self.first, self.rows, slots, zero, numbers)
+    def stacks(self, *slots: NDArray[np.int64], zero: bool) -> NDArray[np.int64]:
+        """Return the frame numbers ``[len(slots), B, stack]`` of observations, oldest first (-1: zeros)."""
+        numbers = np.empty((len(slots), len(slots[0]), self.stack), np.int64)
+        for each, out in zip(slots, numbers, strict=True):
+            _frames.stack_numbers(self.first, self.rows, each, zero, out)
         return numbers
 
     def returns(

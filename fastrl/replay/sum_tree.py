@@ -11,6 +11,7 @@ from fastrl.replay import _sum_tree
 from fastrl.replay.checks import integer, require
 
 ARITY = 8
+NOTHING = "all weights are 0, so no index can be drawn; set some weights first"
 
 
 class SumTree:
@@ -32,7 +33,7 @@ class SumTree:
             parents = sizes[-1] // ARITY
             sizes.append(parents if parents == 1 else -(-parents // ARITY) * ARITY)
         self._offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
-        self._nodes = np.zeros(sum(sizes), np.float64)
+        self._nodes = _on_cache_lines(sum(sizes))
         # Heavier leaves could overflow the sum.
         self.max_weight = float(np.finfo(np.float64).max) / sizes[0]
 
@@ -96,7 +97,7 @@ class SumTree:
         """
         target = np.array(target, np.float64, ndmin=1)
         if self.total <= 0:
-            raise ValueError("all weights are 0, so no index can be drawn; set some weights first")
+            raise ValueError(NOTHING)
         if not np.all((target >= 0) & (target <= self.total)):
             raise ValueError(f"target holds {_first_outside(target, self.total)}; give targets in [0, {self.total}]")
         index = np.empty(target.shape, np.int64)
@@ -107,9 +108,17 @@ class SumTree:
         """Draw ``size`` indices, one from each of ``size`` equal strata of the sum (Schaul et al. 2016, B.2.1).
 
         The indices come in ascending order.
+
+        Raises
+        ------
+        ValueError
+            If all weights are 0, or ``size`` is not at least 1.
         """
-        strata = (np.arange(size) + rng.random(size)) * (self.total / size)
-        return self.find(np.minimum(strata, self.total))
+        if self.total <= 0:
+            raise ValueError(NOTHING)
+        index = np.empty(integer("size", size), np.int64)
+        _sum_tree.draw_leaves(self._nodes, self._offsets, rng.random(size), index)
+        return index
 
     def check(self) -> None:
         """Raise AssertionError unless every node is the sum of its children."""
@@ -130,6 +139,13 @@ class SumTree:
         if array.size and not (0 <= array.min() and array.max() < self.capacity):
             raise ValueError(f"index holds {_first_outside(array, self.capacity - 1)}; give 0 to {self.capacity - 1}")
         return array
+
+
+def _on_cache_lines(size: int) -> NDArray[np.float64]:
+    """Return zeros of which every eight, a node's children, share a line of 64 bytes."""
+    memory = np.zeros(size + ARITY)
+    start = -(memory.ctypes.data // memory.itemsize) % ARITY
+    return memory[start : start + size]
 
 
 def _first_outside(values: NDArray[Any], highest: float) -> Any:

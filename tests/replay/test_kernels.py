@@ -38,8 +38,20 @@ def test_push_and_reads_agree_to_the_last_bit(seed):
             stacks = np.empty((2, len(drawn), stack), np.int64)
             kernels.stack_numbers(ring.first, rows, drawn, False, stacks[0])
             kernels.stack_numbers(ring.first, rows, next_slots, True, stacks[1])
+            index, located = np.empty(len(drawn), np.int64), np.empty((2, num_envs * rows), np.int64)
+            rings_of_kind.names(drawn, index)
+            assert (index % num_envs == drawn // rows).all()
+            every = np.arange(ring.count.max() * num_envs)[-num_envs * rows :]  # those overwritten too
+            alive = np.full(len(every), 9, np.uint8)
+            known = every // num_envs < ring.count[every % num_envs]
+            unknown = rings_of_kind.locate(every, located[0, : len(every)], alive)
+            assert unknown == (-1 if known.all() else np.argmin(known))
+            of_known = np.ascontiguousarray(every[known])
+            assert rings_of_kind.locate(of_known, located[1, : len(of_known)], alive[: len(of_known)]) == -1
+            assert set(located[1, : len(of_known)][alive[: len(of_known)] != 0]) <= set(drawn.tolist())
+            names = [index, located[1, : len(of_known)], alive[: len(of_known)]]
             arrays = [getattr(ring, name) for name in _COLUMNS + _CURSORS]
-            answers.append([slots, changed[:found], returns, discounts, next_slots, stacks, *arrays])
+            answers.append([slots, changed[:found], returns, discounts, next_slots, stacks, *names, *arrays])
         for compiled, plain in zip(*answers, strict=True):
             assert np.array_equal(compiled, plain)
 

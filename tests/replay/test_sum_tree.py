@@ -56,7 +56,12 @@ def test_kernel_and_twin_agree_to_the_last_bit(capacity, monkeypatch):
             targets = np.linspace(0, tree.total, 40)
             leaves = np.empty(40, np.int64)
             kernels.find_leaves(tree._nodes, tree._offsets, targets, leaves)
-            results.append((tree._nodes.copy(), leaves, targets))
+            drawn, uniforms = np.empty(40, np.int64), np.linspace(0, 1, 40)
+            if tree.total:
+                kernels.draw_leaves(tree._nodes, tree._offsets, uniforms, drawn)
+            else:
+                drawn[:] = 0
+            results.append((tree._nodes.copy(), leaves, targets, drawn, uniforms))
         for compiled, plain in zip(*results, strict=True):
             assert np.array_equal(compiled, plain)
 
