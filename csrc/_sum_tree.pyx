@@ -93,6 +93,38 @@ cdef int _draw(const double[::1] nodes, const int64_t[::1] offsets, double[::1] 
     return _find(nodes, offsets, uniforms, leaves)
 
 
+cdef Py_ssize_t _bad_index(const int64_t[::1] index, int64_t count) except -2 nogil:
+    cdef Py_ssize_t i
+    for i in range(index.shape[0]):
+        if not 0 <= index[i] < count:
+            return i
+    return -1
+
+
+cdef Py_ssize_t _bad_number(const double[::1] numbers, double most) except -2 nogil:
+    cdef Py_ssize_t i
+    for i in range(numbers.shape[0]):
+        if not 0.0 <= numbers[i] <= most:  # NaN too
+            return i
+    return -1
+
+
+def bad_index(const int64_t[::1] index, int64_t count):
+    """Return the position of the first index outside [0, count), or -1."""
+    cdef Py_ssize_t bad
+    with nogil:
+        bad = _bad_index(index, count)
+    return bad
+
+
+def bad_number(const double[::1] numbers, double most):
+    """Return the position of the first number outside [0, most], or -1."""
+    cdef Py_ssize_t bad
+    with nogil:
+        bad = _bad_number(numbers, most)
+    return bad
+
+
 def set_leaves(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] leaves,
                const double[::1] weights):
     """Write leaves (a repeated leaf: the last wins) and rebuild every sum above them."""

@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+def bad_index(index: NDArray[np.int64], count: int) -> int: ...
+def bad_number(numbers: NDArray[np.float64], most: float) -> int: ...
 def set_leaves(
     nodes: NDArray[np.float64],
     offsets: NDArray[np.int64],

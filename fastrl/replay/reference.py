@@ -21,6 +21,20 @@ _Double = NDArray[np.float64]
 # --- _sum_tree ---------------------------------------------------------------------------------------
 
 
+def bad_index(index: _Int, count: int) -> int:
+    """Return the position of the first index outside [0, count), or -1."""
+    return _first((index < 0) | (index >= count))
+
+
+def bad_number(numbers: _Double, most: float) -> int:
+    """Return the position of the first number outside [0, most], or -1."""
+    return _first(~((numbers >= 0) & (numbers <= most)))
+
+
+def _first(bad: NDArray[np.bool_]) -> int:
+    return int(np.argmax(bad)) if bad.any() else -1
+
+
 def set_leaves(nodes: _Double, offsets: _Int, leaves: _Int, weights: _Double) -> None:
     """Write leaves (a repeated leaf: the last wins) and rebuild every sum above them."""
     for leaf, weight in zip(leaves, weights, strict=True):

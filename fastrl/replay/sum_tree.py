@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -76,8 +74,9 @@ class SumTree:
         weight = np.ascontiguousarray(weight, np.float64)
         if weight.shape != index.shape:
             raise ValueError(f"weight has shape {weight.shape}; give one per index, shape {index.shape}")
-        if not np.all((weight >= 0) & (weight <= self.max_weight)):  # also false for NaN
-            raise ValueError(f"weight holds {_first_outside(weight, self.max_weight)}; give finite weights from 0 up")
+        bad = _sum_tree.bad_number(weight, self.max_weight)
+        if bad >= 0:
+            raise ValueError(f"weight holds {weight[bad]}; give finite weights from 0 up")
         self.write(index, weight)
 
     def write(self, index: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
@@ -98,8 +97,9 @@ class SumTree:
         target = np.array(target, np.float64, ndmin=1)
         if self.total <= 0:
             raise ValueError(NOTHING)
-        if not np.all((target >= 0) & (target <= self.total)):
-            raise ValueError(f"target holds {_first_outside(target, self.total)}; give targets in [0, {self.total}]")
+        bad = _sum_tree.bad_number(target, self.total)
+        if bad >= 0:
+            raise ValueError(f"target holds {target[bad]}; give targets in [0, {self.total}]")
         index = np.empty(target.shape, np.int64)
         _sum_tree.find_leaves(self._nodes, self._offsets, target, index)
         return index
@@ -136,8 +136,9 @@ class SumTree:
         if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
             raise ValueError(f"index is {array.dtype} of shape {array.shape}; give integers of shape [B]")
         array = np.ascontiguousarray(array, np.int64)
-        if array.size and not (0 <= array.min() and array.max() < self.capacity):
-            raise ValueError(f"index holds {_first_outside(array, self.capacity - 1)}; give 0 to {self.capacity - 1}")
+        bad = _sum_tree.bad_index(array, self.capacity)
+        if bad >= 0:
+            raise ValueError(f"index holds {array[bad]}; give 0 to {self.capacity - 1}")
         return array
 
 
@@ -146,7 +147,3 @@ def _on_cache_lines(size: int) -> NDArray[np.float64]:
     memory = np.zeros(size + ARITY)
     start = -(memory.ctypes.data // memory.itemsize) % ARITY
     return memory[start : start + size]
-
-
-def _first_outside(values: NDArray[Any], highest: float) -> Any:
-    return values[~((values >= 0) & (values <= highest))][0]

@@ -33,6 +33,16 @@ def test_leaves_of_weight_zero_are_never_found(kernels, capacity):
     assert (weights[found] > 0).all()
 
 
+def test_the_first_value_out_of_range_is_found(kernels):
+    assert kernels.bad_index(np.array([0, 6, 3]), 7) == -1
+    assert kernels.bad_index(np.array([0, 7, -1]), 7) == 1
+    assert kernels.bad_index(np.array([3, -(1 << 62), 1 << 62]), 7) == 1
+    assert kernels.bad_index(np.empty(0, np.int64), 7) == -1
+    assert kernels.bad_number(np.array([0.0, 2.5, -0.0]), 2.5) == -1
+    for bad in (-1e-300, 2.6, np.nan, np.inf, -np.inf):
+        assert kernels.bad_number(np.array([1.0, 2.0, bad, -1.0]), 2.5) == 2
+
+
 def test_of_repeated_indices_the_last_wins(kernels):
     tree = SumTree(20)
     tree.set([3, 17, 3, 3], [1.0, 2.0, 3.0, 4.0])
