@@ -79,7 +79,7 @@ def loaded_by(statement: str) -> set[str]:
 def test_replay_brings_in_numpy_and_no_framework():
     loaded = loaded_by("import fastrl.replay")
     assert "numpy" in loaded
-    assert not loaded & {"torch", "gymnasium", "envpool", "tensorboard", "PIL", "rich", "tyro", "Cython"}
+    assert not loaded & {"torch", "gymnasium", "envpool", "tensorboard", "PIL", "rich", "tyro", "Cython", "lz4"}
 
 
 def test_the_package_itself_brings_in_nothing_though_it_loads_networks():

@@ -24,6 +24,7 @@ from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ram import RamStore
 from fastrl.replay.ring import Ring, powers_of
 from fastrl.replay.store import MakeStore
+from fastrl.replay.stores import maker
 from fastrl.replay.sum_tree import SumTree
 
 
@@ -59,14 +60,17 @@ class ReplayBuffer:
         observation; the final one comes in ``final_obs`` of the done itself.
     seed : int, sequence of int, SeedSequence or None
         Of the draws. The same seed and the same calls give the same batches, to the bit.
-    store : callable
-        Makes the `FrameStore` that holds the frames, called with their number, and the shape and dtype of one.
-        A batch's ``obs`` and ``next_obs`` are of the store's kind; their values do not depend on it.
+    store : {"ram", "lz4"} or callable
+        Keeps the frames in memory as they come, or compressed (`Lz4Store`); or makes another `FrameStore`, called
+        with their number, and the shape and dtype of one. A batch's ``obs`` and ``next_obs`` are of the store's
+        kind; their values do not depend on it.
 
     Raises
     ------
     ValueError
         If a setting is out of its range; the message names it.
+    ImportError
+        If ``store`` needs a package that is not installed.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class ReplayBuffer:
         gamma: float = 0.99,
         autoreset: Autoreset = "next_step",
         seed: int | list[int] | np.random.SeedSequence | None = None,
-        store: MakeStore = RamStore,
+        store: str | MakeStore = "ram",
     ) -> None:
         settings = self.settings = check_settings(
             capacity=capacity, num_envs=num_envs, obs_shape=obs_shape, obs_dtype=obs_dtype,
@@ -100,7 +104,7 @@ class ReplayBuffer:
         self._powers = powers_of(settings["gamma"], n_step)
         self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
         self._tree = SumTree(num_envs * rows)
-        self._store = store(num_envs * rows, obs_shape, frame_dtype)
+        self._store = maker(store)(num_envs * rows, obs_shape, frame_dtype)
         self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
         self._rng = np.random.default_rng(seed)
         self._drawable = 0
@@ -118,7 +122,7 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the full buffer takes, its store's included, the pool of batches aside."""
+        """Bytes of memory that the full buffer takes, the pool of batches aside; frames that shrink count as now."""
         return self._store.nbytes + self._ring.nbytes + self._tree.nbytes
 
     def add(
@@ -263,7 +267,7 @@ class ReplayBuffer:
             files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, held)
 
     @classmethod
-    def load(cls, path: str | Path, store: MakeStore = RamStore) -> Self:
+    def load(cls, path: str | Path, store: str | MakeStore = "ram") -> Self:
         """Return the buffer that `save` wrote: it draws what the saved one would have drawn.
 
         Its frames go into a new ``store``, which need not be of the kind that they came from.
@@ -273,8 +277,9 @@ class ReplayBuffer:
         ValueError
             If the file is no saved buffer of this class, or damaged.
         """
+        make = maker(store)
         with files.SavedReplay(Path(path), cls.__name__) as saved:
-            buffer = cls(**saved.settings, store=store)  # what goes wrong from here on, `saved` calls damage
+            buffer = cls(**saved.settings, store=make)  # what goes wrong from here on, `saved` calls damage
             saved.fill(buffer._store)
             buffer._load_state(saved.state())
             buffer.check()

@@ -28,7 +28,7 @@ class Settings(TypedDict, total=False):
     gamma: float
     autoreset: Autoreset
     seed: int | list[int] | np.random.SeedSequence | None
-    store: MakeStore
+    store: str | MakeStore
 
 
 class Rows(NamedTuple):

@@ -27,7 +27,7 @@ class FrameStore(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the store takes when full."""
+        """Bytes of memory that the store takes when full or, where that depends on the frames, with those it holds."""
 
 
 MakeStore = Callable[[int, tuple[int, ...], np.dtype[Any]], FrameStore]

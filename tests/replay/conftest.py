@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from kernels import COMPILED, REFERENCE
 
-from fastrl.replay import ram, reference, ring, sum_tree
+from fastrl.replay import Lz4Store, ram, reference, ring, sum_tree
+from fastrl.replay.stores import STORES
 
 
 @pytest.fixture(params=["compiled", "reference"])
@@ -18,3 +19,12 @@ def kernels(request, monkeypatch):
         monkeypatch.setattr(ram, "_frames", reference)
         return REFERENCE
     return COMPILED
+
+
+@pytest.fixture(params=["ram", "lz4"])
+def stores(request, monkeypatch):
+    """Let buffers that are given no store keep their frames in one kind of it."""
+    if request.param == "lz4":
+        pytest.importorskip("lz4.block")
+        monkeypatch.setitem(STORES, "ram", Lz4Store)
+    return request.param

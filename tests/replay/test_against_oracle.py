@@ -171,8 +171,12 @@ class BufferMachine(RuleBasedStateMachine):
         self.oracle.max_priority = max([self.oracle.max_priority, *(float(p) for _, p in accepted)])
 
 
-@pytest.mark.parametrize("examples", [pytest.param(150, id="150")])
-def test_buffer_and_oracle_agree_after_every_operation(kernels, examples):
+@pytest.mark.parametrize(
+    ("kernels", "stores", "examples"),
+    [("compiled", "ram", 150), ("reference", "ram", 150), ("compiled", "lz4", 60)],
+    indirect=["kernels", "stores"],
+)
+def test_buffer_and_oracle_agree_after_every_operation(kernels, stores, examples):
     run_state_machine_as_test(
         BufferMachine,
         settings=settings(

@@ -9,6 +9,8 @@ from make import NO, filled, small
 
 from fastrl.replay import Batch, PrioritizedReplayBuffer, ReplayBuffer
 
+pytestmark = pytest.mark.usefixtures("stores")
+
 
 def test_constructor_arguments_are_keyword_only_and_named_as_promised():
     with pytest.raises(TypeError):

@@ -11,6 +11,8 @@ from make import NO, filled
 
 from fastrl.replay import Batch, PrioritizedReplayBuffer, ReplayBuffer
 
+pytestmark = pytest.mark.usefixtures("stores")
+
 
 @pytest.mark.parametrize("steps", [0, 3, 12, 57])
 def test_save_and_load_go_on_with_the_same_batches(tmp_path, kernels, steps):

@@ -12,6 +12,8 @@ from make import NO, filled
 
 from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, ReplayBuffer
 
+pytestmark = pytest.mark.usefixtures("stores")
+
 
 def add(buffer, t):
     buffer.add(np.full((2, 3), t, np.uint8), np.array([t, -t]), np.array([t, 10 * t]), NO, NO)

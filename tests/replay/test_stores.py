@@ -1,6 +1,8 @@
-"""Other stores than the one in memory: what a buffer asks of them, with NumPy alone."""
+"""Other stores than the usual one: what a buffer asks of them, and their names."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import pytest
@@ -110,3 +112,12 @@ def test_a_store_without_memory_is_no_damage_to_the_file(tmp_path):
 
     with pytest.raises(RuntimeError, match=r"^out of memory$"):
         PrioritizedReplayBuffer.load(tmp_path / "replay", store=store)
+
+
+@pytest.mark.parametrize("name", ["zip", "", None, 3, ["ram"]])
+def test_a_store_of_no_known_name_is_refused(tmp_path, name):
+    filled().save(tmp_path / "replay")
+    with pytest.raises(ValueError, match=re.escape(f"store is {name!r}; give 'ram', 'lz4' or what makes")):
+        small(store=name)
+    with pytest.raises(ValueError, match=r"^store is"):  # the file is not to blame
+        PrioritizedReplayBuffer.load(tmp_path / "replay", store=name)
