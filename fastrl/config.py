@@ -85,8 +85,9 @@ class DQNConfig(RunConfig):
     # Replay
     capacity: int | None = None
     """Rows of replay over all games (default: 1,000,000, or fewer where the run or the memory is smaller)."""
-    frame_store: Literal["auto", "ram", "device"] = "auto"
-    """Where the replay's frames lie; `auto`: on the GPU where they fit, else in memory."""
+    frame_store: Literal["auto", "ram", "lz4", "device"] = "auto"
+    """Where the replay's frames lie: in memory as they come (`ram`) or compressed (`lz4`), or where the network learns;
+    `auto`: on the GPU where they fit, else in memory; without a GPU compressed where they would not fit otherwise."""
     stack: int = 4
     """Frames that make one observation."""
     prioritized: bool = True

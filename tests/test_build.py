@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,20 +12,22 @@ import torch
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import build
 from fastrl.dqn.frames import DeviceStore
-from fastrl.replay import PrioritizedReplayBuffer
+from fastrl.replay import Lz4Store, PrioritizedReplayBuffer, RamStore
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ENVS = SimpleNamespace(frame_shape=(84, 84), frame_dtype=np.dtype(np.uint8))
 FRAME, ROW = 84 * 84, 84 * 84 + build.BYTES_BESIDE_FRAME
+SMALL = 1_000 + build.BYTES_BESIDE_FRAME  # a row whose frame is compressed
 CONFIG = DQNConfig(num_envs=2, env_groups=1, total_frames=4_000, learn_start_steps=50, capacity=1_000)
 
 
 @pytest.fixture
 def free(monkeypatch):
-    """Bytes free in both memories, to be set; "GPU" frames go to a store on the CPU."""
+    """Bytes free in both memories, to be set; "GPU" frames go to a store on the CPU, compressed ones take 1,000."""
     sizes = SimpleNamespace(host=10**9, gpu=10**9)
     monkeypatch.setattr(build, "available_bytes", lambda: sizes.host)
     monkeypatch.setattr(build, "gpu_free_bytes", lambda device: sizes.gpu)
+    monkeypatch.setattr(build, "_compressed_bytes", lambda config: 1_000)
     monkeypatch.setattr(build, "DeviceStore", lambda *shape, device: DeviceStore(*shape, CPU))
     return sizes
 
@@ -34,30 +37,35 @@ def on_device(buffer):
 
 
 @pytest.mark.parametrize(
-    ("device", "where", "expected", "words"),
+    ("device", "where", "store", "words"),
     [
-        (CPU, "auto", False, "frames in 0.0 GiB"),
-        (CPU, "ram", False, "frames in 0.0 GiB"),
-        (CPU, "device", True, "frames in 0.0 GiB"),
-        (GPU, "auto", True, "frames in 0.0 GiB on the GPU"),
-        (GPU, "ram", False, "frames in 0.0 GiB of memory"),
-        (GPU, "device", True, "frames in 0.0 GiB on the GPU"),
+        (CPU, "auto", RamStore, "frames in 0.0 GiB"),
+        (CPU, "ram", RamStore, "frames in 0.0 GiB"),
+        (CPU, "lz4", Lz4Store, "frames in up to 0.0 GiB, compressed by lz4"),
+        (CPU, "device", DeviceStore, "frames in 0.0 GiB"),
+        (GPU, "auto", DeviceStore, "frames in 0.0 GiB on the GPU"),
+        (GPU, "ram", RamStore, "frames in 0.0 GiB of memory"),
+        (GPU, "lz4", Lz4Store, "frames in up to 0.0 GiB of memory, compressed by lz4"),
+        (GPU, "device", DeviceStore, "frames in 0.0 GiB on the GPU"),
     ],
 )
-def test_frames_lie_where_the_setting_says(free, tmp_path, device, where, expected, words):
+def test_frames_lie_where_the_setting_says(free, tmp_path, device, where, store, words):
     config = CONFIG.replace(frame_store=where)
     buffer, said = build.build_replay(config, ENVS, 0, device)
-    assert on_device(buffer) == expected
+    assert type(buffer._store) is store
     assert said == f"replay of 1,000 {words}"
     no = np.zeros(2, bool)
     for t in range(20):
         buffer.add(np.full((2, 84, 84), t, np.uint8), np.zeros(2, int), np.zeros(2), no, no)
     buffer.save(tmp_path / "replay")
+    drawn = torch.as_tensor(buffer.sample(8).obs)
     again, said = build.load_replay(tmp_path / "replay", config, ENVS, device)
-    assert on_device(again) == expected
+    assert type(again._store) is store
     assert said == f"replay of 1,000 {words}"
-    first, second = torch.as_tensor(buffer.sample(8).obs), torch.as_tensor(again.sample(8).obs)
-    assert torch.equal(first, second)
+    for other in ("ram", "lz4", "device"):  # a run may go on with another store
+        moved, _ = build.load_replay(tmp_path / "replay", config.replace(frame_store=other), ENVS, device)
+        assert torch.equal(torch.as_tensor(moved.sample(8).obs), drawn)
+    assert torch.equal(torch.as_tensor(again.sample(8).obs), drawn)
 
 
 def test_auto_takes_the_gpu_where_the_frames_leave_room_for_the_network(free):
@@ -81,13 +89,19 @@ def test_a_capacity_that_nobody_gave_adapts_to_the_memory_that_holds_the_frames(
 @pytest.mark.parametrize(
     ("device", "changes", "host", "gpu", "message"),
     [
-        (CPU, {}, 1000 * ROW, 0, r"--capacity is 1,000, which takes .* GiB free; give 900 or less$"),
+        (CPU, {}, 1000 * SMALL, 0, r"--capacity is 1,000, .*; give 131 or less; 900 would fit with --frame-store lz4$"),
+        (CPU, {"frame_store": "ram"}, 1000 * ROW, 0,
+         r"--capacity is 1,000, which takes .* GiB free; give 900 or less; 1,000 would fit with --frame-store lz4$"),
+        (CPU, {"frame_store": "lz4"}, 1000 * SMALL, 0, r"--capacity is 1,000, .* GiB free; give 900 or less$"),
+        (CPU, {"capacity": None}, 200 * SMALL, 0, r"too little .* --num-envs; 120 would fit with --frame-store lz4$"),
+        (CPU, {"capacity": None}, 100 * SMALL, 0, r"too little .* --num-envs$"),
         (CPU, {"frame_store": "device"}, 1000 * ROW, 0, r"--capacity is 1,000, .* GiB free; give 900 or less$"),
         (GPU, {"frame_store": "device"}, 10**9, 1000 * FRAME,
          r"--capacity is 1,000, .* GiB free on the GPU; give 900 or less, or .* --frame-store ram$"),
         (GPU, {"frame_store": "device", "capacity": None}, 10**9, 100 * FRAME,
          r"0\.0 GiB of memory are free on the GPU, too little .* --frame-store ram$"),
-        (GPU, {}, 1000 * ROW, 0, r"--capacity is 1,000, which takes .* GiB free; give 900 or less$"),
+        (GPU, {}, 1000 * ROW, 0,
+         r"--capacity is 1,000, .* GiB free; give 900 or less; 1,000 would fit with --frame-store lz4$"),
     ],
 )  # fmt: skip
 def test_too_large_a_replay_is_refused_with_a_remedy(free, device, changes, host, gpu, message):
@@ -101,3 +115,50 @@ def test_a_saved_replay_that_does_not_fit_is_refused(free, tmp_path):
     free.gpu = 1000 * FRAME
     with pytest.raises(ConfigError, match=r"the capacity of .*replay is 1,000, which takes .*on the GPU"):
         build.load_replay(tmp_path / "replay", CONFIG.replace(frame_store="device"), ENVS, GPU)
+
+
+@pytest.mark.parametrize("capacity", [None, 1_000])
+def test_auto_compresses_on_a_cpu_where_plain_frames_do_not_fit_and_says_so(free, tmp_path, capacity):
+    config, share = CONFIG.replace(capacity=capacity), 0.9 if capacity else 0.6
+    rows = capacity or 1_250
+    for host, store in ((rows * ROW, RamStore), (rows * ROW - 100, Lz4Store), (rows * SMALL, Lz4Store)):
+        free.host = int(host / share) + 10
+        buffer, said = build.build_replay(config, ENVS, 0, CPU)
+        assert type(buffer._store) is store
+        assert buffer.settings["capacity"] == rows
+    assert said.startswith(f"replay of {rows:,} frames in up to 0.0 GiB, compressed by lz4")
+    assert said.endswith(" (as they come 0.0 GiB, with 0.0 GiB free)")
+    buffer.save(tmp_path / "replay")
+    assert build.load_replay(tmp_path / "replay", config, ENVS, CPU)[1] == said
+
+
+def test_where_compressed_frames_do_not_all_fit_either_there_are_fewer_plain_ones(free):
+    free.host, config = 1_000 * SMALL, CONFIG.replace(capacity=None, learn_start_steps=10)
+    buffer, said = build.build_replay(config, ENVS, 0, CPU)
+    assert type(buffer._store) is RamStore
+    assert buffer.settings["capacity"] == 600 * SMALL // ROW
+    assert said.endswith("(what memory allows; 600 would fit with --frame-store lz4)")
+    buffer, said = build.build_replay(config.replace(frame_store="lz4"), ENVS, 0, CPU)
+    assert buffer.settings["capacity"] == 600
+    assert said == "replay of 600 frames in up to 0.0 GiB, compressed by lz4 (what memory allows)"
+
+
+def test_without_lz4_there_are_fewer_frames_and_a_word_on_what_it_would_bring(free, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lz4.block", None)
+    free.host, config = 1_000 * ROW, CONFIG.replace(capacity=None)
+    buffer, said = build.build_replay(config, ENVS, 0, CPU)
+    assert type(buffer._store) is RamStore
+    assert buffer.settings["capacity"] == 600
+    assert said.endswith(
+        "(what memory allows; lz4 makes a quarter or less of most games' frames: "
+        "pip install -c constraints.txt -e '.[lz4]')"
+    )
+    with pytest.raises(ConfigError, match=r"give 900 or less; lz4 makes .*\[lz4\]'$"):
+        build.build_replay(CONFIG, ENVS, 0, CPU)
+    with pytest.raises(ImportError, match="needs the extra 'lz4'"):
+        build.build_replay(CONFIG.replace(frame_store="lz4"), ENVS, 0, CPU)
+
+
+@pytest.mark.parametrize(("game", "frame_skip", "least", "most"), [("breakout", 4, 350, 600), ("catch", 1, 50, 90)])
+def test_what_compressed_frames_take_is_measured_on_the_game_itself(game, frame_skip, least, most):
+    assert 2 * least < build._compressed_bytes(CONFIG.replace(game=game, frame_skip=frame_skip)) < 2 * most

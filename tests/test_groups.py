@@ -1,5 +1,7 @@
 """Groups of games that take turns, frames on a device, and the shares of time: the loop as a GPU runs it, on a CPU."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -22,8 +24,9 @@ def played(config, tmp_path, steps):
     return run
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("frame_store", ["ram", "device"])
+@pytest.mark.parametrize(
+    ("frame_store", "groups"), [*itertools.product(["ram", "device"], [1, 2, 4]), ("lz4", 1), ("lz4", 2)]
+)
 def test_every_transition_is_one_that_catch_makes(tmp_path, groups, frame_store):
     """The ball falls straight, a row a step; the paddle moves by the action: a mixed-up row would not."""
     run = played(TWO.replace(env_groups=groups, frame_store=frame_store), tmp_path, 200)
