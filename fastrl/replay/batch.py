@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,15 @@ _EMPTY: list[Any] = [np.empty(1) for _ in _NAMES]
 _FREE = _held([Batch(*_EMPTY)][0]) - 1  # less the reference from _EMPTY
 
 
+@contextmanager
+def _naming_size(size: int) -> Iterator[None]:
+    """Say which argument asked for memory that cannot be had, or for more than an array can span."""
+    try:
+        yield
+    except (MemoryError, ValueError) as error:
+        raise MemoryError(f"batch_size is {size}: {error}; draw fewer rows at a time") from error
+
+
 class BatchPool:
     """Lends arrays and takes back those that nobody else holds any more.
 
@@ -86,7 +97,13 @@ class BatchPool:
         self._sets: list[Batch] = []
 
     def lend(self, size: int) -> Batch:
-        """Return a batch of ``size`` whose contents may be overwritten."""
+        """Return a batch of ``size`` whose contents may be overwritten.
+
+        Raises
+        ------
+        MemoryError
+            If there is too little memory for it.
+        """
         for batch in self._sets:
             if len(batch.index) == size and _held(batch, self._lent) <= _FREE:
                 return self._again(batch)
@@ -98,24 +115,29 @@ class BatchPool:
     def check(self, batch: Batch, size: int) -> None:
         """Raise ValueError unless ``batch`` holds writable contiguous NumPy arrays that fit."""
         for name, shape, dtype in self._fields:
-            array, wanted = getattr(batch, name), (size, *shape)
+            array, wanted = getattr(batch, name, None), (size, *shape)
             if not isinstance(array, np.ndarray) or array.shape != wanted or array.dtype != dtype:
                 got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise ValueError(f"out.{name} is {got}; give a NumPy array, {dtype} {wanted}")
-            if not (array.flags.c_contiguous and array.flags.writeable):
-                raise ValueError(f"out.{name} is read-only or not contiguous; give a writable C-contiguous array")
-        if len({getattr(batch, name).ctypes.data for name in _NAMES}) < len(_NAMES):
+            if not array.flags.carray:
+                raise ValueError(
+                    f"out.{name} is read-only, misaligned or not contiguous; give a writable C-contiguous array"
+                )
+        where = sorted((array.ctypes.data, array.nbytes) for array in (getattr(batch, name) for name in _NAMES))
+        if any(begin + nbytes > after for (begin, nbytes), (after, _) in pairwise(where)):
             raise ValueError("two arrays of out share their memory; give each field an array of its own")
 
     def _fresh(self, size: int) -> Batch:
         """Return a set of arrays to remember, without frames if these are made anew for every batch."""
-        columns: dict[str, Any] = {
-            name: np.empty((size, *shape), dtype) for name, shape, dtype in self._fields if name not in _FRAMES
-        }
+        with _naming_size(size):
+            columns: dict[str, Any] = {
+                name: np.empty((size, *shape), dtype) for name, shape, dtype in self._fields if name not in _FRAMES
+            }
         return Batch(**columns, **(self._frames(size) if self._frames_lent else dict.fromkeys(_FRAMES)))
 
     def _frames(self, size: int) -> dict[str, Any]:
-        return {name: self._empty((size, *self._obs_shape)) for name in _FRAMES}
+        with _naming_size(size):
+            return {name: self._empty((size, *self._obs_shape)) for name in _FRAMES}
 
     def _again(self, batch: Batch) -> Batch:
         """Return another batch over the same arrays, so that the pool's own is never handed out."""

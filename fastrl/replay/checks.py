@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Required, TypedDict
 
 import numpy as np
@@ -40,7 +42,7 @@ class Rows(NamedTuple):
     reward: NDArray[np.float32]
     mark: NDArray[np.uint8]
     first: NDArray[np.int8]
-    final_obs: NDArray[Any] | None
+    final_obs: Sequence[NDArray[Any] | None] | NDArray[Any] | None
 
     def finals(self) -> tuple[Rows, NDArray[np.bool_]]:
         """Return rows of the final frames after each done, as if ``autoreset`` were next_step.
@@ -49,11 +51,12 @@ class Rows(NamedTuple):
         """
         done = np.flatnonzero(self.mark)
         frames, unknown = self.obs[done], np.zeros(len(done), bool)
-        for k, i in enumerate(done):
-            if self.final_obs is not None and self.final_obs[i] is not None:
-                frames[k] = self.final_obs[i]
-            else:
+        for k, i in enumerate(done.tolist()):
+            final = None if self.final_obs is None else self.final_obs[i]
+            if final is None:
                 unknown[k] = True
+            else:
+                frames[k] = final
         reward, mark = np.zeros(len(done), np.float32), np.zeros(len(done), np.uint8)
         default = np.full(len(done), -1, np.int8)
         return Rows(self.env[done], frames, None, reward, mark, default, None), unknown
@@ -65,27 +68,68 @@ def require(condition: object, message: str) -> None:
         raise AssertionError(message)
 
 
+_MOST = 2**63 - 1  # of int64
+
+
 def integer(name: str, value: Any, least: int = 1) -> int:
-    """Return an integer from ``least`` up, or raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    """Return an integer from ``least`` up that int64 holds, or raise ValueError."""
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, int | np.integer) or int(value) < least:
         raise ValueError(f"{name} is {value!r}; give an integer from {least} up")
+    if int(value) > _MOST:
+        raise ValueError(f"{name} is above 2**63 - 1; give an integer from {least} up that int64 holds")
     return int(value)
 
 
-def number(name: str, value: Any, most: float = np.finfo(np.float64).max) -> float:
+def number(name: str, value: Any, most: float = float(np.finfo(np.float64).max)) -> float:
     """Return a number from 0 to ``most``, or raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= most:
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.timedelta64)
+    if not real or not 0 <= value <= most:
         wanted = "a finite number from 0 up" if most > 1 else f"a number from 0 to {most:g}"
         raise ValueError(f"{name} is {value!r}; give {wanted}")
     return float(value)
 
 
+def as_array(name: str, value: ArrayLike, wanted: str) -> NDArray[Any]:
+    """Return an array of whatever dtype, or raise ValueError; what else an object's ``__array__`` raises comes out."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no array ({error}); {wanted}") from error
+
+
+def contiguous(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array as kernels read it, the same one if it is so already."""
+    array = np.ascontiguousarray(array, dtype)
+    return array if array.flags.aligned else array.copy()
+
+
+def integers(name: str, value: ArrayLike, wanted: str) -> NDArray[np.int64]:
+    """Return integers as contiguous ``[B] int64``, or raise ValueError."""
+    array = as_array(name, value, wanted)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise ValueError(f"{name} is {array.dtype} {array.shape}; {wanted}")
+    if array.dtype.kind == "u" and array.size and array.max() > _MOST:  # would become negative
+        raise ValueError(f"{name} holds {array.max()}; {wanted}")
+    return contiguous(array, np.int64)
+
+
+def numbers(name: str, value: ArrayLike, wanted: str) -> NDArray[np.float64]:
+    """Return real numbers as float64, or raise ValueError; longer floats may become infinite."""
+    array = as_array(name, value, wanted)
+    if array.dtype.kind not in "biuf" and array.size:
+        raise ValueError(f"{name} is {array.dtype} {array.shape}; {wanted}")
+    if array.dtype == np.float64:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64)
+
+
 def check_index(index: ArrayLike) -> NDArray[np.int64]:
     """Return names of rows as contiguous ``[B] int64``, or raise ValueError."""
-    names = np.asarray(index)
-    if names.ndim != 1 or (names.dtype.kind not in "iu" and names.size):
-        raise ValueError(f"index is {names.dtype} {names.shape}; give a batch's own index, int64 [B]")
-    return np.ascontiguousarray(names, np.int64)
+    return integers("index", index, "give a batch's own index, int64 [B]")
+
+
+_MOST_AXES = 62  # a batch has two more
 
 
 def check_settings(**settings: Any) -> dict[str, Any]:
@@ -106,10 +150,15 @@ def check_settings(**settings: Any) -> dict[str, Any]:
         shape = tuple(integer(f"{name}_shape", length) for length in given)
         try:
             dtype = np.dtype(kind)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{name}_dtype is {kind!r}; give a boolean or numeric NumPy dtype") from error
         if dtype.kind not in "biufc":
             raise ValueError(f"{name}_dtype is {dtype}; give a boolean or numeric one")
+        if len(shape) > _MOST_AXES or (math.prod(shape) * dtype.itemsize + 32) * settings["capacity"] > _MOST:
+            raise ValueError(
+                f"{name}_shape is {shape}; give at most {_MOST_AXES} axes, and lengths of which capacity = "
+                f"{settings['capacity']} take fewer than 2**63 bytes"
+            )
         settings[f"{name}_shape"], settings[f"{name}_dtype"] = shape, dtype.str
     rows, least = settings["capacity"] // settings["num_envs"], settings["stack"] + settings["n_step"] + 1
     if rows < least:
@@ -137,8 +186,7 @@ def check_rows(
     n = len(env)
     frames = _array("obs", obs, (n, *settings["obs_shape"]), settings["obs_dtype"])
     actions = _array("action", action, (n, *settings["action_shape"]), settings["action_dtype"], cast="same_kind")
-    with np.errstate(over="ignore"):
-        rewards = _array("reward", reward, (n,), np.float32, cast="unsafe")
+    rewards = _array("reward", reward, (n,), np.float32, cast="unsafe")
     if not np.isfinite(rewards).all():
         raise ValueError(f"reward holds {rewards[~np.isfinite(rewards)][0]}; give finite numbers")
     ends_true = _flags("terminated", terminated, n)
@@ -157,10 +205,7 @@ def check_rows(
 def _env_ids(env_id: ArrayLike | None, num_envs: int) -> NDArray[np.int64]:
     if env_id is None:
         return np.arange(num_envs)
-    env = np.asarray(env_id)
-    if env.ndim != 1 or (env.dtype.kind not in "iu" and env.size):
-        raise ValueError(f"env_id is {env.dtype} {env.shape}; give integers of shape [n]")
-    env = env.astype(np.int64)
+    env = integers("env_id", env_id, "give integers of shape [n]").copy()
     if env.size and not (0 <= env.min() and env.max() < num_envs):
         bad = env[(env < 0) | (env >= num_envs)][0]
         raise ValueError(f"env_id holds {bad}; give 0 to {num_envs - 1}, or build the buffer with more num_envs")
@@ -170,10 +215,7 @@ def _env_ids(env_id: ArrayLike | None, num_envs: int) -> NDArray[np.int64]:
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike, cast: Any = "equiv") -> NDArray[Any]:
-    try:
-        array, dtype = np.asarray(value), np.dtype(dtype)
-    except ValueError as error:
-        raise ValueError(f"{name} is no array ({error}); expected shape {shape}") from error
+    array, dtype = as_array(name, value, f"expected shape {shape}"), np.dtype(dtype)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; expected {shape}, one row per environment")
     loses = array.dtype.kind == "c" and dtype.kind != "c"
@@ -181,36 +223,47 @@ def _array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike
         raise ValueError(
             f"{name} is {array.dtype}; expected {dtype}: convert it, or build the buffer with {name}_dtype"
         )
-    converted = np.ascontiguousarray(array, dtype)
-    if dtype.kind in "iu" and dtype != array.dtype and (converted != array).any():
-        raise ValueError(f"{name} holds {array[converted != array][0]}, which {dtype} cannot hold; give {name}_dtype")
+    with np.errstate(over="ignore"):
+        converted = contiguous(array, dtype)
+    if cast == "same_kind" and dtype != array.dtype:
+        lost = converted != array if dtype.kind in "iu" else np.isinf(converted) & ~np.isinf(array)
+        if lost.any():
+            raise ValueError(f"{name} holds {array[lost][0]}, which {dtype} cannot hold; give {name}_dtype")
     return converted
 
 
 def _flags(name: str, value: ArrayLike, n: int) -> NDArray[np.bool_]:
-    array = np.asarray(value)
-    if array.shape != (n,) or array.dtype.kind not in "biu" or ((array != 0) & (array != 1)).any():
+    array = as_array(name, value, f"expected bool ({n},)")
+    if array.shape != (n,) or array.dtype.kind not in "biu":
         raise ValueError(f"{name} is {array.dtype} {array.shape}; expected bool ({n},)")
+    neither = (array != 0) & (array != 1)
+    if neither.any():
+        raise ValueError(f"{name} is {array.dtype} and holds {array[neither][0]}; expected bool ({n},)")
     return array.astype(np.bool_)
 
 
 def _final_frames(
     final_obs: ArrayLike | None, mark: NDArray[np.uint8], n: int, settings: dict[str, Any]
-) -> NDArray[Any] | None:
-    """Check the frames that follow dones; others are not looked at."""
+) -> Sequence[NDArray[Any] | None] | NDArray[Any] | None:
+    """Return the frames that follow dones, checked; others are not looked at."""
     shape, dtype = settings["obs_shape"], np.dtype(settings["obs_dtype"])
     finals = None if final_obs is None else _maybe_objects(final_obs)
     if finals is not None and finals.dtype != object:
         return _array("final_obs", finals, (n, *shape), dtype)
     if finals is not None and finals.shape != (n,):
         raise ValueError(f"final_obs is an object array of shape {finals.shape}; expected ({n},)")
+    checked: list[NDArray[Any] | None] = [None] * n  # each made an array once: what is written is what was checked
     for i in np.flatnonzero(mark):
-        frame = None if finals is None else finals[i]
-        if frame is None and mark[i] == TRUNCATED:
+        given = None if finals is None else finals[i]
+        if given is None and mark[i] == TRUNCATED:
             raise ValueError(f"final_obs is None in row {i}, which was truncated; give the frame after the last action")
-        if frame is not None and (np.shape(frame) != shape or np.asarray(frame).dtype != dtype):
-            raise ValueError(f"final_obs[{i}] is {np.asarray(frame).dtype} {np.shape(frame)}; expected {dtype} {shape}")
-    return finals
+        if given is None:
+            continue
+        frame = as_array(f"final_obs[{i}]", given, f"expected {dtype} {shape}")
+        if frame.shape != shape or not np.can_cast(frame.dtype, dtype, "equiv"):
+            raise ValueError(f"final_obs[{i}] is {frame.dtype} {frame.shape}; expected {dtype} {shape}")
+        checked[i] = frame
+    return checked
 
 
 def _maybe_objects(final_obs: ArrayLike) -> NDArray[Any]:
@@ -220,4 +273,4 @@ def _maybe_objects(final_obs: ArrayLike) -> NDArray[Any]:
         for i, frame in enumerate(final_obs):
             objects[i] = frame
         return objects
-    return np.asarray(final_obs)
+    return as_array("final_obs", final_obs, "expected one frame per environment")

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
-from fastrl.replay.checks import Settings, check_index, integer, number, require
+from fastrl.replay.checks import Settings, check_index, integer, number, numbers, require
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
@@ -34,6 +34,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         super().__init__(**settings)
         self.settings |= {"alpha": self._alpha, "eps": self._eps}
         self._set_max_priority(1.0)
+        if not self._new_weight <= self._tree.max_weight:
+            raise ValueError(
+                f"alpha is {alpha!r} and eps {eps!r}, so that (1 + eps)**alpha, the weight of new rows, overflows; "
+                "give less"
+            )
 
     @property
     def max_priority(self) -> float:
@@ -92,11 +97,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             If an index names no row, or a priority is negative, not finite or overflows to the power of
             alpha. Nothing has been changed then.
         """
-        names, priorities = check_index(index), np.asarray(priority, np.float64)
+        names, priorities = check_index(index), numbers("priority", priority, "give one finite number per index")
         if priorities.shape != names.shape:
             raise ValueError(f"priority has shape {priorities.shape}; give one per index, shape {names.shape}")
-        with np.errstate(over="ignore", invalid="ignore"):
-            weights = self._weight(priorities)
+        weights = self._weight(priorities)
         good = np.isfinite(priorities) & (priorities >= 0) & (weights <= self._tree.max_weight)
         if not good.all():
             raise ValueError(f"priority holds {priorities[~good][0]}; give finite numbers from 0 up")
@@ -109,11 +113,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def _importance(self, slots: NDArray[np.int64], beta: float = 0.0) -> NDArray[np.float64]:
         """Return the importance weights of rows that were drawn."""
         weight = self._tree.get(slots)
-        return (weight / weight.min()) ** -beta  # type: ignore[no-any-return]
+        with np.errstate(over="ignore"):  # of a row that weighs 1e308 times more than another, nearly nothing is left
+            return (weight / weight.min()) ** -beta  # type: ignore[no-any-return]
 
     def _weight(self, priority: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (priority + eps)^alpha, above 0 even where that underflows."""
-        return np.maximum((priority + self._eps) ** self._alpha, np.finfo(np.float64).tiny)
+        """Return (priority + eps)^alpha, above 0 even where that underflows; of bad priorities, inf or NaN."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.maximum((priority + self._eps) ** self._alpha, np.finfo(np.float64).tiny)
 
     def _set_max_priority(self, priority: float) -> None:
         """Note the highest priority seen, and with it the weight of new rows."""
@@ -131,6 +137,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         highest = float(state["max_priority"])
         require(0 <= highest < np.inf, "its highest priority is none")
         self._set_max_priority(highest)
+        require(self._new_weight <= self._tree.max_weight, "its highest priority overflows to the power of alpha")
 
 
 def _asked(batch_size: int, beta: float) -> dict[str, Any]:

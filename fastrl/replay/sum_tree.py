@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastrl.replay import _sum_tree
-from fastrl.replay.checks import integer, require
+from fastrl.replay.checks import contiguous, integer, integers, numbers, require
 
 ARITY = 8
 NOTHING = "all weights are 0, so no index can be drawn; set some weights first"
@@ -22,6 +22,13 @@ class SumTree:
     ----------
     capacity : int
         Number of indices, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If ``capacity`` is none.
+    MemoryError
+        If there is too little memory for it.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -30,10 +37,13 @@ class SumTree:
         while sizes[-1] > 1:
             parents = sizes[-1] // ARITY
             sizes.append(parents if parents == 1 else -(-parents // ARITY) * ARITY)
+        try:
+            self._nodes = _on_cache_lines(sum(sizes))
+        except (MemoryError, OverflowError, ValueError) as error:
+            raise MemoryError(f"capacity is {capacity}: {error}; give less") from error
         self._offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
-        self._nodes = _on_cache_lines(sum(sizes))
-        # Heavier leaves could overflow the sum.
-        self.max_weight = float(np.finfo(np.float64).max) / sizes[0]
+        # Heavier leaves could overflow the sum, which rounding may carry somewhat further than it should be.
+        self.max_weight = float(np.finfo(np.float64).max) / 2 / sizes[0]
 
     @property
     def total(self) -> float:
@@ -71,7 +81,7 @@ class SumTree:
             overflow, or the shapes differ. Nothing has been changed then.
         """
         index = self._checked(index)
-        weight = np.ascontiguousarray(weight, np.float64)
+        weight = contiguous(numbers("weight", weight, "give one real number per index"), np.float64)
         if weight.shape != index.shape:
             raise ValueError(f"weight has shape {weight.shape}; give one per index, shape {index.shape}")
         bad = _sum_tree.bad_number(weight, self.max_weight)
@@ -94,7 +104,9 @@ class SumTree:
         ValueError
             If all weights are 0, or a target lies outside ``[0, total]``.
         """
-        target = np.array(target, np.float64, ndmin=1)
+        target = np.array(numbers("target", target, "give real numbers of shape [B]"), ndmin=1)
+        if target.ndim != 1:
+            raise ValueError(f"target has shape {target.shape}; give real numbers of shape [B]")
         if self.total <= 0:
             raise ValueError(NOTHING)
         bad = _sum_tree.bad_number(target, self.total)
@@ -112,7 +124,7 @@ class SumTree:
         Raises
         ------
         ValueError
-            If all weights are 0, or ``size`` is not at least 1.
+            If all weights are 0, or ``size`` is not at least 1. Nothing has been drawn from ``rng`` then.
         """
         if self.total <= 0:
             raise ValueError(NOTHING)
@@ -132,10 +144,7 @@ class SumTree:
         require(not self._nodes[self.capacity : ends[0]].any(), "padding holds a weight")
 
     def _checked(self, index: ArrayLike) -> NDArray[np.int64]:
-        array = np.asarray(index)
-        if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-            raise ValueError(f"index is {array.dtype} of shape {array.shape}; give integers of shape [B]")
-        array = np.ascontiguousarray(array, np.int64)
+        array = integers("index", index, "give integers of shape [B]")
         bad = _sum_tree.bad_index(array, self.capacity)
         if bad >= 0:
             raise ValueError(f"index holds {array[bad]}; give 0 to {self.capacity - 1}")

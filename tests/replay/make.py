@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import copy
+from contextlib import contextmanager
 
-from fastrl.replay import PrioritizedReplayBuffer
+import numpy as np
+import pytest
+
+from fastrl.replay import Batch, PrioritizedReplayBuffer
 
 NO = np.zeros(2, bool)
 
@@ -23,3 +27,48 @@ def filled(steps=12, **changes):
         frames = np.full((2, *buffer.settings["obs_shape"]), t).astype(dtype)
         buffer.add(frames, np.array([t, -t]), np.array([t, 10 * t]), NO, NO)
     return buffer
+
+
+def step(t=12, **changes):
+    """What the next call of `add` gets after `filled`, but for ``changes``."""
+    return {
+        "obs": np.full((2, 3), t, np.uint8), "action": np.array([t, -t]), "reward": np.array([t, 10.0 * t]),
+        "terminated": NO, "truncated": NO,
+    } | changes  # fmt: skip
+
+
+def snapshot(buffer):
+    """Copy all that a buffer is: rings, tree, frames, counters, settings and generator."""
+    ring = {f"ring.{name}": value for name, value in vars(buffer._ring).items() if name not in ("_changed", "_rings")}
+    rest = {
+        "nodes": buffer._tree._nodes, "frames": buffer._store.frames, "powers": buffer._powers,
+        "drawable": buffer.drawable, "new_weight": buffer._new_weight, "settings": buffer.settings,
+        "max_priority": getattr(buffer, "max_priority", None), "under_way": buffer._prefetcher.under_way,
+        "generator": buffer._rng.bit_generator.state,
+    }  # fmt: skip
+    return copy.deepcopy(ring | rest)
+
+
+@contextmanager
+def refused(buffer, message, error=ValueError):
+    """Expect an error that leaves nothing behind: the buffer is as it was, to the bit, and whole."""
+    before = snapshot(buffer)
+    with pytest.raises(error, match=message):
+        yield
+    after = snapshot(buffer)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert np.array_equal(value, after[name]), name
+    buffer.check()
+
+
+def go_on_alike(one, other, steps=30):
+    """Check that two buffers take the same rows and draw the same batches from now on."""
+    for t in range(20, 20 + steps):
+        for buffer in (one, other):
+            buffer.add(**step(t % 250))
+        first, second = one.sample(5), other.sample(5)
+        for name in Batch.__slots__:
+            assert np.array_equal(getattr(first, name), getattr(second, name)), name
+        for buffer in (one, other):
+            buffer.check()

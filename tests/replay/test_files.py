@@ -103,6 +103,7 @@ def altered(path, change):
         lambda h, a: a.pop("weights"),
         lambda h, a: h["state"].update(max_priority=float("nan")),
         lambda h, a: h["state"].update(max_priority=-5),
+        lambda h, a: (h["state"].update(max_priority=1e300), h["settings"].update(alpha=2.0)),  # overflows
         lambda h, a: h["state"]["rng"]["state"].update(state=-1),
         lambda h, a: h.update(held=6),
         lambda h, a: h.update(settings=[1, 2]),
