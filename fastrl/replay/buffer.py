@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,15 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastrl.replay import files
 from fastrl.replay.batch import Batch, BatchPool
-from fastrl.replay.checks import (
-    Autoreset,
-    Rows,
-    check_index,
-    check_rows,
-    check_settings,
-    integer,
-    require,
-)  # fmt: skip
+from fastrl.replay.checks import Autoreset, Rows, check_index, check_rows, check_settings, integer, require
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ram import RamStore
 from fastrl.replay.ring import Ring, powers_of
@@ -59,7 +53,7 @@ class ReplayBuffer:
         observation and an ignored action. ``"same_step"`` and ``"disabled"``: the new episode's first
         observation; the final one comes in ``final_obs`` of the done itself.
     seed : int, sequence of int, SeedSequence or None
-        Of the draws. The same seed and the same calls give the same batches, to the bit.
+        Of the draws. The same seed and the same calls give the same batches, to the bit; calls that fail do not count.
     store : {"ram", "lz4"} or callable
         Keeps the frames in memory as they come, or compressed (`Lz4Store`); or makes another `FrameStore`, called
         with their number, and the shape and dtype of one. A batch's ``obs`` and ``next_obs`` are of the store's
@@ -71,6 +65,8 @@ class ReplayBuffer:
         If a setting is out of its range; the message names it.
     ImportError
         If ``store`` needs a package that is not installed.
+    MemoryError
+        If there is too little memory for the capacity.
     """
 
     def __init__(
@@ -102,11 +98,15 @@ class ReplayBuffer:
         self._zero = stack_padding == "zero"
         self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
         self._powers = powers_of(settings["gamma"], n_step)
-        self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
-        self._tree = SumTree(num_envs * rows)
-        self._store = maker(store)(num_envs * rows, obs_shape, frame_dtype)
+        try:
+            self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
+            self._tree = SumTree(num_envs * rows)
+            self._store = maker(store)(num_envs * rows, obs_shape, frame_dtype)
+        except MemoryError as error:
+            raise MemoryError(f"capacity is {capacity}: {error.__cause__ or error}; give less") from error
         self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
         self._rng = np.random.default_rng(seed)
+        self._before = self._rng.bit_generator.state  # as it was before the latest draw
         self._drawable = 0
         self._new_weight = 1.0  # of a row that becomes drawable
         self._set_helpers()
@@ -166,7 +166,7 @@ class ReplayBuffer:
         ------
         ValueError
             If an argument does not fit, or a truncated row comes without its final frame. Nothing has been
-            changed then.
+            changed then, nor if the store cannot write.
         """
         with self._lock:
             if self._prefetcher.under_way:
@@ -180,11 +180,18 @@ class ReplayBuffer:
                     return
             rows = check_rows(self.settings, obs, action, reward, terminated, truncated, first, final_obs, env_id)
             self._ring.check_first(rows.env, rows.first)
+            slots = self._ring.slots_ahead(rows.env)
+            if self._final_inside or not rows.mark.any():
+                self._store.write(slots, rows.obs)
+                self._append(rows)
+                return
+            finals, unknown = rows.finals()
+            after = self._ring.slots_ahead(finals.env, 1)
+            # All at once and first of all: if the store cannot write, nobody has heard of these rows.
+            self._store.write(np.concatenate((slots, after)), np.concatenate((rows.obs, finals.obs)))
             self._append(rows)
-            if not self._final_inside and rows.mark.any():
-                finals, unknown = rows.finals()
-                self._append(finals)
-                self._ring.forbid_going_on(finals.env[unknown])
+            self._append(finals)
+            self._ring.forbid_going_on(finals.env[unknown])
 
     def sample(self, batch_size: int, out: Batch | None = None) -> Batch:
         """Draw transitions, every drawable row with the same probability; all weights are 1.
@@ -234,9 +241,11 @@ class ReplayBuffer:
             If `n_step` is none, or the capacity too small for it. Nothing has been changed then.
         """
         with self._lock:
-            self.settings = check_settings(**self.settings | {"n_step": n_step})
-            self._powers = powers_of(self.settings["gamma"], self.settings["n_step"])
-            self._weigh(self._ring.set_n_step(self.settings["n_step"]))
+            settings = check_settings(**self.settings | {"n_step": n_step})
+            powers = powers_of(settings["gamma"], settings["n_step"])
+            changed = self._ring.set_n_step(settings["n_step"])
+            self.settings, self._powers = settings, powers
+            self._weigh(changed)
             self._set_appender()
 
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
@@ -312,16 +321,12 @@ class ReplayBuffer:
         """Add in one call where frames lie in memory as they come; other stores are told of theirs one by one."""
         self._appender = None
         if type(self._store) is RamStore:
-            no_rows = self._store.frames[:0]
-            self._appender = self._ring.appender(
-                self._store.bytes, self._tree, no_rows, final_inside=self._final_inside
-            )
+            frames, no_rows = self._store.bytes, self._store.frames[:0]
+            self._appender = self._ring.appender(frames, self._tree, no_rows, final_inside=self._final_inside)
 
     def _append(self, rows: Rows) -> None:
-        """Append one row per environment in ``rows.env``, and weigh what may be drawn from now on."""
-        slots, changed = self._ring.push(rows.env, rows.action, rows.reward, rows.mark, rows.first)
-        self._store.write(slots, rows.obs)
-        self._weigh(changed)
+        """Append one row per environment in ``rows.env``, written already, and weigh what may be drawn now."""
+        self._weigh(self._ring.push(rows.env, rows.action, rows.reward, rows.mark, rows.first))
 
     def _weigh(self, changed: NDArray[np.int64]) -> None:
         """Give slots that may be drawn from now on the weight of new rows, and those that may not none."""
@@ -331,19 +336,31 @@ class ReplayBuffer:
 
     def _sample(self, asked: dict[str, Any], out: Batch | None) -> Batch:
         with self._lock:
-            if not self._prefetcher.under_way:
+            if self._prefetcher.under_way and out is not None:
+                raise ValueError("out is given, but the batch that was prefetched has arrays; call sample without out")
+            with self._undone_if_lost():
+                if self._prefetcher.under_way:
+                    return self._prefetcher.land(asked)
                 batch, numbers = self._draw(**asked, out=out)
                 self._copy(batch, numbers)
                 return batch
-            if out is not None:
-                raise ValueError("out is given, but the batch that was prefetched has arrays; call sample without out")
-            return self._prefetcher.land(asked)
 
     def _prefetch(self, asked: dict[str, Any]) -> None:
         with self._lock:
             self._nothing_under_way("prefetch again")
-            batch, numbers = self._draw(**asked, out=None)
-            self._prefetcher.start(asked, batch, numbers, lambda: self._copy(batch, numbers))
+            with self._undone_if_lost():
+                batch, numbers = self._draw(**asked, out=None)
+                self._prefetcher.start(asked, batch, numbers, lambda: self._copy(batch, numbers))
+
+    @contextmanager
+    def _undone_if_lost(self) -> Iterator[None]:
+        """Set the generator back if a draw fails, unless its batch can still be taken."""
+        try:
+            yield
+        except BaseException:
+            if not self._prefetcher.under_way:
+                self._rng.bit_generator.state = self._before
+            raise
 
     def _nothing_under_way(self, what: str) -> None:
         if self._prefetcher.under_way:
@@ -351,6 +368,7 @@ class ReplayBuffer:
 
     def _draw(self, batch_size: int, out: Batch | None, **how: float) -> tuple[Batch, NDArray[np.int64]]:
         """Fill a batch but for its frames; return it with their numbers, ``[2, B, stack]``, for `_copy`."""
+        self._before = self._rng.bit_generator.state
         if not self._drawable:
             raise ValueError(f"no row can be drawn yet: {len(self)} rows held; add more before the first sample")
         if out is None:

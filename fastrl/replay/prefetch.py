@@ -46,10 +46,15 @@ class Prefetcher:
     ) -> None:
         """Let the thread fill ``batch`` by calling ``copy``, which reads the frames ``numbers`` (-1: none)."""
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "fastrl-prefetch")
             self._reading = np.zeros(self._slots + 1, np.bool_)  # the last one for -1
+            self._thread = ThreadPoolExecutor(1, "fastrl-prefetch")
         self._reading[numbers] = True
-        self._flight = _Flight(asked, batch, numbers, self._thread.submit(copy))
+        try:
+            self._flight = _Flight(asked, batch, numbers, self._thread.submit(copy))
+        except RuntimeError:  # no thread can be started; what was submitted must not run later either
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread = None
+            raise
 
     def land(self, asked: dict[str, float]) -> Batch:
         """Wait for the batch and return it.

@@ -126,21 +126,20 @@ class Ring:
         reward: NDArray[np.float32],
         mark: NDArray[np.uint8],
         first: NDArray[np.int8],
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Append one row to each ring in ``env [n]``, which names none twice.
+    ) -> NDArray[np.int64]:
+        """Append one row to each ring in ``env [n]``, which names none twice; their frames are in their slots already.
 
-        Returns
-        -------
-        slots : [n] int64
-            Where the rows went; their frames belong there.
-        changed : [m] int64
-            Slots whose ``drawable`` this changed (a view, good until the next call).
+        Returns the slots ``[m]`` whose ``drawable`` this changed (a view, good until the next call).
         """
         slots = np.empty(len(env), np.int64)
         found = self._rings.push(env, reward, mark, first, slots, self._changed)
         if action is not None:
             self.action[slots] = action
-        return slots, self._changed[:found]
+        return self._changed[:found]
+
+    def slots_ahead(self, env: NDArray[np.int64], rows: int = 0) -> NDArray[np.int64]:
+        """Return where the next row of each ring in ``env [n]`` will go, or the one so many rows after it."""
+        return env * self.rows + (self.count[env] + rows) % self.rows
 
     def next_slots(self, rows: int) -> NDArray[np.int64]:
         """Return where the next so many rows of each ring will go, ``[rows, N]``."""
@@ -164,8 +163,6 @@ class Ring:
 
         Reads every row. Rows of an abandoned episode may be drawn as far as the new windows reach.
         """
-        self.n_step = n_step
-        self._set_kernel()
         # The running episode of each ring began with the newest row that opens a game or follows a final one.
         begin = np.maximum(self.count - n_step, 0)
         env = np.arange(self.num_envs)
@@ -173,9 +170,15 @@ class Ring:
             slot = env * self.rows + row % self.rows
             begin = np.where((row >= 0) & (self.first[slot] != 0), row, begin)
             begin = np.where((row >= 0) & (self.mark[slot] == FINAL), row + 1, begin)
+        before, self.n_step = self.n_step, n_step
+        try:  # of a large replay this takes a good deal of memory
+            expected = self._definition().drawable.reshape(-1)
+            changed = np.flatnonzero((self.drawable != 0) != expected)
+            self._set_kernel()
+        except BaseException:
+            self.n_step = before
+            raise
         self.pending[:] = begin
-        expected = self._definition().drawable.reshape(-1)
-        changed = np.flatnonzero((self.drawable != 0) != expected)
         self.drawable[:] = expected
         return changed
 

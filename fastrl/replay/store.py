@@ -16,7 +16,10 @@ class FrameStore(Protocol):
         """Return fresh memory of the store's own kind and dtype, ``shape`` long, for `gather` to fill."""
 
     def write(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> None:
-        """Keep ``frames [n, *obs_shape]`` under the numbers ``ids [n]``, in place of what was there."""
+        """Keep ``frames [n, *obs_shape]`` under the numbers ``ids [n]``, in place of what was there.
+
+        All or none: where there is too little memory, it raises before anything has changed.
+        """
 
     def gather(self, ids: NDArray[np.int64], *outs: Any) -> None:
         """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``; -1 is a frame of zeros.

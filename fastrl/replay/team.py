@@ -20,6 +20,8 @@ class Team:
     ------
     ValueError
         If ``threads`` is not at least 1.
+    RuntimeError
+        From `share`, if no thread can be started. The work may be half done then.
     """
 
     def __init__(self, threads: int) -> None:
@@ -39,7 +41,12 @@ class Team:
             self._others = ThreadPoolExecutor(self.threads - 1, "fastrl-copy")
         bounds = [member * count // members for member in range(members + 1)]
         mine, *others = pairwise(bounds)
-        under_way = [self._others.submit(work, *part) for part in others]
+        try:
+            under_way = [self._others.submit(work, *part) for part in others]
+        except RuntimeError:  # no thread can be started: what was submitted must not run later either
+            self._others.shutdown(cancel_futures=True)
+            self._others = None
+            raise
         try:
             work(*mine)
         finally:
