@@ -149,6 +149,7 @@ cdef class Rings:
 
 cdef struct Kind:  # what an array must be
     const char *format
+    Py_ssize_t itemsize
     int ndim
     Py_ssize_t shape[64]  # from axis 1 on; no buffer has more axes
 
@@ -186,6 +187,8 @@ cdef const void *_take(object array, const Kind *kind, Py_ssize_t n, Taken *take
     taken.count += 1
     if view.ndim != kind.ndim or view.format == NULL or strcmp(view.format, kind.format) != 0:
         return NULL
+    if <size_t>view.buf % <size_t>kind.itemsize != 0:  # a memoryview cast anywhere
+        return NULL
     for axis in range(1, kind.ndim):
         if view.shape[axis] != kind.shape[axis]:
             return NULL
@@ -195,7 +198,7 @@ cdef const void *_take(object array, const Kind *kind, Py_ssize_t n, Taken *take
 cdef int _set_kind(Kind *kind, object like, const char *format) except -1:
     """Ask for arrays of this memoryview's shape behind axis 0; the caller keeps the format alive."""
     cdef int axis
-    kind.ndim, kind.format = like.ndim, format
+    kind.ndim, kind.format, kind.itemsize = like.ndim, format, like.itemsize
     for axis in range(1, kind.ndim):
         kind.shape[axis] = like.shape[axis]
     return 0
@@ -248,6 +251,7 @@ cdef class Appender:
         _set_kind(&self.env_kind, likes[2], self.formats[2])
         self.flag_kind = self.float_kind = self.double_kind = self.env_kind
         self.flag_kind.format, self.float_kind.format, self.double_kind.format = b"?", b"f", b"d"
+        self.flag_kind.itemsize, self.float_kind.itemsize, self.double_kind.itemsize = 1, 4, 8
 
     def add(self, obs, action, reward, terminated, truncated, first, env_id, double weight):
         """Add one row for each environment; return how many more rows may be drawn now, or None: declined.
