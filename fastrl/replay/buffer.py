@@ -107,8 +107,7 @@ class ReplayBuffer:
         self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
         self._rng = np.random.default_rng(seed)
         self._before = self._rng.bit_generator.state  # as it was before the latest draw
-        self._drawable = 0
-        self._new_weight = 1.0  # of a row that becomes drawable
+        self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
         self._set_helpers()
 
     def __len__(self) -> int:
@@ -172,9 +171,7 @@ class ReplayBuffer:
             if self._prefetcher.under_way:
                 self._prefetcher.wait_for(self._ring.next_slots(1 if self._final_inside else 2))
             if final_obs is None and self._appender is not None:
-                gained = self._appender.add(
-                    obs, action, reward, terminated, truncated, first, env_id, self._new_weight
-                )  # fmt: skip
+                gained = self._appender.add(obs, action, reward, terminated, truncated, first, env_id, self._new_weight)
                 if gained is not None:
                     self._drawable += gained
                     return
@@ -186,9 +183,9 @@ class ReplayBuffer:
                 self._append(rows)
                 return
             finals, unknown = rows.finals()
-            after = self._ring.slots_ahead(finals.env, 1)
+            slots = np.concatenate((slots, self._ring.slots_ahead(finals.env, 1)))
             # All at once and first of all: if the store cannot write, nobody has heard of these rows.
-            self._store.write(np.concatenate((slots, after)), np.concatenate((rows.obs, finals.obs)))
+            self._store.write(slots, np.concatenate((rows.obs, finals.obs)))
             self._append(rows)
             self._append(finals)
             self._ring.forbid_going_on(finals.env[unknown])
@@ -272,8 +269,7 @@ class ReplayBuffer:
         """
         with self._lock:
             self._nothing_under_way("save")
-            held = self._ring.held
-            files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, held)
+            files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, self._ring.held)
 
     @classmethod
     def load(cls, path: str | Path, store: str | MakeStore = "ram") -> Self:

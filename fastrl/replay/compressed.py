@@ -50,8 +50,9 @@ class Lz4Store:
         """Keep ``frames [n, *shape]`` under the numbers ``ids [n]``; compresses each."""
         compress = _lz4().compress
         rows = np.ascontiguousarray(frames, self._dtype).reshape(-1, self._items).view(np.uint8)
-        for number, row in zip(ids.tolist(), rows, strict=True):
-            self._blocks[number] = compress(row, store_size=False)
+        blocks = [compress(row, store_size=False) for row in rows]  # all of them first: there may be too little memory
+        for number, block in zip(ids.tolist(), blocks, strict=True):
+            self._blocks[number] = block
 
     def gather(self, ids: NDArray[np.int64], *outs: NDArray[Any]) -> None:
         """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``, one or two of them; -1 is a frame of zeros.
