@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fastrl.replay import ReplayBuffer
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -14,11 +18,49 @@ BLOCKS = [
     for page in PAGES
     for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M))
 ]
+CHANGES = [  # a diff is two programs: the lines without a plus, and those without a minus
+    pytest.param(re.sub(rf"^([{other}].*\n)|^.", "", diff, flags=re.M), side, id=f"{page.stem}-{i}-{side}")
+    for page in PAGES
+    for i, diff in enumerate(re.findall(r"^```diff\n(.*?)^```", page.read_text(), re.S | re.M))
+    for side, other in (("before", "+"), ("after", "-"))
+]
+EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 
 
 @pytest.mark.parametrize("code", BLOCKS)
 def test_every_python_block_runs(code):
     exec(compile(code, "block", "exec"), {"__name__": "block"})
+
+
+@pytest.mark.parametrize(("code", "side"), CHANGES)
+def test_both_sides_of_every_diff_run(code, side):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and side == "before":
+            pytest.importorskip(node.module, exc_type=ImportError)  # other people's libraries
+    exec(compile(code, side, "exec"), {"__name__": side})
+
+
+def test_the_ring_is_drawn_as_it_is():
+    drawing = re.search(r"^```text\nslot.*?^```", (ROOT / "docs" / "replay.md").read_text(), re.S | re.M)[0]
+    lines = {words[0]: words[1:] for line in drawing.splitlines() if (words := line.replace("|", " ").split())}
+    row, what = np.array(lines["row"], int), dict(zip(map(int, lines["row"]), lines["what"], strict=True))
+    slots = len(row)
+    buffer = ReplayBuffer(capacity=slots, num_envs=1, obs_shape=(1,), stack=3, n_step=2)
+    for r in range(row.max() + 1):  # of the rows that were overwritten nothing is known
+        here = what.get(r, ".")
+        buffer.add(
+            np.full((1, 1), r, np.uint8), [r], [0.0], [here == "done"], [False],
+            first=None if here == "final" else [here == "first"],
+        )  # fmt: skip
+    assert (row % slots == np.arange(slots)).all()
+    assert lines["slot"] == [str(slot) for slot in range(slots)]
+    drawn = set(buffer.sample(buffer.drawable).action.tolist())  # uniform, a stratum for each
+    assert {r: r in drawn for r in what} == {r: yes == "yes" for r, yes in zip(what, lines["drawn"], strict=True)}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_named_in_a_document(example):
+    assert any(f"(../examples/{example.name})" in page.read_text() for page in ROOT.glob("docs/*.md"))
 
 
 def test_the_two_commands_stand_in_the_readme():
