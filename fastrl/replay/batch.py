@@ -56,7 +56,7 @@ def _naming_size(size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, ValueError) as error:
-        raise MemoryError(f"batch_size is {size}: {error}; draw fewer rows at a time") from error
+        raise MemoryError(f"batch_size is {size}, too much for memory ({error}); draw fewer rows at a time") from error
 
 
 class BatchPool:

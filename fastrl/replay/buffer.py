@@ -103,7 +103,9 @@ class ReplayBuffer:
             self._tree = SumTree(num_envs * rows)
             self._store = maker(store)(num_envs * rows, obs_shape, frame_dtype)
         except MemoryError as error:
-            raise MemoryError(f"capacity is {capacity}: {error.__cause__ or error}; give less") from error
+            raise MemoryError(
+                f"capacity is {capacity}, too much for memory ({error.__cause__ or error}); give less"
+            ) from error
         self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
         self._rng = np.random.default_rng(seed)
         self._before = self._rng.bit_generator.state  # as it was before the latest draw

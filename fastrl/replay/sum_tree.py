@@ -40,7 +40,7 @@ class SumTree:
         try:
             self._nodes = _on_cache_lines(sum(sizes))
         except (MemoryError, OverflowError, ValueError) as error:
-            raise MemoryError(f"capacity is {capacity}: {error}; give less") from error
+            raise MemoryError(f"capacity is {capacity}, too much for memory ({error}); give less") from error
         self._offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
         # Heavier leaves could overflow the sum, which rounding may carry somewhat further than it should be.
         self.max_weight = float(np.finfo(np.float64).max) / 2 / sizes[0]

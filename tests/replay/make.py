@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from fastrl.replay import Batch, PrioritizedReplayBuffer
+from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore
 
 NO = np.zeros(2, bool)
 
@@ -37,11 +37,21 @@ def step(t=12, **changes):
     } | changes  # fmt: skip
 
 
+def frames_of(buffer):
+    """Return all frames of a buffer, whatever its store, ``[slots, …]``."""
+    store, slots = buffer._store, np.arange(buffer._tree.capacity)
+    if isinstance(store, RamStore):
+        return store.frames
+    frames = store.empty((len(slots), 1, *buffer.settings["obs_shape"]))
+    store.gather(slots[None, :, None], frames)
+    return frames[:, 0]
+
+
 def snapshot(buffer):
     """Copy all that a buffer is: rings, tree, frames, counters, settings and generator."""
     ring = {f"ring.{name}": value for name, value in vars(buffer._ring).items() if name not in ("_changed", "_rings")}
     rest = {
-        "nodes": buffer._tree._nodes, "frames": buffer._store.frames, "powers": buffer._powers,
+        "nodes": buffer._tree._nodes, "frames": frames_of(buffer), "powers": buffer._powers,
         "drawable": buffer.drawable, "new_weight": buffer._new_weight, "settings": buffer.settings,
         "max_priority": getattr(buffer, "max_priority", None), "under_way": buffer._prefetcher.under_way,
         "generator": buffer._rng.bit_generator.state,

@@ -53,6 +53,17 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path, harm):
         kind.load(path)
 
 
+def test_an_error_that_is_no_damage_comes_out_as_it_is(tmp_path, monkeypatch):
+    filled().save(tmp_path / "replay")
+
+    def none_left(*_):
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(json, "loads", none_left)
+    with pytest.raises(MemoryError, match="none left"):
+        PrioritizedReplayBuffer.load(tmp_path / "replay")
+
+
 def test_a_failed_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
     buffer = filled()
     buffer.save(tmp_path / "replay")
@@ -106,6 +117,7 @@ def altered(path, change):
         lambda h, a: (h["state"].update(max_priority=1e300), h["settings"].update(alpha=2.0)),  # overflows
         lambda h, a: h["state"]["rng"]["state"].update(state=-1),
         lambda h, a: h.update(held=6),
+        lambda h, a: h.update(held=13),  # more than there are
         lambda h, a: h.update(settings=[1, 2]),
         lambda h, a: h["settings"].update(colour="red"),
         lambda h, a: h["settings"].update(n_step=2),

@@ -30,7 +30,7 @@ STRANGE = {  # each the same as step()
 
 
 @pytest.mark.parametrize("changes", STRANGE.values(), ids=STRANGE)
-def test_strange_arrays_of_the_right_values_add_the_right_rows(changes):
+def test_strange_arrays_of_the_right_values_add_the_right_rows(stores, changes):
     usual, strange = filled(), filled()
     usual.add(**step())
     strange.add(**step(**changes))
@@ -97,7 +97,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
-def test_rows_that_do_not_fit_are_named_and_leave_nothing_behind(autoreset):
+def test_rows_that_do_not_fit_are_named_and_leave_nothing_behind(stores, autoreset):
     buffer, untouched = filled(autoreset=autoreset), filled(autoreset=autoreset)
     for changes, message in BAD_ROWS:
         with refused(buffer, message, (ValueError, RuntimeError)):
@@ -126,6 +126,7 @@ FRAME = np.full(3, 9, np.uint8)
         ([None, Array(ValueError("not today"))], r"final_obs\[1\] is no array \(not today\)"),
         (Length(1), "final_obs"),
         ([FRAME], r"final_obs has shape \(1, 3\)"),
+        ([None, FRAME, None], r"final_obs is an object array of shape \(3,\); expected \(2,\)"),
     ],
 )
 def test_final_frames_that_do_not_fit_are_named_and_leave_nothing_behind(final_obs, message):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from make import filled, go_on_alike, refused, small, step
 from strange import Thief
 
-from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, SumTree, team
+from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, SumTree, compressed, team
 from fastrl.replay.ring import Ring
 from fastrl.replay.team import Team
 
@@ -48,8 +49,8 @@ def no_store(*_):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"store": no_store}, "^capacity is 40: none left; give less$"),
-        ({"capacity": 2**55}, "^capacity is 36028797018963968: Unable to allocate .*; give less$"),
+        ({"store": no_store}, r"capacity is 40, too much for memory \(none left\); give less"),
+        ({"capacity": 2**55}, r"capacity is 36028797018963968, .* \(Unable to allocate .*\); give less"),
     ],
 )
 def test_a_capacity_that_memory_does_not_hold_is_named(changes, message):
@@ -59,7 +60,7 @@ def test_a_capacity_that_memory_does_not_hold_is_named(changes, message):
 
 @pytest.mark.parametrize("capacity", [2**55, 2**61, 2**63 - 1])
 def test_a_tree_that_memory_does_not_hold_is_named(capacity):
-    with pytest.raises(MemoryError, match=f"capacity is {capacity}: .*; give less"):
+    with pytest.raises(MemoryError, match=f"capacity is {capacity}, too much for memory .*; give less"):
         SumTree(capacity)
 
 
@@ -75,6 +76,28 @@ def test_a_step_that_the_store_cannot_write_was_never_added(kernels, autoreset, 
     buffer._store.scarce = ""
     for each in (buffer, untouched):
         each.add(**step(truncated=np.array(ends), **final))
+    go_on_alike(buffer, untouched)
+
+
+@pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
+def test_a_step_that_cannot_be_compressed_was_never_added(monkeypatch, autoreset):
+    lz4 = pytest.importorskip("lz4.block")
+    buffer, untouched = (filled(60, autoreset=autoreset, stack=1, store="lz4") for _ in range(2))
+    final = {} if autoreset == "next_step" else {"final_obs": np.full((2, 3), 77, np.uint8)}
+    ends = step(truncated=np.array([True, False]), **final)
+    left = []
+
+    def compress(row, **how):
+        return lz4.compress(row, **how) if left.pop() else no_store()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compressed, "_lz4", lambda: SimpleNamespace(compress=compress, decompress=lz4.decompress))
+        for good in range(2):  # compressed before there is no memory left
+            left[:] = [False] + good * [True]
+            with refused(buffer, "none left", MemoryError):
+                buffer.add(**ends)
+    for each in (buffer, untouched):
+        each.add(**ends)
     go_on_alike(buffer, untouched)
 
 
@@ -108,7 +131,7 @@ def test_a_batch_lost_on_its_way_was_never_drawn(scarce):
 def test_a_batch_that_memory_does_not_hold_is_named_and_none_is_drawn(size):
     buffer, untouched = filled(), filled()
     for draw in (buffer.sample, buffer.prefetch):
-        with refused(buffer, f"batch_size is {size}: .*; draw fewer rows at a time", MemoryError):
+        with refused(buffer, f"batch_size is {size}, too much for memory .*; draw fewer rows at a time", MemoryError):
             draw(size)
     go_on_alike(buffer, untouched)
 
