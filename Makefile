@@ -1,5 +1,5 @@
 # Chores. `make build` first; every target works in a virtual environment with the extra `dev`.
-.PHONY: help build debug test bench bench-train bench-peers pretrained sarsa-seeds lint types
+.PHONY: help build debug test asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds lint types
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/\t/'
@@ -12,6 +12,18 @@ debug: # the same with bounds checks
 
 test: # all tests
 	pytest
+
+asan: # the replay's tests under AddressSanitizer and UndefinedBehaviorSanitizer (gcc), in build/asan
+	tools/instrumented.sh asan
+
+tsan: # its tests of threads under ThreadSanitizer, in build/tsan
+	tools/instrumented.sh tsan
+
+coverage: # which lines of the replay its tests run, the kernels' included, in build/coverage; CPython 3.11 or 3.12
+	tools/instrumented.sh coverage
+
+wheels: # sdist and a tested wheel for every CPython found here, in dist/
+	python tools/wheels.py dist
 
 bench: # all benchmarks, some minutes
 	pytest bench/

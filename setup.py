@@ -1,6 +1,8 @@
 """Builds the Cython kernels; everything else about the package stands in pyproject.toml.
 
-``FASTRL_DEBUG=1`` builds them with bounds checks and assertions.
+``FASTRL_DEBUG=1`` builds them with bounds checks and assertions. Two more builds are made by tools/instrumented.sh:
+``FASTRL_SANITIZE=address,undefined`` with the compiler's sanitizers of these names, ``FASTRL_COVERAGE=1`` with lines
+that can be traced, their C beside the .pyx, where the plugin of coverage.py looks for it.
 """
 
 import os
@@ -15,7 +17,8 @@ KERNELS = {  # module: source
     "fastrl.replay._frames": "csrc/_frames.pyx",
 }
 
-DEBUG = os.environ.get("FASTRL_DEBUG", "0") not in ("", "0")
+DEBUG, COVERAGE = (os.environ.get(name, "0") not in ("", "0") for name in ("FASTRL_DEBUG", "FASTRL_COVERAGE"))
+SANITIZE = os.environ.get("FASTRL_SANITIZE", "")
 
 DIRECTIVES = {
     "language_level": 3,
@@ -26,17 +29,27 @@ DIRECTIVES = {
     "wraparound": False,
     "initializedcheck": DEBUG,
     "cdivision": True,
+    "linetrace": COVERAGE,
 }
 
 # No -march=native: a wheel must run on any machine of its platform. No contraction into fused
 # multiply-adds: the kernels and their plain twins agree to the last bit.
 COMPILE_ARGS = [] if sys.platform == "win32" else (["-O1"] if DEBUG else ["-O3", "-g0"]) + ["-ffp-contract=off"]
+LINK_ARGS = []
+if SANITIZE:
+    COMPILE_ARGS += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
+    LINK_ARGS += [f"-fsanitize={SANITIZE}"]
+OPTIONS = {
+    "extra_compile_args": COMPILE_ARGS,
+    "extra_link_args": LINK_ARGS,
+    "define_macros": [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")] if COVERAGE else [],
+}
 
 setup(
     ext_modules=cythonize(
-        [Extension(name, [source], extra_compile_args=COMPILE_ARGS) for name, source in KERNELS.items()],
+        [Extension(name, [source], **OPTIONS) for name, source in KERNELS.items()],
         compiler_directives=DIRECTIVES,
-        build_dir="build/cython-debug" if DEBUG else "build/cython",
+        build_dir=None if COVERAGE else "build/cython-debug" if DEBUG else "build/cython",
         show_all_warnings=True,
         force=True,  # the generated C depends on the directives too
     )
