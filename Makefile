@@ -46,4 +46,4 @@ lint: # style
 
 types: # mypy, and the stubs against the compiled modules
 	mypy
-	MYPYPATH=. stubtest fastrl.replay._sum_tree fastrl.replay._ring fastrl.replay._frames
+	MYPYPATH=. stubtest fastrl.replay._sum_tree fastrl.replay._ring fastrl.replay._draw fastrl.replay._frames

@@ -14,6 +14,7 @@ from setuptools import Extension, setup
 KERNELS = {  # module: source
     "fastrl.replay._sum_tree": "csrc/_sum_tree.pyx",
     "fastrl.replay._ring": "csrc/_ring.pyx",
+    "fastrl.replay._draw": "csrc/_draw.pyx",
     "fastrl.replay._frames": "csrc/_frames.pyx",
 }
 

@@ -12,7 +12,7 @@ is in fastrl/replay/reference.py; that of `Appender` is the path that it decline
 
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from libc.math cimport isfinite
 from libc.stdint cimport int8_t, int64_t, uint8_t
@@ -107,18 +107,6 @@ cdef class Rings:
             found = self._push(env, in_reward, in_mark, in_first, slots, changed)
         return found
 
-
-    cdef int _names(self, const int64_t[::1] slots, int64_t[::1] index) except -1 nogil:
-        cdef Py_ssize_t i
-        cdef int64_t env, newest
-        for i in range(slots.shape[0]):
-            env = slots[i] // self.rows
-            newest = self.count[env] - 1
-            # The newest row of all that ever lived in this slot.
-            index[i] = newest - (newest - (slots[i] - env * self.rows)) % self.rows
-            index[i] = index[i] * self.count.shape[0] + env
-        return 0
-
     cdef Py_ssize_t _locate(self, const int64_t[::1] index, int64_t[::1] slots, uint8_t[::1] alive) except -2 nogil:
         cdef Py_ssize_t i
         cdef int64_t env, row
@@ -130,11 +118,6 @@ cdef class Rings:
             slots[i] = env * self.rows + row % self.rows
             alive[i] = row >= self.count[env] - self.rows and self.drawable[slots[i]]
         return -1
-
-    def names(self, const int64_t[::1] slots, int64_t[::1] index):
-        """Put into ``index`` what the rows that live in ``slots`` are called."""
-        with nogil:
-            self._names(slots, index)
 
     def locate(self, const int64_t[::1] index, int64_t[::1] slots, uint8_t[::1] alive):
         """Put into ``slots`` and ``alive`` where rows live and whether they may be drawn.
@@ -163,6 +146,7 @@ cdef struct Step:  # one vector step
     Py_ssize_t n
     const int64_t *env
     const uint8_t *frames
+    Py_ssize_t stride  # bytes from one frame to the next
     const uint8_t *actions
     const uint8_t *terminated
     const uint8_t *truncated
@@ -174,14 +158,19 @@ cdef struct Step:  # one vector step
 cdef int64_t DECLINED = -(1 << 62)
 
 
-cdef const void *_take(object array, const Kind *kind, Py_ssize_t n, Taken *taken) except? NULL:
-    """Return the memory of an array of n rows (-1: of any number) that is just so, else NULL."""
+cdef const void *_take(object array, const Kind *kind, Py_ssize_t n, Taken *taken,
+                       Py_ssize_t *stride=NULL) except? NULL:
+    """Return the memory of an array of n rows (-1: of any number) that is just so, else NULL.
+
+    If ``stride`` is asked for, the bytes from one row to the next, gaps may lie between rows.
+    """
     cdef Py_buffer *view = &taken.views[taken.count]
+    cdef Py_ssize_t size = kind.itemsize
     cdef int axis
     if not PyObject_CheckBuffer(array):
         return NULL
     try:
-        PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        PyObject_GetBuffer(array, view, PyBUF_FORMAT | (PyBUF_C_CONTIGUOUS if stride == NULL else PyBUF_STRIDES))
     except (BufferError, ValueError):  # strided, or of a dtype that no buffer has
         return NULL
     taken.count += 1
@@ -189,9 +178,12 @@ cdef const void *_take(object array, const Kind *kind, Py_ssize_t n, Taken *take
         return NULL
     if <size_t>view.buf % <size_t>kind.itemsize != 0:  # a memoryview cast anywhere
         return NULL
-    for axis in range(1, kind.ndim):
-        if view.shape[axis] != kind.shape[axis]:
+    for axis in range(kind.ndim - 1, 0, -1):
+        if view.shape[axis] != kind.shape[axis] or (view.shape[axis] > 1 and view.strides[axis] != size):
             return NULL
+        size *= view.shape[axis]
+    if stride != NULL:
+        stride[0] = view.strides[0]
     return view.buf if n in (-1, view.shape[0]) else NULL
 
 
@@ -288,7 +280,7 @@ cdef class Appender:
             step.first = <const uint8_t *>_take(first, &self.flag_kind, n, taken)
             if step.first == NULL:
                 return False
-        step.frames = <const uint8_t *>_take(obs, &self.obs_kind, n, taken)
+        step.frames = <const uint8_t *>_take(obs, &self.obs_kind, n, taken, &step.stride)
         step.actions = <const uint8_t *>_take(action, &self.action_kind, n, taken)
         step.terminated = <const uint8_t *>_take(terminated, &self.flag_kind, n, taken)
         step.truncated = <const uint8_t *>_take(truncated, &self.flag_kind, n, taken)
@@ -330,7 +322,7 @@ cdef class Appender:
         for i in range(step.n):
             env, reward = step.env[i], _reward(step, i)
             slot = env * self.rings.rows + self.rings.count[env] % self.rings.rows
-            memcpy(&self.frames[slot, 0], step.frames + i * frame, frame)
+            memcpy(&self.frames[slot, 0], step.frames + i * step.stride, frame)
             memcpy(&self.actions[slot, 0], step.actions + i * action, action)
             mark = TERMINATED if step.terminated[i] else TRUNCATED if step.truncated[i] else ROW
             if step.first != NULL:

@@ -10,16 +10,6 @@ zeros to a multiple of eight. The plain twin is fastrl/replay/reference.py.
 
 from libc.stdint cimport int64_t
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-      #define fastrl_prefetch(address) __builtin_prefetch(address)
-    #else
-      #define fastrl_prefetch(address) ((void)(address))
-    #endif
-    """
-    void prefetch "fastrl_prefetch"(const void *address) noexcept nogil
-
 
 cdef inline double _sum8(const double *c) noexcept nogil:
     # Pairwise, in this order and no other: the twin adds the same way, to the last bit.
@@ -83,8 +73,9 @@ cdef int _find(const double[::1] nodes, const int64_t[::1] offsets, double[::1] 
     return 0
 
 
-cdef int _draw(const double[::1] nodes, const int64_t[::1] offsets, double[::1] uniforms,
-               int64_t[::1] leaves) except -1 nogil:
+cdef int draw(const double[::1] nodes, const int64_t[::1] offsets, double[::1] uniforms,
+              int64_t[::1] leaves) except -1 nogil:
+    """Put into ``leaves`` one of each of B equal strata of the sum, where ``uniforms`` say; these are used up."""
     cdef Py_ssize_t batch = uniforms.shape[0], i
     cdef double total = nodes[nodes.shape[0] - 1], width = total / batch, target
     for i in range(batch):
@@ -143,4 +134,4 @@ def draw_leaves(const double[::1] nodes, const int64_t[::1] offsets, double[::1]
                 int64_t[::1] leaves):
     """Put into ``leaves`` one of each of B equal strata of the sum, where ``uniforms`` say; these are used up."""
     with nogil:
-        _draw(nodes, offsets, uniforms, leaves)
+        draw(nodes, offsets, uniforms, leaves)

@@ -332,7 +332,7 @@ class FrameStack:
     """The last `stack` frames of each environment, oldest first: what the network sees.
 
     Built for ``N`` environments and frames of one shape and type. `padding` stands in for the frames from
-    before a game: ``"first"`` repeats its first frame (as EnvPool does), ``"zeros"`` is black. Raises
+    before a game: ``"first"`` repeats its first frame (as EnvPool does), ``"zero"`` is black. Raises
     ConfigError for less than one environment or frame, or another padding.
     """
 
@@ -342,11 +342,11 @@ class FrameStack:
         stack: int,
         frame_shape: tuple[int, ...],
         dtype: npt.DTypeLike,
-        padding: Literal["first", "zeros"] = "first",
+        padding: Literal["first", "zero"] = "first",
     ) -> None:
         _at_least(1, num_envs=num_envs, stack=stack)
-        if padding not in ("first", "zeros"):
-            raise ConfigError(f"padding is {padding!r}; give 'first' or 'zeros'")
+        if padding not in ("first", "zero"):
+            raise ConfigError(f"padding is {padding!r}; give 'first' or 'zero'")
         self._stacks: Array = np.zeros((num_envs, stack, *frame_shape), dtype)
         self._started = np.zeros(num_envs, np.bool_)
         self._padding = padding

@@ -353,7 +353,7 @@ def test_a_stack_is_filled_with_the_first_frame_of_a_game():
 
 
 def test_a_stack_can_be_padded_with_zeros():
-    stack = FrameStack(1, 3, (1,), np.uint8, padding="zeros")
+    stack = FrameStack(1, 3, (1,), np.uint8, padding="zero")
     assert stack.push(grid(5), np.array([True]))[..., 0].tolist() == [[0, 0, 5]]
     assert stack.push(grid(6), np.array([False]))[..., 0].tolist() == [[0, 5, 6]]
 

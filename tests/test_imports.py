@@ -18,7 +18,7 @@ MODULES = sorted(
 LAYERS = [
     {f"fastrl.{name}" for name in "config schedule extras folder machine stop".split()},
     {m for m in MODULES if m.startswith("fastrl.replay")}
-    | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _frames".split()},
+    | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _draw _frames".split()},
     {f"fastrl.{name}" for name in "atari cartpole curves report video".split()},
     {
         "fastrl.games",

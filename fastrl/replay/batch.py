@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -40,14 +40,13 @@ _NAMES = tuple(field.name for field in fields(Batch))
 _FRAMES = ("obs", "next_obs")
 
 
-def _held(batch: Batch, names: tuple[str, ...] = _NAMES) -> int:
-    """Return the highest reference count among the named arrays of a batch."""
-    return max(sys.getrefcount(getattr(batch, name)) for name in names)
+def _held(arrays: dict[str, Any]) -> int:
+    """Return the highest count of references to any of these arrays."""
+    return max(map(sys.getrefcount, arrays.values()))
 
 
-# What `_held` says of arrays that only a batch in a list holds; versions of the interpreter differ in it.
-_EMPTY: list[Any] = [np.empty(1) for _ in _NAMES]
-_FREE = _held([Batch(*_EMPTY)][0]) - 1  # less the reference from _EMPTY
+# What `_held` says of arrays that nothing else refers to; versions of the interpreter differ in it.
+_FREE = _held({"index": np.empty(1)})
 
 
 @contextmanager
@@ -93,8 +92,7 @@ class BatchPool:
         self._obs_shape, self._empty, self._keep = obs_shape, empty, keep
         sample = empty((1, *obs_shape))
         self._frames_lent = isinstance(sample, np.ndarray) and bool(sample.flags.owndata)
-        self._lent = tuple(name for name in _NAMES if self._frames_lent or name not in _FRAMES)
-        self._sets: list[Batch] = []
+        self._sets: list[dict[str, Any]] = []
 
     def lend(self, size: int) -> Batch:
         """Return a batch of ``size`` whose contents may be overwritten.
@@ -104,13 +102,12 @@ class BatchPool:
         MemoryError
             If there is too little memory for it.
         """
-        for batch in self._sets:
-            if len(batch.index) == size and _held(batch, self._lent) <= _FREE:
-                return self._again(batch)
-        others = [batch for batch in self._sets if len(batch.index) != size]
-        alike = [batch for batch in self._sets if len(batch.index) == size]
-        self._sets = [*others[-self._keep :], *alike[-self._keep + 1 :], self._fresh(size)]
-        return self._again(self._sets[-1])
+        for arrays in self._sets:
+            if len(arrays["index"]) == size and _held(arrays) <= _FREE:
+                break
+        else:
+            arrays = self._remember(size)
+        return Batch(**arrays) if self._frames_lent else Batch(**arrays, **self._frames(size))
 
     def check(self, batch: Batch, size: int) -> None:
         """Raise ValueError unless ``batch`` holds writable contiguous NumPy arrays that fit."""
@@ -127,18 +124,19 @@ class BatchPool:
         if any(begin + nbytes > after for (begin, nbytes), (after, _) in pairwise(where)):
             raise ValueError("two arrays of out share their memory; give each field an array of its own")
 
-    def _fresh(self, size: int) -> Batch:
-        """Return a set of arrays to remember, without frames if these are made anew for every batch."""
+    def _remember(self, size: int) -> dict[str, Any]:
+        """Return a new set of arrays, to lend again; without frames if these are made anew for every batch."""
         with _naming_size(size):
-            columns: dict[str, Any] = {
+            arrays = {
                 name: np.empty((size, *shape), dtype) for name, shape, dtype in self._fields if name not in _FRAMES
             }
-        return Batch(**columns, **(self._frames(size) if self._frames_lent else dict.fromkeys(_FRAMES)))
+        if self._frames_lent:
+            arrays |= self._frames(size)
+        others = [arrays for arrays in self._sets if len(arrays["index"]) != size]
+        alike = [arrays for arrays in self._sets if len(arrays["index"]) == size]
+        self._sets = [*others[-self._keep :], *alike[-self._keep + 1 :], arrays]
+        return arrays
 
     def _frames(self, size: int) -> dict[str, Any]:
         with _naming_size(size):
             return {name: self._empty((size, *self._obs_shape)) for name in _FRAMES}
-
-    def _again(self, batch: Batch) -> Batch:
-        """Return another batch over the same arrays, so that the pool's own is never handed out."""
-        return replace(batch) if self._frames_lent else replace(batch, **self._frames(len(batch.index)))

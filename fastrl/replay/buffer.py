@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,9 +12,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from fastrl.replay import files
 from fastrl.replay.batch import Batch, BatchPool
 from fastrl.replay.checks import Autoreset, Rows, check_index, check_rows, check_settings, integer, require
+from fastrl.replay.memory import as_bytes
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ram import RamStore
-from fastrl.replay.ring import Ring, powers_of
+from fastrl.replay.ring import Ring
 from fastrl.replay.store import MakeStore
 from fastrl.replay.stores import maker
 from fastrl.replay.sum_tree import SumTree
@@ -95,9 +94,7 @@ class ReplayBuffer:
         obs_shape, action_shape = settings["obs_shape"], settings["action_shape"]
         frame_dtype, act_dtype = np.dtype(settings["obs_dtype"]), np.dtype(settings["action_dtype"])
         rows = settings["capacity"] // num_envs
-        self._zero = stack_padding == "zero"
         self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
-        self._powers = powers_of(settings["gamma"], n_step)
         try:
             self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
             self._tree = SumTree(num_envs * rows)
@@ -241,11 +238,10 @@ class ReplayBuffer:
         """
         with self._lock:
             settings = check_settings(**self.settings | {"n_step": n_step})
-            powers = powers_of(settings["gamma"], settings["n_step"])
             changed = self._ring.set_n_step(settings["n_step"])
-            self.settings, self._powers = settings, powers
+            self.settings = settings
             self._weigh(changed)
-            self._set_appender()
+            self._set_kernels()
 
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
         """Return how many rows their environments have added since the rows named ``index [B]``."""
@@ -301,7 +297,7 @@ class ReplayBuffer:
 
     def __getstate__(self) -> dict[str, Any]:
         self._nothing_under_way("copy")
-        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_prefetcher", "_appender")}
+        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_prefetcher", "_drawer", "_appender")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -313,10 +309,12 @@ class ReplayBuffer:
         """Make what belongs to this very object, and is in no copy."""
         self._lock = threading.RLock()  # calls of several threads take turns
         self._prefetcher = Prefetcher(self._tree.capacity)
-        self._set_appender()
+        self._set_kernels()
 
-    def _set_appender(self) -> None:
-        """Add in one call where frames lie in memory as they come; other stores are told of theirs one by one."""
+    def _set_kernels(self) -> None:
+        """Draw and add in one call each; add so where frames lie in memory as they come, other stores write theirs."""
+        zero = self.settings["stack_padding"] == "zero"
+        self._drawer = self._ring.drawer(self._tree, self.settings["gamma"], zero=zero)
         self._appender = None
         if type(self._store) is RamStore:
             frames, no_rows = self._store.bytes, self._store.frames[:0]
@@ -336,29 +334,30 @@ class ReplayBuffer:
         with self._lock:
             if self._prefetcher.under_way and out is not None:
                 raise ValueError("out is given, but the batch that was prefetched has arrays; call sample without out")
-            with self._undone_if_lost():
+            try:
                 if self._prefetcher.under_way:
                     return self._prefetcher.land(asked)
                 batch, numbers = self._draw(**asked, out=out)
                 self._copy(batch, numbers)
-                return batch
+            except BaseException:
+                self._undo_draw()
+                raise
+            return batch
 
     def _prefetch(self, asked: dict[str, Any]) -> None:
         with self._lock:
             self._nothing_under_way("prefetch again")
-            with self._undone_if_lost():
+            try:
                 batch, numbers = self._draw(**asked, out=None)
                 self._prefetcher.start(asked, batch, numbers, lambda: self._copy(batch, numbers))
+            except BaseException:
+                self._undo_draw()
+                raise
 
-    @contextmanager
-    def _undone_if_lost(self) -> Iterator[None]:
-        """Set the generator back if a draw fails, unless its batch can still be taken."""
-        try:
-            yield
-        except BaseException:
-            if not self._prefetcher.under_way:
-                self._rng.bit_generator.state = self._before
-            raise
+    def _undo_draw(self) -> None:
+        """Set the generator back to where it was before a draw that failed, unless its batch can still be taken."""
+        if not self._prefetcher.under_way:
+            self._rng.bit_generator.state = self._before
 
     def _nothing_under_way(self, what: str) -> None:
         if self._prefetcher.under_way:
@@ -374,16 +373,16 @@ class ReplayBuffer:
         else:
             self._pool.check(out, batch_size)
             batch = out
-        slots = self._tree.sample(batch_size, self._rng)
-        next_slots = self._ring.returns(slots, self._powers, batch.reward, batch.discount)
-        batch.action[:] = self._ring.action[slots]
-        batch.index[:] = self._ring.index(slots)
-        batch.weight[:] = self._importance(slots, **how)
-        return batch, self._ring.stacks(slots, next_slots, zero=self._zero)
+        numbers = np.empty((2, batch_size, self._ring.stack), np.int64)
+        ratios = self._rng.random(batch_size)
+        action = as_bytes(batch.action, batch_size)
+        self._drawer.draw(ratios, action, batch.reward, batch.discount, batch.index, numbers)
+        self._put_importance(ratios, batch.weight, **how)
+        return batch, numbers
 
-    def _importance(self, slots: NDArray[np.int64]) -> ArrayLike:
-        """Return the importance weights of rows that were drawn."""
-        return 1.0
+    def _put_importance(self, ratios: NDArray[np.float64], out: NDArray[np.float32]) -> None:
+        """Fill in the importance weights of rows whose weights in the tree have these ratios to the least of them."""
+        out.fill(1.0)
 
     def _copy(self, batch: Batch, numbers: NDArray[np.int64]) -> None:
         """Fill in a batch's frames."""

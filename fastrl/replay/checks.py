@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Required, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastrl.replay.memory import contiguous
 from fastrl.replay.reference import TERMINATED, TRUNCATED
 from fastrl.replay.store import MakeStore
 
@@ -69,11 +70,13 @@ def require(condition: object, message: str) -> None:
 
 
 _MOST = 2**63 - 1  # of int64
+_INTEGERS, _NUMBERS = (int, np.integer), (int, float, np.integer, np.floating)
+_NO_NUMBERS = (bool, np.timedelta64)  # though Python counts them as integers
 
 
 def integer(name: str, value: Any, least: int = 1) -> int:
     """Return an integer from ``least`` up that int64 holds, or raise ValueError."""
-    if isinstance(value, bool | np.timedelta64) or not isinstance(value, int | np.integer) or int(value) < least:
+    if isinstance(value, _NO_NUMBERS) or not isinstance(value, _INTEGERS) or int(value) < least:
         raise ValueError(f"{name} is {value!r}; give an integer from {least} up")
     if int(value) > _MOST:
         raise ValueError(f"{name} is above 2**63 - 1; give an integer from {least} up that int64 holds")
@@ -82,7 +85,7 @@ def integer(name: str, value: Any, least: int = 1) -> int:
 
 def number(name: str, value: Any, most: float = float(np.finfo(np.float64).max)) -> float:
     """Return a number from 0 to ``most``, or raise ValueError."""
-    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.timedelta64)
+    real = isinstance(value, _NUMBERS) and not isinstance(value, _NO_NUMBERS)
     if not real or not 0 <= value <= most:
         wanted = "a finite number from 0 up" if most > 1 else f"a number from 0 to {most:g}"
         raise ValueError(f"{name} is {value!r}; give {wanted}")
@@ -95,12 +98,6 @@ def as_array(name: str, value: ArrayLike, wanted: str) -> NDArray[Any]:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is no array ({error}); {wanted}") from error
-
-
-def contiguous(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-    """Return an array as kernels read it, the same one if it is so already."""
-    array = np.ascontiguousarray(array, dtype)
-    return array if array.flags.aligned else array.copy()
 
 
 def integers(name: str, value: ArrayLike, wanted: str) -> NDArray[np.int64]:

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.checks import Settings, check_index, integer, number, numbers, require
+from fastrl.replay.sum_tree import first_bad
+
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
@@ -101,20 +104,22 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         if priorities.shape != names.shape:
             raise ValueError(f"priority has shape {priorities.shape}; give one per index, shape {names.shape}")
         weights = self._weight(priorities)
-        good = np.isfinite(priorities) & (priorities >= 0) & (weights <= self._tree.max_weight)
-        if not good.all():
-            raise ValueError(f"priority holds {priorities[~good][0]}; give finite numbers from 0 up")
+        bad = max(first_bad(priorities, _LARGEST), first_bad(weights, self._tree.max_weight))
+        if bad >= 0:
+            raise ValueError(f"priority holds {priorities[bad]}; give finite numbers from 0 up")
         with self._lock:
             slots, accepted = self._ring.slots(names)
-            if accepted.any():
-                self._tree.write(slots[accepted], weights[accepted])
-                self._set_max_priority(max(self._max_priority, float(priorities[accepted].max())))
+            if not accepted.all():
+                slots, weights, priorities = slots[accepted], weights[accepted], priorities[accepted]
+            if len(slots):
+                self._tree.write(slots, weights)
+                highest = float(priorities.max())
+                if highest > self._max_priority:
+                    self._set_max_priority(highest)
 
-    def _importance(self, slots: NDArray[np.int64], beta: float = 0.0) -> NDArray[np.float64]:
-        """Return the importance weights of rows that were drawn."""
-        weight = self._tree.get(slots)
-        with np.errstate(over="ignore"):  # of a row that weighs 1e308 times more than another, nearly nothing is left
-            return (weight / weight.min()) ** -beta  # type: ignore[no-any-return]
+    def _put_importance(self, ratios: NDArray[np.float64], out: NDArray[np.float32], beta: float = 0.0) -> None:
+        """Fill in the importance weights of rows whose weights in the tree have these ratios to the least of them."""
+        np.power(ratios, -beta, out=out, casting="same_kind")  # in float64
 
     def _weight(self, priority: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (priority + eps)^alpha, above 0 even where that underflows; of bad priorities, inf or NaN."""

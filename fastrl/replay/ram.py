@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.replay import _frames
+from fastrl.replay.memory import as_bytes
 from fastrl.replay.team import Team
 
 
@@ -61,8 +62,3 @@ class RamStore:
     def nbytes(self) -> int:
         """Bytes of memory that the store takes when full."""
         return self.frames.nbytes
-
-
-def as_bytes(frames: NDArray[Any], count: int) -> NDArray[np.uint8]:
-    """Return a view ``[count, bytes of a frame]`` of contiguous frames."""
-    return frames.reshape(count, -1).view(np.uint8)

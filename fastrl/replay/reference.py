@@ -1,7 +1,7 @@
 """The kernels in plain NumPy: what they mean, the oracle of the tests, the baseline of the benches.
 
-Same names, arguments and results, to the last bit, as the compiled modules ``_sum_tree``, ``_ring`` and
-``_frames``, whose sources in ``csrc/`` draw the memory layouts.
+Same names, arguments and results, to the last bit, as the compiled modules ``_sum_tree``, ``_ring``, ``_draw``
+and ``_frames``, whose sources in ``csrc/`` draw the memory layouts.
 """
 
 from __future__ import annotations
@@ -105,12 +105,6 @@ class Rings:
         changed[: len(found)] = found
         return len(found)
 
-    def names(self, slots: _Int, index: _Int) -> None:
-        """Put into ``index`` what the rows that live in ``slots`` are called."""
-        env, t = np.divmod(slots, self.rows)
-        newest = self.count[env] - 1
-        index[:] = (newest - (newest - t) % self.rows) * len(self.count) + env
-
     def locate(self, index: _Int, slots: _Int, alive: _Byte) -> int:
         """Put into ``slots`` and ``alive`` where rows live and whether they may be drawn.
 
@@ -168,41 +162,71 @@ class Appender:
         """Decline."""
 
 
+# --- _draw -------------------------------------------------------------------------------------------
+
+
+class Drawer:
+    """Reads rings and tree."""
+
+    def __init__(
+        self,
+        rows: int,
+        zero: bool,
+        powers: _Double,
+        nodes: _Double,
+        offsets: _Int,
+        count: _Int,
+        first: _Byte,
+        reward: _Float,
+        mark: _Byte,
+        action: _Byte,
+    ) -> None:
+        self.rows, self.zero, self.powers, self.nodes, self.offsets = rows, zero, powers, nodes, offsets
+        self.count, self.first, self.reward, self.mark, self.action = count, first, reward, mark, action
+
+    def draw(
+        self, uniforms: _Double, action: _Byte, returns: _Float, discounts: _Float, index: _Int, numbers: _Int
+    ) -> None:
+        """Draw B rows, one from each of B equal strata of the sum, where ``uniforms [B]`` say.
+
+        Puts into ``uniforms`` how many times the least of their weights each has; their actions, as bytes, n-step
+        returns, discounts and names into arrays of B; and into ``numbers [2, B, stack]`` the frames of both their
+        stacks, oldest first.
+        """
+        slots = np.empty_like(index)
+        draw_leaves(self.nodes, self.offsets, uniforms, slots)
+        with np.errstate(over="ignore"):  # too far apart: infinity
+            uniforms[:] = self.nodes[slots] / self.nodes[slots].min()
+        action[:] = self.action[slots]
+        env, t = np.divmod(slots, self.rows)
+        newest = self.count[env] - 1
+        index[:] = (newest - (newest - t) % self.rows) * len(self.count) + env
+        self._stacks(slots, numbers[0])
+        self._stacks(self._walk(slots, returns, discounts), numbers[1])
+
+    def _stacks(self, slots: _Int, numbers: _Int) -> None:
+        slot, inside = slots, np.ones(len(slots), bool)
+        numbers[:, -1] = slot
+        for k in range(numbers.shape[1] - 2, -1, -1):
+            inside &= self.first[slot] == 0
+            slot = np.where(inside, slot // self.rows * self.rows + (slot - 1) % self.rows, slot)
+            numbers[:, k] = np.where(inside | (not self.zero), slot, -1)
+
+    def _walk(self, slots: _Int, returns: _Float, discounts: _Float) -> _Int:
+        slot, total = slots, np.zeros(len(slots))
+        length, end = np.zeros(len(slots), np.int64), np.zeros(len(slots), np.uint8)
+        for k in range(len(self.powers) - 1):
+            going = end == 0
+            total = np.where(going, total + self.powers[k] * self.reward[slot], total)
+            end = np.where(going, self.mark[slot], end)
+            slot = np.where(going, slot // self.rows * self.rows + (slot + 1) % self.rows, slot)
+            length += going
+        returns[:] = total
+        discounts[:] = np.where(end == TERMINATED, 0.0, self.powers[length])
+        return slot
+
+
 # --- _frames -----------------------------------------------------------------------------------------
-
-
-def stack_numbers(first: _Byte, rows: int, slots: _Int, zero: bool, numbers: _Int) -> None:
-    """Put into ``numbers [B, stack]`` the frames of each slot's stack, oldest first; -1 is a frame of zeros."""
-    slot, inside = slots.copy(), np.ones(len(slots), bool)
-    numbers[:, -1] = slot
-    for k in range(numbers.shape[1] - 2, -1, -1):
-        inside &= first[slot] == 0
-        slot = np.where(inside, slot // rows * rows + (slot - 1) % rows, slot)
-        numbers[:, k] = np.where(inside | (not zero), slot, -1)
-
-
-def n_step(
-    reward: _Float,
-    mark: _Byte,
-    rows: int,
-    slots: _Int,
-    powers: _Double,
-    returns: _Float,
-    discounts: _Float,
-    next_slots: _Int,
-) -> None:
-    """Sum rewards over each slot's window; ``powers`` are gamma to the 0th … nth."""
-    slot, total = slots.copy(), np.zeros(len(slots))
-    length, end = np.zeros(len(slots), np.int64), np.zeros(len(slots), np.uint8)
-    for k in range(len(powers) - 1):
-        going = end == 0
-        total = np.where(going, total + powers[k] * reward[slot], total)
-        end = np.where(going, mark[slot], end)
-        slot = np.where(going, slot // rows * rows + (slot + 1) % rows, slot)
-        length += going
-    returns[:] = total
-    discounts[:] = np.where(end == TERMINATED, 0.0, powers[length])
-    next_slots[:] = slot
 
 
 def gather(frames: _Byte, numbers: _Int, out: _Byte, begin: int, end: int) -> None:

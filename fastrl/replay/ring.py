@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.replay import _frames, _ring
+from fastrl.replay import _draw, _ring
 from fastrl.replay.checks import require
+from fastrl.replay.memory import as_bytes
 from fastrl.replay.reference import FINAL, ROW, TERMINATED, TRUNCATED
 from fastrl.replay.sum_tree import SumTree
 
@@ -100,10 +101,28 @@ class Ring:
             The row after a done holds the final observation.
         """
         nodes, offsets = tree.memory
-        actions = self.action.reshape(len(self.action), -1).view(np.uint8)
         return _ring.Appender(
-            self._rings, frames, actions, nodes, offsets, obs, self.action[:0], final_inside,
-            np.arange(self.num_envs), self._changed, np.zeros(self.num_envs, np.uint8),
+            self._rings, frames, as_bytes(self.action, len(self.action)), nodes, offsets, obs, self.action[:0],
+            final_inside, np.arange(self.num_envs), self._changed, np.zeros(self.num_envs, np.uint8),
+        )  # fmt: skip
+
+    def drawer(self, tree: SumTree, gamma: float, *, zero: bool) -> _draw.Drawer:
+        """Return what draws rows, for this n_step.
+
+        Parameters
+        ----------
+        tree : SumTree
+            Weighs the slots.
+        gamma : float
+            Discount per step.
+        zero : bool
+            Stacks begin with frames of zeros (-1) where a game has too few.
+        """
+        nodes, offsets = tree.memory
+        powers = np.array([gamma**k for k in range(self.n_step + 1)])
+        return _draw.Drawer(
+            self.rows, zero, powers, nodes, offsets, self.count, self.first, self.reward, self.mark,
+            as_bytes(self.action, len(self.action)),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -182,12 +201,6 @@ class Ring:
         self.drawable[:] = expected
         return changed
 
-    def index(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Name the rows that live in ``slots [B]`` now."""
-        index = np.empty(len(slots), np.int64)
-        self._rings.names(slots, index)
-        return index
-
     def slots(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return where the rows named ``index [B]`` live, and which of them may be drawn now.
 
@@ -207,25 +220,6 @@ class Ring:
         self.slots(index)
         row, env = np.divmod(index, self.num_envs)
         return self.count[env] - 1 - row
-
-    def stacks(self, *slots: NDArray[np.int64], zero: bool) -> NDArray[np.int64]:
-        """Return the frame numbers ``[len(slots), B, stack]`` of observations, oldest first (-1: zeros)."""
-        numbers = np.empty((len(slots), len(slots[0]), self.stack), np.int64)
-        for each, out in zip(slots, numbers, strict=True):
-            _frames.stack_numbers(self.first, self.rows, each, zero, out)
-        return numbers
-
-    def returns(
-        self,
-        slots: NDArray[np.int64],
-        powers: NDArray[np.float64],
-        reward: NDArray[np.float32],
-        discount: NDArray[np.float32],
-    ) -> NDArray[np.int64]:
-        """Write n-step returns and discounts; return the slots ``[B]`` of the next observations."""
-        next_slots = np.empty(len(slots), np.int64)
-        _frames.n_step(self.reward, self.mark, self.rows, slots, powers, reward, discount, next_slots)
-        return next_slots
 
     def _definition(self) -> _Definition:
         """Work out from rows and marks alone which rows may be drawn."""
@@ -301,8 +295,3 @@ class Ring:
         for name in _COLUMNS:
             mine = getattr(self, name)
             mine.reshape(self.num_envs, self.rows, *mine.shape[1:])[:, :held] = state[name]
-
-
-def powers_of(gamma: float, n_step: int) -> NDArray[np.float64]:
-    """Return gamma^0 to gamma^n as ``[n + 1]``."""
-    return np.array([gamma**k for k in range(n_step + 1)])

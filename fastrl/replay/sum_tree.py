@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastrl.replay import _sum_tree
-from fastrl.replay.checks import contiguous, integer, integers, numbers, require
+from fastrl.replay.checks import integer, integers, numbers, require
+from fastrl.replay.memory import contiguous, on_cache_lines
 
 ARITY = 8
 NOTHING = "all weights are 0, so no index can be drawn; set some weights first"
@@ -38,7 +39,7 @@ class SumTree:
             parents = sizes[-1] // ARITY
             sizes.append(parents if parents == 1 else -(-parents // ARITY) * ARITY)
         try:
-            self._nodes = _on_cache_lines(sum(sizes))
+            self._nodes = on_cache_lines(sum(sizes))
         except (MemoryError, OverflowError, ValueError) as error:
             raise MemoryError(f"capacity is {capacity}, too much for memory ({error}); give less") from error
         self._offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
@@ -81,13 +82,13 @@ class SumTree:
             overflow, or the shapes differ. Nothing has been changed then.
         """
         index = self._checked(index)
-        weight = contiguous(numbers("weight", weight, "give one real number per index"), np.float64)
+        weight = numbers("weight", weight, "give one real number per index")
         if weight.shape != index.shape:
             raise ValueError(f"weight has shape {weight.shape}; give one per index, shape {index.shape}")
-        bad = _sum_tree.bad_number(weight, self.max_weight)
+        bad = first_bad(weight, self.max_weight)
         if bad >= 0:
             raise ValueError(f"weight holds {weight[bad]}; give finite weights from 0 up")
-        self.write(index, weight)
+        self.write(index, contiguous(weight, np.float64))
 
     def write(self, index: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         """Do as `set`, without its checks: contiguous int64 and float64 ``[B]`` that are known to be in range."""
@@ -109,7 +110,7 @@ class SumTree:
             raise ValueError(f"target has shape {target.shape}; give real numbers of shape [B]")
         if self.total <= 0:
             raise ValueError(NOTHING)
-        bad = _sum_tree.bad_number(target, self.total)
+        bad = first_bad(target, self.total)
         if bad >= 0:
             raise ValueError(f"target holds {target[bad]}; give targets in [0, {self.total}]")
         index = np.empty(target.shape, np.int64)
@@ -151,8 +152,6 @@ class SumTree:
         return array
 
 
-def _on_cache_lines(size: int) -> NDArray[np.float64]:
-    """Return zeros of which every eight, a node's children, share a line of 64 bytes."""
-    memory = np.zeros(size + ARITY)
-    start = -(memory.ctypes.data // memory.itemsize) % ARITY
-    return memory[start : start + size]
+def first_bad(numbers: NDArray[np.float64], most: float) -> int:
+    """Return the position of the first number outside ``[0, most]``, or -1."""
+    return _sum_tree.bad_number(contiguous(numbers, np.float64), most)

@@ -15,7 +15,7 @@ def kernels(request, monkeypatch):
     if request.param == "reference":
         monkeypatch.setattr(sum_tree, "_sum_tree", reference)
         monkeypatch.setattr(ring, "_ring", reference)
-        monkeypatch.setattr(ring, "_frames", reference)
+        monkeypatch.setattr(ring, "_draw", reference)
         monkeypatch.setattr(ram, "_frames", reference)
         return REFERENCE
     return COMPILED

@@ -51,7 +51,7 @@ def snapshot(buffer):
     """Copy all that a buffer is: rings, tree, frames, counters, settings and generator."""
     ring = {f"ring.{name}": value for name, value in vars(buffer._ring).items() if name not in ("_changed", "_rings")}
     rest = {
-        "nodes": buffer._tree._nodes, "frames": frames_of(buffer), "powers": buffer._powers,
+        "nodes": buffer._tree._nodes, "frames": frames_of(buffer),
         "drawable": buffer.drawable, "new_weight": buffer._new_weight, "settings": buffer.settings,
         "max_priority": getattr(buffer, "max_priority", None), "under_way": buffer._prefetcher.under_way,
         "generator": buffer._rng.bit_generator.state,

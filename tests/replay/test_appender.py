@@ -40,6 +40,9 @@ JUST_SO = [
     {"obs": np.ones((0, 3), np.uint8), "action": np.empty(0, int), "reward": np.empty(0), "terminated": NO[:0],
      "truncated": NO[:0], "env_id": np.empty(0, int)},
     {"terminated": np.array([True, True]), "truncated": np.array([False, True])},
+    {"obs": np.arange(24, dtype=np.uint8).reshape(2, 4, 3)[:, -1]},  # the newest frames of stacks
+    {"obs": np.arange(12, dtype=np.uint8).reshape(4, 3)[::-2]},
+    {"obs": np.broadcast_to(np.arange(3, dtype=np.uint8), (2, 3))},
 ]  # fmt: skip
 
 

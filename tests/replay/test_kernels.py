@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from kernels import COMPILED, REFERENCE
 
+from fastrl.replay import SumTree
 from fastrl.replay.ring import _COLUMNS, _CURSORS, Ring
 
 
@@ -31,16 +34,10 @@ def test_push_and_reads_agree_to_the_last_bit(seed):
             found = rings_of_kind.push(env, reward, mark, first, slots, changed)
             ring.check()
             drawn = np.flatnonzero(ring.drawable)
-            powers = 0.9 ** np.arange(n_step + 1)
-            returns, discounts = np.empty(len(drawn), np.float32), np.empty(len(drawn), np.float32)
-            next_slots = np.empty(len(drawn), np.int64)
-            kernels.n_step(ring.reward, ring.mark, rows, drawn, powers, returns, discounts, next_slots)
-            stacks = np.empty((2, len(drawn), stack), np.int64)
-            kernels.stack_numbers(ring.first, rows, drawn, False, stacks[0])
-            kernels.stack_numbers(ring.first, rows, next_slots, True, stacks[1])
-            index, located = np.empty(len(drawn), np.int64), np.empty((2, num_envs * rows), np.int64)
-            rings_of_kind.names(drawn, index)
-            assert (index % num_envs == drawn // rows).all()
+            batches = [draw(kernels, ring, drawn, stack, n_step, zero=zero) for zero in (False, True)]
+            if len(drawn):  # with equal weights, each once and in order
+                assert np.array_equal(ring.slots(batches[0].index)[0], drawn)
+            located = np.empty((2, num_envs * rows), np.int64)
             every = np.arange(ring.count.max() * num_envs)[-num_envs * rows :]  # those overwritten too
             alive = np.full(len(every), 9, np.uint8)
             known = every // num_envs < ring.count[every % num_envs]
@@ -49,9 +46,10 @@ def test_push_and_reads_agree_to_the_last_bit(seed):
             of_known = np.ascontiguousarray(every[known])
             assert rings_of_kind.locate(of_known, located[1, : len(of_known)], alive[: len(of_known)]) == -1
             assert set(located[1, : len(of_known)][alive[: len(of_known)] != 0]) <= set(drawn.tolist())
-            names = [index, located[1, : len(of_known)], alive[: len(of_known)]]
+            names = [located[1, : len(of_known)], alive[: len(of_known)]]
             arrays = [getattr(ring, name) for name in _COLUMNS + _CURSORS]
-            answers.append([slots, changed[:found], returns, discounts, next_slots, stacks, *names, *arrays])
+            drawn_columns = [column for batch in batches for column in vars(batch).values()]
+            answers.append([slots, changed[:found], *drawn_columns, *names, *arrays])
         for compiled, plain in zip(*answers, strict=True):
             assert np.array_equal(compiled, plain)
 
@@ -80,21 +78,51 @@ def test_gathering_both_in_one_pass_is_gathering_each(seed):
 
 
 def test_n_step_return_worked_out_by_hand(kernels):
-    # Rewards 1 2 3 4; the second row of env 1 (slot 5) is truncated, the third of env 0 (slot 2) terminated.
-    reward = np.array([1, 2, 3, 4, 1, 2, 3, 4], np.float32)
-    mark = np.array([0, 0, 2, 0, 0, 1, 0, 0], np.uint8)
-    slots = np.array([0, 1, 4, 5, 3])
-    returns, discounts, after = np.empty(5, np.float32), np.empty(5, np.float32), np.empty(5, np.int64)
-    kernels.n_step(reward, mark, 4, slots, 0.5 ** np.arange(4), returns, discounts, after)
-    assert returns.tolist() == [1 + 1 + 0.75, 2 + 1.5, 1 + 1, 2, 4 + 0.5 + 0.5]  # the last one wraps: 3, 0, 1
-    assert discounts.tolist() == [0, 0, 0.25, 0.5, 0.125]
-    assert after.tolist() == [3, 3, 6, 6, 2]
+    ring = Ring(2, 4, 1, 3, (), np.dtype(np.int64))
+    ring.count[:] = 4
+    # The second row of env 1 (slot 5) is truncated, the third of env 0 (slot 2) terminated.
+    ring.reward[:] = [1, 2, 3, 4, 1, 2, 3, 4]
+    ring.mark[:] = [0, 0, 2, 0, 0, 1, 0, 0]
+    batch = draw(kernels, ring, np.array([0, 1, 3, 4, 5]), 1, 3, gamma=0.5)
+    assert batch.returns.tolist() == [1 + 1 + 0.75, 2 + 1.5, 4 + 0.5 + 0.5, 1 + 1, 2]  # the third wraps: 3, 0, 1
+    assert batch.discounts.tolist() == [0, 0, 0.125, 0.25, 0.5]
+    assert batch.numbers[:, :, 0].tolist() == [[0, 1, 3, 4, 5], [3, 3, 2, 6, 6]]
 
 
-def test_stacks_stop_at_the_first_frame_and_wrap_around_the_ring(kernels):
-    first = np.array([0, 0, 1, 0, 0], np.uint8)
-    numbers = np.empty((3, 4), np.int64)
-    kernels.stack_numbers(first, 5, np.array([4, 2, 0]), False, numbers)
-    assert numbers.tolist() == [[2, 2, 3, 4], [2, 2, 2, 2], [2, 3, 4, 0]]
-    kernels.stack_numbers(first, 5, np.array([4, 2, 0]), True, numbers)
-    assert numbers.tolist() == [[-1, 2, 3, 4], [-1, -1, -1, 2], [2, 3, 4, 0]]
+@pytest.mark.parametrize(
+    ("zero", "stacks"),
+    [(False, [[2, 3, 4, 0], [2, 2, 2, 2], [2, 2, 3, 4]]), (True, [[2, 3, 4, 0], [-1, -1, -1, 2], [-1, 2, 3, 4]])],
+)
+def test_stacks_stop_at_the_first_frame_and_wrap_around_the_ring(kernels, zero, stacks):
+    ring = Ring(1, 5, 4, 1, (), np.dtype(np.int64))
+    ring.count[:], ring.first[2] = 6, 1
+    assert draw(kernels, ring, np.array([0, 2, 4]), 4, 1, zero=zero).numbers[0].tolist() == stacks
+
+
+def test_drawn_rows_bring_their_actions_names_and_the_ratios_of_their_weights(kernels):
+    ring = Ring(2, 4, 1, 1, (2,), np.dtype(np.int16))
+    ring.count[:], ring.action[:] = [5, 4], np.arange(16).reshape(8, 2)  # env 0 has overwritten its first row
+    batch = draw(kernels, ring, np.array([0, 3, 6]), 1, 1, weights=[1.0, 0.5, 1.5], uniforms=[0.9, 0.1, 0.1])
+    assert batch.index.tolist() == [8, 6, 5]
+    assert batch.ratios.tolist() == [2.0, 1.0, 3.0]
+    assert batch.action.view(np.int16).tolist() == [[0, 1], [6, 7], [12, 13]]
+
+
+def draw(kernels, ring, slots, stack, n_step, *, zero=False, gamma=0.9, weights=None, uniforms=None):
+    """Draw among ``slots``, by default each of them once."""
+    tree, size = SumTree(len(ring.first)), len(slots)
+    tree.set(slots, np.ones(size) if weights is None else weights)
+    actions = ring.action.reshape(len(ring.action), -1).view(np.uint8)
+    batch = SimpleNamespace(
+        ratios=np.full(size, 0.5) if uniforms is None else np.array(uniforms),
+        action=np.empty((size, actions.shape[1]), np.uint8),
+        returns=np.empty(size, np.float32), discounts=np.empty(size, np.float32), index=np.empty(size, np.int64),
+        numbers=np.empty((2, size, stack), np.int64),
+    )  # fmt: skip
+    drawer = kernels.Drawer(
+        ring.rows, zero, gamma ** np.arange(n_step + 1), *tree.memory, ring.count, ring.first, ring.reward, ring.mark,
+        actions,
+    )  # fmt: skip
+    if size:
+        drawer.draw(*vars(batch).values())
+    return batch

@@ -259,7 +259,7 @@ def test_frames_lie_beyond_two_gigabytes(kernels):
 
 def test_slots_lie_beyond_31_bits(kernels):
     try:
-        ring = Ring(2, 2**30 + 8, 2, 2, (), np.dtype(np.int8))
+        ring, tree = Ring(2, 2**30 + 8, 2, 2, (), np.dtype(np.int8)), SumTree(2**31 + 16)
     except MemoryError:
         pytest.skip("not as much memory may be promised here")
     env, base = np.array([1]), ring.rows
@@ -272,12 +272,14 @@ def test_slots_lie_beyond_31_bits(kernels):
     assert changed == [2**31 + 13, 2**31 + 14, 2**31 + 15, base]
     slots = np.array(changed)
     assert ring.action[slots].tolist() == [0, 1, 2, 3]
-    assert ring.stacks(slots, zero=False)[0, :, 0].tolist() == [2**31 + 13, 2**31 + 13, 2**31 + 14, 2**31 + 15]
-    returns, discounts = np.empty((2, 4), np.float32)
-    after = ring.returns(slots, 0.5 ** np.arange(3), returns, discounts)
-    assert after.tolist() == [2**31 + 15, base, base + 1, base + 2]
-    assert returns.tolist() == [0.5, 2.0, 3.5, 5.0]
-    index = ring.index(slots)
+    tree.set(np.sort(slots), np.ones(4))
+    index, numbers, columns = np.empty(4, np.int64), np.empty((2, 4, 2), np.int64), np.empty((2, 4), np.float32)
+    ring.drawer(tree, 0.5, zero=False).draw(np.full(4, 0.5), np.empty((4, 1), np.uint8), *columns, index, numbers)
+    order = np.argsort(np.argsort(slots))  # rows are drawn by slot
+    index, numbers, columns = index[order], numbers[:, order], columns[:, order]
+    assert numbers[0, :, 0].tolist() == [2**31 + 13, 2**31 + 13, 2**31 + 14, 2**31 + 15]
+    assert numbers[1, :, 1].tolist() == [2**31 + 15, base, base + 1, base + 2]
+    assert columns[0].tolist() == [0.5, 2.0, 3.5, 5.0]
     assert index.tolist() == [2 * (base - 3 + t) + 1 for t in range(4)]
     assert [part.tolist() for part in ring.slots(index)] == [changed, [True] * 4]
 
