@@ -126,6 +126,8 @@ class DQNConfig(RunConfig):
     """Step size from `learning_rate_steps` on (default: as before)."""
     learning_rate_steps: int = 1_000_000
     """Agent steps over which learning_rate becomes learning_rate_end, once learning has started."""
+    learning_rate_warmup_steps: int = 0
+    """Agent steps over which the step size rises from 0 to the above, once learning has started."""
     optimizer_eps: float | None = None
     """Stability term (default: 0.005 / batch size for adam, 0.01 for rmsprop as in the paper)."""
     max_grad_norm: float = 10.0
@@ -252,7 +254,7 @@ _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys("num_envs evaluate_episodes final_episodes learners".split(), _A_FEW_THOUSAND),
     **dict.fromkeys(
         "seed env_threads torch_threads dephase_steps learn_start_steps epsilon_steps n_step_steps "
-        "learning_rate_steps".split(),
+        "learning_rate_steps learning_rate_warmup_steps".split(),
         _AT_LEAST_0,
     ),
     **dict.fromkeys(
@@ -310,6 +312,7 @@ PRESETS: dict[str, Preset] = {
             target_period_updates=100,
             learning_rate=1e-3,
             learning_rate_end=2.5e-4,
+            learning_rate_warmup_steps=20_000,
             epsilon_steps=200_000,
             log_every_frames=100_000,
             evaluate_every_frames=4_000_000,
@@ -329,6 +332,7 @@ PRESETS: dict[str, Preset] = {
             target_period_updates=100,
             learning_rate=1e-3,
             learning_rate_end=2.5e-4,
+            learning_rate_warmup_steps=20_000,
             epsilon_steps=50_000,
         ),
         about="20M frames on a CPU: three to six hours on two older cores (human level on Breakout: 10 to 20 minutes)",

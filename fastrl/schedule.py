@@ -15,6 +15,7 @@ def linear(start: float, end: float, duration: int, step: int) -> float:
     step : int
         Where on the slope to look; negative counts as 0.
     """
+    step = max(step, 0)
     if step >= duration:
         return end
-    return start + (end - start) * max(step, 0) / duration
+    return start + (end - start) * step / duration

@@ -12,7 +12,7 @@ from fastrl.schedule import linear
 
 def test_a_linear_schedule_goes_straight_and_then_stays():
     assert [linear(1.0, 0.0, 4, step) for step in (-1, 0, 1, 4, 9)] == [1.0, 1.0, 0.75, 0.0, 0.0]
-    assert linear(1.0, 0.2, 0, 0) == 0.2
+    assert [linear(1.0, 0.2, 0, step) for step in (-1, 0)] == [0.2, 0.2]
 
 
 @pytest.mark.parametrize(

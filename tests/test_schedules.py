@@ -31,6 +31,21 @@ def test_the_learning_rate_goes_from_its_start_to_its_end_on_a_straight_line(tmp
         assert rate == pytest.approx(4e-3 - 3e-3 * min(max(steps - 200, 0) / 1_800, 1), abs=2e-4)
 
 
+def test_the_learning_rate_rises_from_zero_while_it_warms_up(tmp_path):
+    rates = {"learning_rate": 4e-3, "learning_rate_end": 1e-3, "learning_rate_steps": 1_800}
+    config = QUICK.replace(total_frames=3_000, learn_start_steps=200, **rates, learning_rate_warmup_steps=1_800)
+    by_steps = {
+        float(row["steps"]): float(row["train/learning_rate"])
+        for row in rows(start(config, tmp_path).folder)
+        if row["steps"]
+    }
+    assert len({rate for steps, rate in by_steps.items() if steps <= 2_000}) >= 4
+    for steps, rate in by_steps.items():  # of the newest update
+        learned = max(steps - 200, 0)
+        line = 4e-3 - 3e-3 * min(learned / 1_800, 1)
+        assert rate == pytest.approx(line * min(learned / 1_800, 1), abs=3e-4)
+
+
 def test_without_an_end_n_and_the_learning_rate_stay(tmp_path):
     ended = start(QUICK.replace(total_frames=1_500, n_step=2), tmp_path)
     known = {(row["replay/n_step"], row["train/learning_rate"]) for row in rows(ended.folder) if row["steps"]}

@@ -204,7 +204,9 @@ class Run:
         """Step size of the optimizer now."""
         c = self.config
         end = c.learning_rate if c.learning_rate_end is None else c.learning_rate_end
-        return linear(c.learning_rate, end, c.learning_rate_steps, self.steps - c.warm_up_steps)
+        learned = self.steps - c.warm_up_steps
+        warmth = linear(0.0, 1.0, c.learning_rate_warmup_steps, learned)
+        return warmth * linear(c.learning_rate, end, c.learning_rate_steps, learned)
 
     def _act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Toss a coin for each environment: a random action, or the greedy one; before any update all are random."""
