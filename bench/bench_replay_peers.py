@@ -10,6 +10,8 @@ stacks of 4, random frames.
   rounds, every other one in reversed order: what the machine does meanwhile hits all alike. A new process in each
   round costs filling the ring again, and pays for it by averaging over how memory happens to lie.
 * Figures are medians of calls within a turn, then over rounds; ratios are taken within rounds, then their median.
+* The batch drawn last is held until the next one is there, as trainers do, so fastrl writes into two batches in turns.
+  The floor writes into one; so does "fastrl, one batch" (`sample` with ``out``).
 * Cold: between two calls, outside the timed part, 64 MB are written. Warm: calls follow each other.
 * Before it is timed, each contender proves in a small ring that its stacks, n-step returns and priorities are what they
   should be; the share of drawn rows for which they are stands in the table, of rows whose episodes did not end.
@@ -41,7 +43,7 @@ Answers = dict[str, list[dict[str, Any]]]
 OPERATIONS = [f"add {n}" for n in ADDS] + [f"tree: draw {BATCH}", f"tree: update {BATCH}"]
 OPERATIONS += [f"sample {size}, n = {n}" for n in N_STEPS for size in BATCHES]
 OPERATIONS += [f"cycle {NUM_ENVS}, {BATCH}, {BATCH}, n = {n}" for n in N_STEPS]
-OVER_FLOORS = [("fastrl", "floor"), ("fastrl-2", "floor-2")]
+OVER_FLOORS = [("fastrl", "floor"), ("fastrl-out", "floor"), ("fastrl-2", "floor-2"), ("fastrl-out-2", "floor-2")]
 FACTS = {  # rows of the table on top of the operations, and how they are written
     "rows": "{:,.0f}", "bytes": "{:,.0f}", "construct": "{:.2f}", "fill": "{:.1f}", "right": "{:.1%}",
 }  # fmt: skip

@@ -18,12 +18,12 @@ Transitions = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Fastrl:
-    """fastrl's own."""
+    """fastrl's own. With ``reuse`` every draw of a size writes into the same batch, as the floor does."""
 
     about = "frames kept once"
     prioritized = True
 
-    def __init__(self, rows: int, num_envs: int, n_step: int, threads: int = 1) -> None:
+    def __init__(self, rows: int, num_envs: int, n_step: int, threads: int = 1, reuse: bool = False) -> None:
         from fastrl.replay import PrioritizedReplayBuffer, RamStore
 
         self._buffer = PrioritizedReplayBuffer(
@@ -31,6 +31,7 @@ class Fastrl:
             seed=0, store=partial(RamStore, threads=threads),
         )  # fmt: skip
         self.rows = rows // num_envs * num_envs
+        self._reuse, self._batches = reuse, {}
 
     @staticmethod
     def bytes_a_row(n_step: int) -> int:
@@ -40,7 +41,9 @@ class Fastrl:
         self._buffer.add(step.frame, step.action, step.reward, step.done, step.no)
 
     def sample(self, batch_size: int) -> Drawn:
-        batch = self._buffer.sample(batch_size, beta=BETA)
+        batch = self._buffer.sample(batch_size, beta=BETA, out=self._batches.get(batch_size))
+        if self._reuse:
+            self._batches[batch_size] = batch
         return Drawn(batch.index, batch)
 
     def update(self, drawn: Drawn, priority: np.ndarray) -> None:

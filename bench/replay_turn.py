@@ -51,12 +51,14 @@ class Contender(NamedTuple):
 
 def contenders() -> dict[str, Contender]:
     """Return everyone by the name that ``--only`` knows."""
-    two = {"threads": 2}
+    two, reuse = {"threads": 2}, {"reuse": True}
     return {
         "floor": Contender("floor", "floor:Floor"),
         "floor-2": Contender("floor, 2 threads", "floor:Floor", None, 2, two),
         "fastrl": Contender("fastrl", "peers:Fastrl", "fastrl-atari"),
         "fastrl-2": Contender("fastrl, 2 threads", "peers:Fastrl", "fastrl-atari", 2, two),
+        "fastrl-out": Contender("fastrl, one batch", "peers:Fastrl", "fastrl-atari", 1, reuse),
+        "fastrl-out-2": Contender("fastrl, one batch, 2 threads", "peers:Fastrl", "fastrl-atari", 2, two | reuse),
         "cpprb": Contender("cpprb", "peers:Cpprb", "cpprb"),
         "tianshou": Contender("Tianshou", "peers:Tianshou", "tianshou"),
         "flashbax": Contender("flashbax", "peers:Flashbax", "flashbax"),
