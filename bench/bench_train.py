@@ -5,6 +5,7 @@ under way, in rounds of a few seconds that the contestants play in turn (see ``s
 
 * a loop in the manner of CleanRL (``cleanrl_style.py``) and Stable-Baselines3's DQN as RL Zoo sets it up: one game,
   a batch of 32 every 4 agent steps, which is 8 samples per agent step;
+* the same Stable-Baselines3 with fastrl's replay in place of its own, drawing uniformly, and with priorities;
 * fastrl with the same network (Nature, one dense layer of 512), plain deep Q-learning, uniform replay and 8 samples
   per agent step too, but its own way of working: 64 games side by side, batches of 256;
 * fastrl's full algorithm (dueling, double, prioritized) on the same trunk at 8, 4 and 2 samples per agent step;
@@ -62,10 +63,15 @@ def contestants(device: str) -> dict[str, Contestant]:
     def fastrl(name: str, **settings: Any) -> Contestant:
         return Contestant(name, "bench_train:Fastrl", {"device": device, "settings": settings})
 
+    def sb3(name: str, replay: str) -> Contestant:
+        return Contestant(name, "bench_train:StableBaselines3", baseline | {"replay": replay})
+
     full = "fastrl, dueling double prioritized, at"
     return {
         "cleanrl": Contestant("CleanRL style", "cleanrl_style:CleanRLStyle", baseline),
         "sb3": Contestant("Stable-Baselines3", "bench_train:StableBaselines3", baseline),
+        "sb3-uniform": sb3("Stable-Baselines3 on fastrl's replay, uniform", "uniform"),
+        "sb3-prioritized": sb3("Stable-Baselines3 on fastrl's replay, prioritized", "prioritized"),
         "fastrl-same": fastrl("fastrl, same network, plain DQN", **NATURE, **SAME, samples_per_step=8.0),
         "fastrl-8": fastrl(f"{full} 8", **NATURE, **FULL, samples_per_step=8.0),
         "fastrl-4": fastrl(f"{full} 4", **NATURE, **FULL, samples_per_step=4.0),
@@ -97,6 +103,7 @@ class Fastrl:
             self._run = Run(config, [], Stop(), resume=None, quiet=True)
         self._left_behind.callback(self._run.close)
         self._left_behind.enter_context(self._run.reporter)
+        self.about["bytes_per_row"] = self._run.buffer.nbytes / config.capacity
         self._run.start()
         while self._run.learner.updates < WARM_UPDATES:
             self._run.step()
@@ -117,11 +124,17 @@ class Fastrl:
 
 
 class StableBaselines3:
-    """Stable-Baselines3's DQN with RL Zoo's settings for Atari, driven by its own `learn`; see `side_by_side.Loop`."""
+    """Stable-Baselines3's DQN with RL Zoo's settings for Atari, driven by its own `learn`; see `side_by_side.Loop`.
+
+    Its replay is its ``own``, which holds each observation once (`optimize_memory_usage`), or fastrl's, ``uniform`` or
+    ``prioritized``.
+    """
 
     unit = TRAIN_EVERY_STEPS
 
-    def __init__(self, device: str, capacity: int, fill_steps: int, warm_steps: int, epsilon: float) -> None:
+    def __init__(
+        self, device: str, capacity: int, fill_steps: int, warm_steps: int, epsilon: float, replay: str = "own"
+    ) -> None:
         import ale_py
         import gymnasium
         from stable_baselines3 import DQN
@@ -132,13 +145,24 @@ class StableBaselines3:
         rules = {"frameskip": 1, "repeat_action_probability": 0.0}  # what NoFrameskip-v4 stands for
         self._device = device
         self._envs = VecFrameStack(make_atari_env("ALE/Breakout-v5", n_envs=1, seed=1, env_kwargs=rules), n_stack=4)
-        self._model = DQN(
+        agent, how, kwargs = DQN, {"optimize_memory_usage": True}, {"handle_timeout_termination": False}
+        if replay != "own":
+            from fastrl.integrations.sb3 import PrioritizedDQN, ReplayBuffer
+
+            agent, how = (DQN, {"replay_buffer_class": ReplayBuffer}) if replay == "uniform" else (PrioritizedDQN, {})
+            kwargs["stack"] = 4
+        self._model = agent(
             "CnnPolicy", self._envs, learning_rate=1e-4, buffer_size=capacity, learning_starts=fill_steps,
             batch_size=BATCH_SIZE, train_freq=TRAIN_EVERY_STEPS, gradient_steps=1, target_update_interval=1_000,
-            exploration_initial_eps=epsilon, exploration_final_eps=epsilon, optimize_memory_usage=True,
-            replay_buffer_kwargs={"handle_timeout_termination": False}, device=device, seed=1,
+            exploration_initial_eps=epsilon, exploration_final_eps=epsilon, replay_buffer_kwargs=kwargs, device=device,
+            seed=1, **how,
         )  # fmt: skip
-        self.about = {"samples_per_step": BATCH_SIZE / TRAIN_EVERY_STEPS, "batch_size": BATCH_SIZE}
+        buffer = self._model.replay_buffer
+        nbytes = buffer.observations.nbytes if replay == "own" else buffer.replay.nbytes
+        self.about = {
+            "samples_per_step": BATCH_SIZE / TRAIN_EVERY_STEPS, "batch_size": BATCH_SIZE,
+            "bytes_per_row": nbytes / capacity,
+        }  # fmt: skip
         self.play(fill_steps + warm_steps)
 
     def play(self, steps: int) -> None:
@@ -193,19 +217,20 @@ def quietness(results: Sequence[Result]) -> str:
 def table(results: dict[str, Result]) -> list[str]:
     """Return the lines of a Markdown table."""
     columns = ["contestant", "samples per step: set, counted", "agent steps/s: median (quartiles)", "frames/s"]
-    columns += ["samples learned/s", "ratio to Stable-Baselines3", "ratio to CleanRL style"]
+    columns += ["samples learned/s", "replay: bytes a row", "ratio to Stable-Baselines3", "ratio to CleanRL style"]
     lines = [columns, ["---"] * len(columns)]
     for result in results.values():
         if result.failure:
             reason = f"{'unavailable' if result.missing else 'failed'}: {result.failure}"
-            lines.append([result.name, "", " ".join(reason.replace("|", "/").split()), *[""] * 4])
+            lines.append([result.name, "", " ".join(reason.replace("|", "/").split()), *[""] * 5])
             continue
         low, rate, high = quartiles(result.rates("steps"))
         ratios = [ratio(result, results[name], "steps") if name in results else None for name in ("sb3", "cleanrl")]
         lines.append([
             result.name, f"{result.about['samples_per_step']:g}, {counted(result):.2f}",
             f"{rate:,.0f} ({low:,.0f} to {high:,.0f})", f"{rate * FRAMES_PER_STEP:,.0f}",
-            f"{quartiles(result.rates('samples'))[1]:,.0f}", *("" if r is None else f"{r:.2f}" for r in ratios),
+            f"{quartiles(result.rates('samples'))[1]:,.0f}", f"{result.about['bytes_per_row']:,.0f}",
+            *("" if r is None else f"{r:.2f}" for r in ratios),
         ])  # fmt: skip
     return [f"| {' | '.join(cells)} |" for cells in lines]
 

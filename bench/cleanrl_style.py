@@ -110,7 +110,7 @@ class CleanRLStyle:
         random.seed(1)
         np.random.seed(1)  # noqa: NPY002 - the replay buffer draws from it
         torch.manual_seed(1)
-        self.about = {"samples_per_step": BATCH_SIZE / TRAIN_EVERY_STEPS, "batch_size": BATCH_SIZE}
+        self.about: dict[str, float] = {"samples_per_step": BATCH_SIZE / TRAIN_EVERY_STEPS, "batch_size": BATCH_SIZE}
         self._device, self._epsilon, self._fill_steps = torch.device(device), epsilon, fill_steps
         self._steps = self._updates = 0
         self._envs = gym.vector.SyncVectorEnv([make_env], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
@@ -123,6 +123,7 @@ class CleanRLStyle:
             capacity, obs_space, self._actions, self._device, optimize_memory_usage=True,
             handle_timeout_termination=False,
         )  # fmt: skip
+        self.about["bytes_per_row"] = self._replay.observations.nbytes / capacity
         self._obs, _ = self._envs.reset(seed=1)
         self.play(fill_steps + warm_steps)
 
