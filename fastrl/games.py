@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastrl.atari import AtariEnvs, FrameStack, game_name, task_id
+from fastrl.atari import AtariEnvs, FrameStack, action_names, game_name, task_id
 from fastrl.config import ConfigError
 from fastrl.extras import need
 from fastrl.video import frame_to_rgb
@@ -26,6 +26,8 @@ Show = Callable[[npt.NDArray[np.uint8]], object]
 Backend = Literal["envpool", "gymnasium"]
 AT_ONCE = 256
 """Most games to hold in memory side by side, about 1 MB each."""
+SCREEN_HEIGHT = 210
+"""Lines of the screen that agents see, the upper ones: EnvPool's rule. A dozen games draw up to 250."""
 
 
 @dataclass(frozen=True)
@@ -274,19 +276,20 @@ def _play_envpool(plan: _Plan) -> Results:
 def _play_gymnasium(plan: _Plan) -> Results:
     """Play one game after another through Gymnasium's own preprocessing; `threads` has no meaning here."""
     env = _gymnasium_env(plan)
-    explore = _Epsilon(plan.protocol.epsilon, int(env.action_space.n), 1, plan.seed)
+    numbers = {name: env.unwrapped.get_action_meanings().index(name) for name in action_names(plan.game)}
+    explore = _Epsilon(plan.protocol.epsilon, len(numbers), 1, plan.seed)
     game_seeds = np.random.SeedSequence(plan.seed).generate_state(plan.episodes).tolist()
     results = []
     with contextlib.closing(env):
         for episode, game_seed in enumerate(game_seeds):
             shoot = plan.camera.shoot if episode == 0 else None
-            results.append(_one_gymnasium_game(env, plan, explore, game_seed, shoot))
+            results.append(_one_gymnasium_game(env, numbers, plan, explore, game_seed, shoot))
     scores, lengths = zip(*results, strict=True)
     return np.array(scores, np.float64), np.array(lengths, np.int64)
 
 
 def _gymnasium_env(plan: _Plan) -> Any:
-    """Return ``ALE/<Game>-v5`` with the protocol's rules in place of its own; [84, 84] uint8 frames."""
+    """Return ``ALE/<Game>-v5`` with all actions, and the protocol's rules in place of its own; [84, 84] uint8."""
     if plan.game == "catch":
         raise ConfigError("backend is 'gymnasium', which has no catch; give 'envpool'")
     gymnasium, ale_py = need("gymnasium", "train"), need("ale_py", "train")
@@ -296,13 +299,14 @@ def _gymnasium_env(plan: _Plan) -> Any:
     env = gymnasium.make(
         next(known for known in gymnasium.registry if known.lower() == wanted),
         frameskip=1,
+        full_action_space=True,  # for its NOOP, which Backgammon's own actions lack
         repeat_action_probability=plan.protocol.repeat_action_probability,
         max_num_frames_per_episode=0,  # the protocol's cap is counted in agent steps, below
         render_mode="rgb_array" if plan.camera.on or plan.show else None,
     )
     if plan.show:
         _show_every_frame(env, plan.show)
-    return need("gymnasium.wrappers", "train").AtariPreprocessing(
+    env = need("gymnasium.wrappers", "train").AtariPreprocessing(
         env,
         noop_max=plan.protocol.noop_max,
         frame_skip=plan.protocol.frame_skip,
@@ -310,6 +314,22 @@ def _gymnasium_env(plan: _Plan) -> Any:
         terminal_on_life_loss=False,
         grayscale_obs=True,
     )
+    _shrink_upper_lines_alone(env)
+    return env
+
+
+def _shrink_upper_lines_alone(env: Any) -> None:
+    """Have an `AtariPreprocessing` make its frames of the lines that EnvPool takes."""
+    shrink, screens = env._get_obs, env.obs_buffer
+
+    def shrink_upper_lines() -> Any:
+        env.obs_buffer = [screen[:SCREEN_HEIGHT] for screen in screens]
+        try:
+            return shrink()
+        finally:
+            env.obs_buffer = screens
+
+    env._get_obs = shrink_upper_lines
 
 
 def _show_every_frame(env: Any, show: Show) -> None:
@@ -326,6 +346,7 @@ def _show_every_frame(env: Any, show: Show) -> None:
 
 def _one_gymnasium_game(
     env: Any,
+    numbers: dict[str, int],
     plan: _Plan,
     explore: _Epsilon,
     seed: int,
@@ -333,11 +354,11 @@ def _one_gymnasium_game(
 ) -> tuple[float, int]:
     """Play one whole game and return its score and its length in agent steps.
 
-    Where the game has a FIRE, it is pressed for the player after the reset and after each lost life, for one emulator
-    frame as EnvPool does; that is no step of the agent's, but what it earns counts.
+    `numbers` has the emulator's numbers of the agent's actions, by name. Where there is a FIRE, it is pressed for the
+    player after the reset and after each lost life, for one emulator frame as EnvPool does; that is no step of the
+    agent's, but what it earns counts.
     """
-    names = env.unwrapped.get_action_meanings()
-    fire = names.index("FIRE") if "FIRE" in names else None
+    fire, number = numbers.get("FIRE"), list(numbers.values())
     frames = FrameStack(1, plan.stack, (84, 84), np.uint8)
     game_0 = np.array([0])
     frame, info = env.reset(seed=seed)
@@ -352,7 +373,7 @@ def _one_gymnasium_game(
             if first and shoot:
                 shoot(0, env.render)
             action = int(explore(plan.act(stacks), game_0)[0])
-            frame, reward, over, _, after = env.step(action)
+            frame, reward, over, _, after = env.step(number[action])
             first, length = False, length + 1
             if shoot:
                 shoot(length, env.render)
