@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fastrl.rules import Rules
+
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -31,7 +33,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQNConfig(RunConfig):
+class DQNConfig(RunConfig, Rules):
     """Dueling double DQN with prioritized replay on EnvPool's vectorised games."""
 
     game: str = "breakout"
@@ -48,16 +50,8 @@ class DQNConfig(RunConfig):
     """Groups of games that take turns: while one is stepped, another is received, added and acted for."""
     env_threads: int = 0
     """EnvPool's threads for each group (0: one per CPU core that this process may use)."""
-    frame_skip: int = 4
-    """Emulator frames per agent step."""
-    episodic_life: bool = True
-    """A lost life ends the episode for the learner, though not the game."""
     reward_clip: bool = True
     """Learn from the sign of the reward; scores are always reported unclipped."""
-    repeat_action_probability: float = 0.0
-    """Sticky actions: the chance that the emulator repeats the last action instead (Machado et al.: 0.25)."""
-    noop_max: int = 30
-    """Up to so many no-ops open a game."""
     max_episode_steps: int = 27_000
     """A game is cut off after so many agent steps (27,000 = 108,000 frames)."""
     dephase_steps: int = 128
@@ -168,6 +162,7 @@ class DQNConfig(RunConfig):
     """Keep the replay in the newest checkpoint, so that a resumed run goes on without a new warm-up."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
         if self.num_envs % self.env_groups:
             raise ConfigError(
@@ -199,10 +194,6 @@ class DQNConfig(RunConfig):
     def largest_n_step(self) -> int:
         """Most rewards that are ever summed."""
         return max(self.n_step, self.n_step_end or 0)
-
-    def replace(self, **changes: Any) -> DQNConfig:
-        """Return a copy with other values in the named fields."""
-        return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 python -m fastrl.evaluate runs/NAME --episodes 30
 python -m fastrl.evaluate runs/NAME --checkpoint best --env gymnasium
+python -m fastrl.evaluate runs/NAME --protocol machado    by other rules than those it was trained by
 python -m fastrl.evaluate breakout --episodes 100     with the weights that ship
 """
 
@@ -17,10 +18,12 @@ import numpy as np
 from fastrl import folder
 from fastrl.command import parse, run_command
 from fastrl.config import ConfigError
+from fastrl.rules import ProtocolName
 
 if TYPE_CHECKING:
     from fastrl.dqn.network import QNetwork
-    from fastrl.games import Act, Games
+    from fastrl.games import Games
+    from fastrl.plan import Act, Protocol
 
 PROG = "python -m fastrl.evaluate"
 
@@ -37,10 +40,16 @@ class Arguments:
     """Of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
     epsilon: float = 0.01
     """Share of random actions."""
-    noop_max: int = 30
-    """Up to so many no-ops open a game."""
-    repeat_action_probability: float = 0.0
-    """Sticky actions."""
+    protocol: ProtocolName | None = None
+    """Whose rules count (default: those of the training). The agent keeps its frame skip and its actions."""
+    repeat_action_probability: float | None = None
+    """Sticky actions: the chance per emulator frame that the last action is repeated (default: by the protocol)."""
+    episodic_life: bool | None = None
+    """FIRE is pressed after a lost life too, not only where a game opens (default: by the protocol)."""
+    fire_reset: bool | None = None
+    """FIRE is pressed for the player (default: by the protocol)."""
+    noop_max: int | None = None
+    """Up to so many no-ops open a game (default: by the protocol)."""
     max_steps: int = 27_000
     """A game is cut off after so many agent steps (27,000 = 108,000 frames)."""
     seed: int = 0
@@ -61,8 +70,8 @@ class Agent:
     """In eval mode, on the CPU."""
     stack: int
     """Frames in one observation."""
-    frame_skip: int
-    """Emulator frames per agent step."""
+    rules: Protocol
+    """By which it was trained."""
     origin: Path
     """Where it was read from."""
     about: str
@@ -88,6 +97,17 @@ def load_agent(run_or_game: str, checkpoint: str = "newest") -> Agent:
     """
     path = Path(run_or_game)
     return _trained(path, checkpoint) if (path / "config.json").exists() else _shipped(run_or_game, checkpoint)
+
+
+def rules_for(agent: Agent, protocol: ProtocolName | None, **settings: Any) -> Protocol:
+    """Return the rules to play by: the agent's or a protocol's, changed by the settings that are not None.
+
+    Frame skip and actions stay the agent's: it was made for them.
+    """
+    rules = agent.rules
+    if protocol is not None:
+        rules = rules.replace(protocol=protocol, full_action_set=rules.full_action_set)
+    return rules.replace(**{name: value for name, value in settings.items() if value is not None})
 
 
 def greedy(network: QNetwork) -> Act:
@@ -116,12 +136,13 @@ def main(arguments: list[str]) -> int:
 
 def evaluate(agent: Agent, args: Arguments) -> Games:
     """Play and print; return the games."""
-    from fastrl.games import Protocol, play_games
+    from fastrl.games import play_games
     from fastrl.video import write_gif
 
-    protocol = Protocol(
-        epsilon=args.epsilon, noop_max=args.noop_max, max_steps=args.max_steps,
-        repeat_action_probability=args.repeat_action_probability, frame_skip=agent.frame_skip,
+    protocol = rules_for(
+        agent, args.protocol, epsilon=args.epsilon, max_steps=args.max_steps, noop_max=args.noop_max,
+        repeat_action_probability=args.repeat_action_probability, episodic_life=args.episodic_life,
+        fire_reset=args.fire_reset,
     )  # fmt: skip
     print(f"{agent.origin}: {args.episodes} games, {protocol.describe()}", flush=True)
     games = play_games(
@@ -147,11 +168,12 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
 def _trained(run: Path, checkpoint: str) -> Agent:
     config = folder.load_dqn_config(run)
     from fastrl.dqn.checkpoint import find, load_network
+    from fastrl.plan import Protocol
 
     saved = find(run, checkpoint)
     return Agent(
         game=config.game, network=load_network(saved / "weights.safetensors"), stack=config.stack,
-        frame_skip=config.frame_skip, origin=saved, about=f"{config.game}, {saved}", films=run / "pictures",
+        rules=Protocol(**config.rules()), origin=saved, about=f"{config.game}, {saved}", films=run / "pictures",
     )  # fmt: skip
 
 
@@ -163,13 +185,15 @@ def _shipped(name: str, checkpoint: str) -> Agent:
     except ConfigError as error:
         raise ConfigError(f"{name} is no run folder (it holds no config.json), and {error}") from error
     from fastrl.dqn import pretrained
+    from fastrl.plan import Protocol
 
     card = pretrained.card(game)
     if checkpoint != "newest":
         raise ConfigError(f"--checkpoint is {checkpoint!r}, but one network ships for {game}; leave it out")
     network = pretrained.load_pretrained(game)
     return Agent(
-        game=game, network=network, stack=card.network["obs_shape"][0], frame_skip=card.frame_skip,
+        game=game, network=network, stack=card.network["obs_shape"][0],
+        rules=Protocol(**card.rules | {"frame_skip": card.frame_skip}),
         origin=pretrained.WEIGHTS / f"{game}.safetensors", about=card.describe(), films=Path(),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 python -m fastrl.train breakout                       dueling double DQN on any Atari game
 python -m fastrl.train breakout --total-frames 40000  a short look
+python -m fastrl.train pong --protocol machado        by the rules of Machado et al. 2018
 python -m fastrl.train --resume runs/NAME             go on after a stop
 python -m fastrl.train catch                          DQN on a tiny problem
 python -m fastrl.train cartpole                       linear SARSA on many CartPoles
@@ -27,17 +28,21 @@ def main(arguments: list[str]) -> int:
     early.add_argument("--resume", metavar="RUN", type=Path)
     early.add_argument("--game", default=named[0] if named else None)
     early.add_argument("--device")
+    early.add_argument("--protocol")
     known, rest = early.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
         known.resume, known.game = None, known.game or "breakout"
     if known.game is None and known.resume is None:
         raise ConfigError(f"no game is given first; try {PROG} breakout")
     default, about = _default(known.game, known.device, known.resume)
+    for name in ("device", "protocol"):  # which decide the defaults of other flags
+        if getattr(known, name) is not None:
+            rest += [f"--{name}", getattr(known, name)]
     if isinstance(default, SarsaConfig):
         return _cartpole(default, known.resume, rest)
     assert isinstance(default, DQNConfig)
-    if known.device is not None:
-        rest += ["--device", known.device]
+    if known.protocol is not None:
+        default = default.replace(protocol=known.protocol)
     config = parse(
         DQNConfig, default, rest, prog=f"{PROG} GAME [--resume RUN]",
         description=f"Train an agent. Preset: {about}.\n{EXAMPLES}",

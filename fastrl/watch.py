@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from fastrl.command import parse, run_command
 from fastrl.config import ConfigError
-from fastrl.evaluate import Agent, greedy, load_agent
+from fastrl.evaluate import Agent, greedy, load_agent, rules_for
 from fastrl.extras import need
+from fastrl.rules import ProtocolName
 from fastrl.stop import Stop, Stopped
 from fastrl.video import PICTURES_PER_SECOND, write_gif
 
@@ -44,6 +45,8 @@ class Arguments:
     """Whole games to play, one after another."""
     checkpoint: str = "newest"
     """Of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
+    protocol: ProtocolName | None = None
+    """Whose rules count (default: those of the training). The agent keeps its frame skip and its actions."""
     epsilon: float = 0.01
     """Share of random actions."""
     seed: int = 0
@@ -101,7 +104,7 @@ def watch(agent: Agent, args: Arguments) -> int:
 
 def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> Iterator[Games]:
     """Play one game after another, the same ones with a window and without."""
-    from fastrl.games import Protocol, play_games
+    from fastrl.games import play_games
 
     best_action = greedy(agent.network)
 
@@ -115,7 +118,7 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
             act,
             1,
             seed=seed,
-            protocol=Protocol(epsilon=args.epsilon, frame_skip=agent.frame_skip),
+            protocol=rules_for(agent, args.protocol, epsilon=args.epsilon),
             backend="envpool" if agent.game == "catch" else "gymnasium",  # which shows every frame
             stack=agent.stack,
             film=args.gif is not None or window is None,

@@ -12,8 +12,10 @@ pytest.importorskip("envpool")
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
+from fastrl.ale import SCREEN_HEIGHT
 from fastrl.atari import AtariEnvs, game_names
-from fastrl.games import SCREEN_HEIGHT, Protocol, play_games
+from fastrl.games import play_games
+from fastrl.plan import Protocol
 
 KINDS = {
     "breakout": "the ball waits for FIRE",

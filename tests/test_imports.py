@@ -16,12 +16,14 @@ MODULES = sorted(
 )
 # Each layer may import from itself and from those before it.
 LAYERS = [
-    {f"fastrl.{name}" for name in "config schedule extras folder machine stop".split()},
+    {f"fastrl.{name}" for name in "config rules schedule extras folder machine stop".split()},
     {m for m in MODULES if m.startswith("fastrl.replay")}
     | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _draw _frames".split()},
-    {f"fastrl.{name}" for name in "atari cartpole curves report video".split()},
+    {f"fastrl.{name}" for name in "atari cartpole curves report steps video".split()},
     {
         "fastrl.games",
+        "fastrl.plan",
+        "fastrl.ale",
         "fastrl.sarsa",
         "fastrl.dqn",
         *(f"fastrl.dqn.{n}" for n in "device frames graph groups inputs laps loss network optimizer staging".split()),

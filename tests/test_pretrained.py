@@ -270,7 +270,7 @@ def test_each_shipped_network_is_small_and_described_by_its_card(game):
 @pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
 def test_each_shipped_network_plays(game, backend):
     agent = evaluate.load_agent(game)
-    protocol = Protocol(max_steps=20, frame_skip=agent.frame_skip)
+    protocol = Protocol(max_steps=20, frame_skip=agent.rules.frame_skip)
     games = play_games(
         game, evaluate.greedy(agent.network), 1, seed=1, protocol=protocol, backend=backend, stack=agent.stack
     )

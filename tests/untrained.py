@@ -22,11 +22,12 @@ COMMAND = "python -u -m fastrl.train catch --runs-dir /somewhere --name=mine --s
 def make_run(path: Path, game: str = "catch", **settings: object) -> QNetwork:
     """Make the folder of a run of 400 frames with two checkpoints, of 200 and 400; return the newer network."""
     config = CONFIGS[game].replace(seed=5, **settings)
+    obs_shape, num_actions = SHAPES[game]
     folder.open_run(path, config, new=True)
     (path / "commands.txt").write_text(COMMAND + "python -m fastrl.train --resume /somewhere/mine\n")
     for seed, frames in enumerate((200, 400)):
         torch.manual_seed(seed)
-        network = build_network(config, *SHAPES[game])
+        network = build_network(config, obs_shape, 18 if config.full_action_set else num_actions)
         state = {"game": game, "network": network.settings, "frames": frames, "seconds": frames / 4}
         checkpoint.save(path, f"{frames:012d}", state, None, network.state_dict())
     return network

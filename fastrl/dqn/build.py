@@ -42,8 +42,9 @@ def build_groups(config: DQNConfig, seed: int) -> list[Group]:
 def _build_envs(config: DQNConfig, seed: int) -> AtariEnvs:
     envs = AtariEnvs(
         config.game, config.group_size, seed=seed, threads=config.env_threads, frame_skip=config.frame_skip,
-        episodic_life=config.episodic_life, reward_clip=config.reward_clip, noop_max=config.noop_max,
-        repeat_action_probability=config.repeat_action_probability,
+        episodic_life=config.episodic_life, fire_reset=config.fire_reset, full_action_set=config.full_action_set,
+        noop_max=config.noop_max, repeat_action_probability=config.repeat_action_probability,
+        reward_clip=config.reward_clip,
         max_episode_steps=config.max_episode_steps, dephase_steps=config.dephase_steps,
     )  # fmt: skip
     if envs.frame_skip != config.frame_skip:  # or frames would be counted wrong

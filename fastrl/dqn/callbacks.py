@@ -15,7 +15,8 @@ import numpy as np
 
 from fastrl import video
 from fastrl.dqn import checkpoint
-from fastrl.games import Games, Protocol, play_games
+from fastrl.games import Games, play_games
+from fastrl.plan import Protocol
 
 if TYPE_CHECKING:
     from fastrl.dqn.run import Run
@@ -199,7 +200,7 @@ class Evaluation(Callback):
 
         run.reporter.line(f"evaluating {episodes} games …")
         games = play_games(
-            config.game, act, episodes, seed=run.frames + config.seed, protocol=Protocol(frame_skip=config.frame_skip),
+            config.game, act, episodes, seed=run.frames + config.seed, protocol=Protocol(**config.rules()),
             stack=config.stack, film=True, threads=config.env_threads,
         )  # fmt: skip
         self.last = games

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.atari import AtariEnvs, FrameStack, Step
+from fastrl.steps import Envs, FrameStack, Step
 
 Array = NDArray[Any]
 
@@ -23,7 +23,7 @@ class Group:
         Their numbers among the games of all groups.
     """
 
-    def __init__(self, envs: AtariEnvs, number: int, stack: int) -> None:
+    def __init__(self, envs: Envs, number: int, stack: int) -> None:
         self.envs = envs
         self.env_id = np.arange(envs.num_envs) + number * envs.num_envs
         self._stack = FrameStack(envs.num_envs, stack, envs.frame_shape, envs.frame_dtype)

@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Card(Judgement):
     """``QNetwork(**network)`` has the shape of the weights."""
     frame_skip: int
     """Emulator frames per agent step."""
+    rules: dict[str, Any] = field(default_factory=dict)
+    """Rules of its training, as arguments of `fastrl.rules.Rules`; none: the protocol `deepmind`."""
     trained_with: dict[str, str]
     """Versions of the packages that trained."""
     sha256: str
@@ -184,6 +186,7 @@ def _origin(run: Path, config: DQNConfig, saved: Path) -> dict[str, Any]:
             "frames": state["frames"],
             "minutes": round(state["seconds"] / 60, 1),
             "frame_skip": config.frame_skip,
+            "rules": config.rules(),
             "trained_with": without_platform(json.loads((run / "versions.json").read_text())),
         }
     except (OSError, ValueError, KeyError) as error:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl import folder, report
-from fastrl.atari import Step
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import checkpoint
 from fastrl.dqn.build import build_groups, build_replay, load_replay
@@ -22,6 +21,7 @@ from fastrl.dqn.laps import Laps
 from fastrl.dqn.learner import Learner, Priorities
 from fastrl.extras import need
 from fastrl.schedule import linear
+from fastrl.steps import Step
 from fastrl.stop import Stop, Stopped
 
 MEASURE_EVERY_UPDATES = 100  # norms of parameters and update cost a copy of all weights
@@ -116,7 +116,7 @@ class Run:
         self.reporter = report.Reporter(
             self.folder, total=config.total_frames, resume_at=state.get("resume_at"), quiet=quiet
         )
-        games = f"{config.game} on {device}, {config.num_envs} games side by side"
+        games = f"{config.game} on {device}, {config.num_envs} games side by side, protocol {config.protocol_name}"
         self.reporter.line(f"{games}; {chosen}; {self.folder}")
         if saved:
             with_replay = "with" if len(self.buffer) else "without"

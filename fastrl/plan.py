@@ -1,0 +1,97 @@
+"""What all makers of games share: the rules of an evaluation, the games to play, epsilon and the camera."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrl.config import ConfigError
+from fastrl.rules import PROTOCOLS, Rules
+
+Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
+"""Stacks [n, stack, *frame] to actions [n] integers; n is the number of games still running."""
+Show = Callable[[npt.NDArray[np.uint8]], object]
+"""Takes a picture [H, W, 3] uint8. What it raises ends the games and reaches the caller."""
+Results = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
+"""Scores [episodes] and lengths [episodes] in agent steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Rules):
+    """The rules of an evaluation: scores compare only under the same ones."""
+
+    epsilon: float = 0.01
+    """Share of random actions, each game tossing its own coin."""
+    max_steps: int = 27_000
+    """A game is cut off after so many agent steps, over all its lives."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"--protocol is {self.protocol!r}; give {' or '.join(PROTOCOLS)}")
+        for name in ("epsilon", "repeat_action_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give a number between 0 and 1")
+        for name in ("noop_max", "max_steps", "frame_skip"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; give at least 1")
+
+    def describe(self) -> str:
+        """Return the rules in one line."""
+        return (
+            f"protocol {self.protocol_name}: whole games, unclipped scores, epsilon {self.epsilon:g}, up to "
+            f"{self.noop_max} no-op frames, sticky actions {self.repeat_action_probability:g}, at most "
+            f"{self.max_steps:,} steps ({self.max_steps * self.frame_skip:,} frames)"
+        )
+
+
+class Camera:
+    """Films one game: a picture every `every` agent steps, up to step `last` (-1: none at all)."""
+
+    def __init__(self, every: int, last: int) -> None:
+        self.film: list[npt.NDArray[np.uint8]] = []
+        self.on = last >= 0
+        self._every, self._last = every, last
+
+    def shoot(self, step: int, picture: Callable[[], npt.NDArray[np.uint8]]) -> None:
+        """Take a picture if one is due at this agent step."""
+        if step <= self._last and step % self._every == 0:
+            self.film.append(picture())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Games to play, `episodes` of them; fields as the arguments of `play_games`, `game` by its plain name."""
+
+    game: str
+    act: Act
+    episodes: int
+    seed: int
+    protocol: Protocol
+    stack: int
+    camera: Camera
+    show: Show | None
+    threads: int
+
+
+class Epsilon:
+    """Replaces a share of the actions with random ones, each game by its own coin."""
+
+    def __init__(self, epsilon: float, num_actions: int, games: int, seed: int) -> None:
+        self._rng = np.random.default_rng([seed, 1])
+        self._epsilon, self._num_actions, self._games = epsilon, num_actions, games
+
+    def __call__(self, actions: npt.ArrayLike, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the actions [n] int64 of the games `ids` [n]; the draws do not depend on which still run."""
+        greedy = np.asarray(actions)
+        if greedy.shape != ids.shape or greedy.dtype.kind not in "iu":
+            raise ValueError(f"act returned {greedy.dtype} {greedy.shape}; return integers of shape {ids.shape}")
+        if greedy.min() < 0 or greedy.max() >= self._num_actions:
+            raise ValueError(f"act returned {greedy.tolist()}; the game's actions are 0 to {self._num_actions - 1}")
+        explore = self._rng.random(self._games) < self._epsilon
+        random = self._rng.integers(self._num_actions, size=self._games)
+        return np.where(explore[ids], random[ids], greedy.astype(np.int64))
