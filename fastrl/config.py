@@ -353,7 +353,43 @@ PRESETS: dict[str, Preset] = {
         ),
         about="40k steps of Catch: about a minute",
     ),
+    # Own environments whose observations are vectors.
+    "vector": Preset(
+        config=DQNConfig(
+            total_frames=100_000,
+            num_envs=8,
+            frame_skip=1,
+            reward_clip=False,
+            trunk="vector",
+            hidden=128,
+            stack=1,
+            batch_size=64,
+            samples_per_step=8.0,
+            learn_start_steps=1_000,
+            epsilon_steps=10_000,
+            learning_rate=1e-3,
+            target_period_updates=200,
+            torch_threads=1,
+            log_every_frames=1_000,
+            evaluate_every_frames=10_000,
+            checkpoint_every_frames=50_000,
+        ),
+        about="own environment with vectors, 100k steps",
+    ),
 }
+
+
+def own_preset(game: str, device: str, *, images: bool, num_envs: int | None = None) -> Preset:
+    """Return the preset of a user's own environment: for vectors, or for images on a device.
+
+    `num_envs` is how many environments it makes at a time, None if one.
+    """
+    preset = PRESETS["vector"]
+    if images:
+        config = PRESETS[device].config.replace(total_frames=1_000_000, frame_skip=1, reward_clip=False, env_groups=1)
+        preset = Preset(config=config, about="own environment with images, 1M steps")
+    num_envs = num_envs or preset.config.num_envs
+    return dataclasses.replace(preset, config=preset.config.replace(game=game, num_envs=num_envs))
 
 
 def preset_for(game: str, device: str) -> Preset:

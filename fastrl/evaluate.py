@@ -8,6 +8,7 @@ python -m fastrl.evaluate breakout --episodes 100     with the weights that ship
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from fastrl import folder
 from fastrl.command import parse, run_command
 from fastrl.config import ConfigError
+from fastrl.gymnasium_envs import is_own, load
 from fastrl.rules import ProtocolName
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from fastrl.plan import Act, Protocol
 
 PROG = "python -m fastrl.evaluate"
+NO_PICTURES = "no film: the environment draws none; make it with render_mode='rgb_array'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +38,11 @@ class Arguments:
     episodes: int = 30
     """Whole games to play."""
     env: Literal["envpool", "gymnasium"] = "envpool"
-    """Who makes the games: EnvPool, or Gymnasium with ale-py as an independent second opinion."""
+    """Who makes Atari games: EnvPool, or Gymnasium with ale-py as an independent second opinion."""
     checkpoint: str = "newest"
     """Of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
+    make_env: str | None = None
+    """Makes the environment of a run of an own one, `my_module:make_env` (default: what the run was given)."""
     epsilon: float = 0.01
     """Share of random actions."""
     protocol: ProtocolName | None = None
@@ -65,7 +70,7 @@ class Agent:
     """A trained network and the game that it plays."""
 
     game: str
-    """Plain name of the game."""
+    """Plain name of the game, or `module:callable` of an own environment."""
     network: QNetwork
     """In eval mode, on the CPU."""
     stack: int
@@ -80,7 +85,7 @@ class Agent:
     """Folder for films of it."""
 
 
-def load_agent(run_or_game: str, checkpoint: str = "newest") -> Agent:
+def load_agent(run_or_game: str, checkpoint: str = "newest", make_env: str | None = None) -> Agent:
     """Return the agent in a run's folder or, where there is no such folder, the one that ships for a game.
 
     Parameters
@@ -89,14 +94,26 @@ def load_agent(run_or_game: str, checkpoint: str = "newest") -> Agent:
         Path of the folder, or the game in any spelling that `fastrl.atari.game_name` takes.
     checkpoint : str
         Which of a run's, as `fastrl.dqn.checkpoint.find` takes it.
+    make_env : str, optional
+        ``module:callable`` of a run's own environment, if it cannot be found by the name that the run knows.
 
     Raises
     ------
     ConfigError
-        If it is neither, or its weights cannot be read.
+        If it is neither, its weights cannot be read, or its own environment is not found.
     """
     path = Path(run_or_game)
-    return _trained(path, checkpoint) if (path / "config.json").exists() else _shipped(run_or_game, checkpoint)
+    agent = _trained(path, checkpoint) if (path / "config.json").exists() else _shipped(run_or_game, checkpoint)
+    if make_env is not None:
+        if not (is_own(agent.game) and is_own(make_env)):
+            raise ConfigError(
+                f"--make-env is {make_env!r}; give my_module:make_env, for runs of own environments alone: "
+                f"{run_or_game} plays {agent.game}"
+            )
+        agent = dataclasses.replace(agent, game=make_env)
+    if is_own(agent.game):
+        load(agent.game)
+    return agent
 
 
 def rules_for(agent: Agent, protocol: ProtocolName | None, **settings: Any) -> Protocol:
@@ -130,7 +147,7 @@ def main(arguments: list[str]) -> int:
     args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=__doc__ or "")
     if given is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
-    evaluate(load_agent(given, args.checkpoint), args)
+    evaluate(load_agent(given, args.checkpoint, args.make_env), args)
     return 0
 
 
@@ -144,7 +161,8 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
         repeat_action_probability=args.repeat_action_probability, episodic_life=args.episodic_life,
         fire_reset=args.fire_reset,
     )  # fmt: skip
-    print(f"{agent.origin}: {args.episodes} games, {protocol.describe()}", flush=True)
+    rules = protocol.describe(atari=not is_own(agent.game))
+    print(f"{agent.origin}: {args.episodes} games, {rules}", flush=True)
     games = play_games(
         agent.game,
         greedy(agent.network),
@@ -155,13 +173,16 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
         stack=agent.stack,
         film=True,
     )
-    gif = args.gif or agent.films / f"evaluation-{agent.origin.stem}-{args.env}.gif"
-    write_gif(gif, games.film, max_pictures=2_000)
     print(games.summary())
     if args.json:
-        facts = {"game": games.game, "checkpoint": str(agent.origin), "protocol": protocol.describe(), "env": args.env}
+        facts = {"game": games.game, "checkpoint": str(agent.origin), "protocol": rules, "env": games.backend}
         args.json.write_text(json.dumps(facts | games.figures() | {"scores": games.scores.tolist()}, indent=2) + "\n")
-    print(f"film of the first game: {gif}")
+    if games.film:
+        gif = args.gif or agent.films / f"evaluation-{agent.origin.stem}-{games.backend}.gif"
+        write_gif(gif, games.film, max_pictures=2_000)
+        print(f"film of the first game: {gif}")
+    else:
+        print(NO_PICTURES)
     return games
 
 

@@ -17,13 +17,16 @@ import numpy.typing as npt
 from fastrl.ale import play_ale
 from fastrl.atari import AtariEnvs, game_name
 from fastrl.config import ConfigError
+from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
 from fastrl.plan import Act, Camera, Epsilon, Plan, Protocol, Results, Show
 from fastrl.steps import FrameStack
 from fastrl.video import frame_to_rgb
 
-Backend = Literal["envpool", "gymnasium"]
+Backend = Literal["envpool", "gymnasium", "own"]
 AT_ONCE = 256
 """Most games to hold in memory side by side, about 1 MB each."""
+OWN_AT_ONCE = 16
+"""The same of environments of which nothing is known."""
 
 
 @dataclass
@@ -75,7 +78,8 @@ class Games:
         return (
             f"{self.game}: mean {self.mean:,.1f}, median {self.median:,.1f}, std {self.std:,.1f}, "
             f"min {self.min:,.1f}, max {self.max:,.1f} over {len(self.scores)} games "
-            f"of {self.lengths.mean():,.0f} steps on average ({self.backend}, protocol {self.protocol.protocol_name})"
+            f"of {self.lengths.mean():,.0f} steps on average "
+            + ("(own)" if self.backend == "own" else f"({self.backend}, protocol {self.protocol.protocol_name})")
         )
 
 
@@ -99,7 +103,9 @@ def play_games(
     Parameters
     ----------
     game : str
-        Any spelling that `fastrl.atari.task_id` takes.
+        Any spelling that `fastrl.atari.task_id` takes, or ``module:callable`` of an own environment: see
+        `fastrl.gymnasium_envs`. Of the rules such a one knows epsilon and max_steps alone, and films are of what it
+        draws, if that is "rgb_array".
     act : callable
         Stacks [n, stack, *frame] to actions [n] integers. The stacks are valid during the call only. With
         EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
@@ -110,7 +116,7 @@ def play_games(
     protocol : Protocol, optional
         The rules (default: ``Protocol()``).
     backend : {"envpool", "gymnasium"}
-        Who makes the games. Gymnasium with ale_py is slower: an independent second opinion.
+        Who makes Atari games. Gymnasium with ale_py is slower: an independent second opinion.
     stack : int
         Frames in one observation.
     film : bool
@@ -134,11 +140,13 @@ def play_games(
             raise ConfigError(f"{name} is {value!r}; give at least 1")
     if seed < 0 or film_steps < 0:
         raise ConfigError(f"seed is {seed!r} and film_steps {film_steps!r}; give at least 0")
-    if backend not in _BACKENDS:
+    if backend not in ("envpool", "gymnasium"):
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
+    own = is_own(game)
+    backend = "own" if own else backend
     protocol = protocol or Protocol()
     camera = Camera(film_every, film_steps if film else -1)
-    plan = Plan(game_name(game), act, episodes, seed, protocol, stack, camera, show, threads)
+    plan = Plan(game if own else game_name(game), act, episodes, seed, protocol, stack, camera, show, threads)
     results = []
     for done in range(0, episodes, AT_ONCE):
         part = replace(plan, episodes=min(AT_ONCE, episodes - done), seed=seed + done)
@@ -189,4 +197,41 @@ def _play_envpool(plan: Plan) -> Results:
             step = envs.step(explore(plan.act(stacks), playing), playing)
 
 
-_BACKENDS: dict[str, Callable[[Plan], Results]] = {"envpool": _play_envpool, "gymnasium": play_ale}
+def _play_own(plan: Plan) -> Results:
+    """Play rounds of one game in each environment."""
+    envs = GymnasiumEnvs(plan.game, min(plan.episodes, OWN_AT_ONCE), seed=plan.seed)
+    explore = Epsilon(plan.protocol.epsilon, envs.num_actions, envs.num_envs, plan.seed)
+    with contextlib.closing(envs):
+        rounds = [
+            _own_round(envs, plan, explore, min(envs.num_envs, plan.episodes - done), filmed=done == 0)
+            for done in range(0, plan.episodes, envs.num_envs)
+        ]
+    scores, lengths = (np.concatenate(parts) for parts in zip(*rounds, strict=True))
+    return scores, lengths
+
+
+def _own_round(envs: GymnasiumEnvs, plan: Plan, explore: Epsilon, games: int, *, filmed: bool) -> Results:
+    """Play one game in each of the first environments; where it is over they play on unseen, and so do the others."""
+    frames = FrameStack(envs.num_envs, plan.stack, envs.frame_shape, envs.frame_dtype)
+    scores, lengths, playing = np.zeros(games), np.zeros(games, np.int64), np.arange(games)
+    step = envs.reset()
+    while True:
+        stacks = frames.push(step.frame, step.first)
+        over = step.game_over | (step.length >= plan.protocol.max_steps)
+        gone_on = over[0] and envs.autoreset != "next_step"  # to its next game: the last picture is missed
+        if filmed and playing[0] == 0 and envs.has_pictures and not gone_on:
+            plan.camera.shoot(int(step.length[0]), envs.render)
+            if plan.show:
+                plan.show(envs.render())
+        ended, playing = playing[over[playing]], playing[~over[playing]]
+        scores[ended], lengths[ended] = step.score[ended], step.length[ended]
+        if not len(playing):
+            return scores, lengths
+        actions = np.zeros(envs.num_envs, np.int64)
+        actions[playing] = explore(plan.act(stacks[playing]), playing)
+        step = envs.step(actions)
+
+
+_BACKENDS: dict[str, Callable[[Plan], Results]] = {
+    "envpool": _play_envpool, "gymnasium": play_ale, "own": _play_own,
+}  # fmt: skip

@@ -40,12 +40,14 @@ class Protocol(Rules):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give at least 1")
 
-    def describe(self) -> str:
-        """Return the rules in one line."""
+    def describe(self, *, atari: bool = True) -> str:
+        """Return the rules in one line: all, or those that games of any kind have."""
+        shared = f"whole games, unclipped scores, epsilon {self.epsilon:g}, at most {self.max_steps:,} steps"
+        if not atari:
+            return shared
         return (
-            f"protocol {self.protocol_name}: whole games, unclipped scores, epsilon {self.epsilon:g}, up to "
-            f"{self.noop_max} no-op frames, sticky actions {self.repeat_action_probability:g}, at most "
-            f"{self.max_steps:,} steps ({self.max_steps * self.frame_skip:,} frames)"
+            f"protocol {self.protocol_name}: {shared} ({self.max_steps * self.frame_skip:,} frames), up to "
+            f"{self.noop_max} no-op frames, sticky actions {self.repeat_action_probability:g}"
         )
 
 

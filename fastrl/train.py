@@ -4,6 +4,7 @@ python -m fastrl.train breakout                       dueling double DQN on any 
 python -m fastrl.train breakout --total-frames 40000  a short look
 python -m fastrl.train pong --protocol machado        by the rules of Machado et al. 2018
 python -m fastrl.train --resume runs/NAME             go on after a stop
+python -m fastrl.train my_module:make_env             DQN on a Gymnasium environment of your own
 python -m fastrl.train catch                          DQN on a tiny problem
 python -m fastrl.train cartpole                       linear SARSA on many CartPoles
 """
@@ -11,14 +12,57 @@ python -m fastrl.train cartpole                       linear SARSA on many CartP
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastrl import folder
 from fastrl.command import parse, run_command
-from fastrl.config import ConfigError, DQNConfig, RunConfig, SarsaConfig, preset_for
+from fastrl.config import ConfigError, DQNConfig, Preset, RunConfig, SarsaConfig, own_preset, preset_for
+from fastrl.gymnasium_envs import GymnasiumEnvs, MakeEnv, is_own, name_of
+
+if TYPE_CHECKING:
+    from fastrl.dqn.callbacks import Callback
+    from fastrl.dqn.run import Run
 
 PROG = "python -m fastrl.train"
 EXAMPLES = (__doc__ or "").partition("\n\n")[2]
+
+
+def dqn(
+    make_env: MakeEnv,
+    config: DQNConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: Path | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train on a Gymnasium environment of your own; the rest is as of `fastrl.dqn.run.train`.
+
+    Parameters
+    ----------
+    make_env : callable
+        Returns a ``gymnasium.Env``, or a ``gymnasium.vector.VectorEnv``, with Discrete actions, and vectors or images
+        as observations. Evaluations make more of them. The run remembers it as ``module:callable``.
+    config : DQNConfig, optional
+        Settings (default: ``config_for(make_env)``, or those of the run to resume); `make_env` takes the place of its
+        game, and what it says of the emulator means nothing.
+
+    Raises
+    ------
+    ConfigError
+        If the environment does not fit, besides what `fastrl.dqn.run.train` raises; nothing was written then.
+    """
+    from fastrl.dqn.run import train
+
+    if config is None:
+        config = config_for(make_env) if resume is None else folder.load_dqn_config(resume)
+    return train(config.replace(game=name_of(make_env)), callbacks, resume=resume, quiet=quiet)
+
+
+def config_for(make_env: MakeEnv, device: str = "auto") -> DQNConfig:
+    """Return settings to start from for a user's own environment; it is made once, to look at its observations."""
+    return _own_preset(name_of(make_env), device).config
 
 
 def main(arguments: list[str]) -> int:
@@ -54,10 +98,12 @@ def _default(game: str | None, device: str | None, resume: Path | None) -> tuple
     """Return the settings that flags change: the run's own when it goes on, else the preset's."""
     from fastrl.atari import game_name
 
-    plain = game if game is None or game == "cartpole" else game_name(game)
+    plain = game if game is None or game == "cartpole" or is_own(game) else game_name(game)
     if resume is not None:
         config = folder.load_config(resume)
         its_game = getattr(config, "game", "cartpole")
+        if plain is not None and is_own(plain) and is_own(its_game):
+            return config.replace(game=plain), f"the settings of {resume}"
         if plain not in (None, its_game):
             raise ConfigError(f"{resume} plays {its_game}, not {game}; leave the game out, or start a new run")
         return config, f"the settings of {resume}"
@@ -65,8 +111,19 @@ def _default(game: str | None, device: str | None, resume: Path | None) -> tuple
         return SarsaConfig(), ""
     from fastrl.dqn.device import pick_device
 
-    preset = preset_for(plain, pick_device("auto" if device is None else device).type)
+    device = "auto" if device is None else device
+    preset = _own_preset(plain, device) if is_own(plain) else preset_for(plain, pick_device(device).type)
     return preset.config, preset.about
+
+
+def _own_preset(game: str, device: str) -> Preset:
+    from fastrl.dqn.device import pick_device
+
+    where = pick_device(device).type
+    envs = GymnasiumEnvs(game, 1, seed=0)
+    images, num_envs = len(envs.frame_shape) > 1, envs.num_envs if envs.is_vector else None
+    envs.close()
+    return own_preset(game, where, images=images, num_envs=num_envs)
 
 
 def _dqn(config: DQNConfig, resume: Path | None, about: str) -> int:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from fastrl.command import parse, run_command
 from fastrl.config import ConfigError
-from fastrl.evaluate import Agent, greedy, load_agent, rules_for
+from fastrl.evaluate import NO_PICTURES, Agent, greedy, load_agent, rules_for
 from fastrl.extras import need
+from fastrl.gymnasium_envs import is_own
 from fastrl.rules import ProtocolName
 from fastrl.stop import Stop, Stopped
 from fastrl.video import PICTURES_PER_SECOND, write_gif
@@ -45,6 +46,8 @@ class Arguments:
     """Whole games to play, one after another."""
     checkpoint: str = "newest"
     """Of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
+    make_env: str | None = None
+    """Makes the environment of a run of an own one, `my_module:make_env` (default: what the run was given)."""
     protocol: ProtocolName | None = None
     """Whose rules count (default: those of the training). The agent keeps its frame skip and its actions."""
     epsilon: float = 0.01
@@ -73,7 +76,7 @@ def main(arguments: list[str]) -> int:
     args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=__doc__ or "")
     if given is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} breakout")
-    agent = load_agent(given, args.checkpoint)
+    agent = load_agent(given, args.checkpoint, args.make_env)
     import torch
 
     torch.set_num_threads(1)  # for one observation at a time, more threads wait for each other longer than they help
@@ -95,7 +98,9 @@ def watch(agent: Agent, args: Arguments) -> int:
         finally:
             if window:
                 window.close()
-    if best and best.film:
+    if best and not best.film and not args.window:
+        print(NO_PICTURES)
+    elif best and best.film:
         gif = args.gif or agent.films / f"watch-{agent.origin.stem}.gif"
         write_gif(gif, best.film)
         print(f"film of the best game: {gif}")
@@ -129,7 +134,7 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
 
 
 def _pictures_per_second(game: str) -> float:
-    return PICTURES_PER_SECOND if game == "catch" else FRAMES_PER_SECOND
+    return PICTURES_PER_SECOND if game == "catch" or is_own(game) else FRAMES_PER_SECOND
 
 
 class Window:

@@ -15,7 +15,7 @@ from fastrl.dqn.frames import DeviceStore
 from fastrl.replay import Lz4Store, PrioritizedReplayBuffer, RamStore
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-ENVS = SimpleNamespace(frame_shape=(84, 84), frame_dtype=np.dtype(np.uint8))
+ENVS = SimpleNamespace(frame_shape=(84, 84), frame_dtype=np.dtype(np.uint8), autoreset="next_step")
 FRAME, ROW = 84 * 84, 84 * 84 + build.BYTES_BESIDE_FRAME
 SMALL = 1_000 + build.BYTES_BESIDE_FRAME  # a row whose frame is compressed
 CONFIG = DQNConfig(num_envs=2, env_groups=1, total_frames=4_000, learn_start_steps=50, capacity=1_000)

@@ -14,8 +14,9 @@ from fastrl.dqn.network import QNetwork, build_network
 CONFIGS = {
     "catch": PRESETS["catch"].config,
     "breakout": DQNConfig(game="breakout", trunk="small", hidden=16),
+    "own": PRESETS["vector"].config.replace(game="moved:make_env"),
 }
-SHAPES = {"catch": ((1, 10, 5), 3), "breakout": ((4, 84, 84), 4)}
+SHAPES = {"catch": ((1, 10, 5), 3), "breakout": ((4, 84, 84), 4), "own": ((1, 4), 2)}
 COMMAND = "python -u -m fastrl.train catch --runs-dir /somewhere --name=mine --seed 5\n"
 
 
@@ -28,6 +29,6 @@ def make_run(path: Path, game: str = "catch", **settings: object) -> QNetwork:
     for seed, frames in enumerate((200, 400)):
         torch.manual_seed(seed)
         network = build_network(config, obs_shape, 18 if config.full_action_set else num_actions)
-        state = {"game": game, "network": network.settings, "frames": frames, "seconds": frames / 4}
+        state = {"game": config.game, "network": network.settings, "frames": frames, "seconds": frames / 4}
         checkpoint.save(path, f"{frames:012d}", state, None, network.state_dict())
     return network

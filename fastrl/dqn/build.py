@@ -17,8 +17,10 @@ from fastrl.dqn.device import gpu_free_bytes
 from fastrl.dqn.frames import DeviceStore
 from fastrl.dqn.groups import Group
 from fastrl.extras import need
+from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
 from fastrl.machine import GIB, available_bytes
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer, RamStore
+from fastrl.steps import Envs
 
 DEFAULT_CAPACITY = 1_000_000
 # Of the memory that is free, what a replay that nobody asked for may take, and one that somebody did.
@@ -36,17 +38,20 @@ def build_groups(config: DQNConfig, seed: int) -> list[Group]:
         If a setting does not fit the game.
     """
     seeds = np.random.SeedSequence(seed).generate_state(config.env_groups)
-    return [Group(_build_envs(config, int(s)), number, config.stack) for number, s in enumerate(seeds)]
+    groups = [Group(_build_envs(config, int(s)), number, config.stack) for number, s in enumerate(seeds)]
+    made = groups[0].envs.num_envs
+    if made != config.group_size:  # an own vector decides it
+        for group in groups:
+            group.envs.close()
+        raise ConfigError(
+            f"--num-envs is {config.num_envs} in {config.env_groups} groups, and {config.game} makes {made} at a time; "
+            f"give {made * config.env_groups}"
+        )
+    return groups
 
 
-def _build_envs(config: DQNConfig, seed: int) -> AtariEnvs:
-    envs = AtariEnvs(
-        config.game, config.group_size, seed=seed, threads=config.env_threads, frame_skip=config.frame_skip,
-        episodic_life=config.episodic_life, fire_reset=config.fire_reset, full_action_set=config.full_action_set,
-        noop_max=config.noop_max, repeat_action_probability=config.repeat_action_probability,
-        reward_clip=config.reward_clip,
-        max_episode_steps=config.max_episode_steps, dephase_steps=config.dephase_steps,
-    )  # fmt: skip
+def _build_envs(config: DQNConfig, seed: int) -> Envs:
+    envs = _build_own(config, seed) if is_own(config.game) else _build_atari(config, seed)
     if envs.frame_skip != config.frame_skip:  # or frames would be counted wrong
         envs.close()
         raise ConfigError(
@@ -55,9 +60,21 @@ def _build_envs(config: DQNConfig, seed: int) -> AtariEnvs:
     return envs
 
 
-def build_replay(
-    config: DQNConfig, envs: AtariEnvs, seed: int, device: torch.device
-) -> tuple[PrioritizedReplayBuffer, str]:
+def _build_own(config: DQNConfig, seed: int) -> Envs:
+    return GymnasiumEnvs(config.game, config.group_size, seed=seed, reward_clip=config.reward_clip)
+
+
+def _build_atari(config: DQNConfig, seed: int) -> Envs:
+    return AtariEnvs(
+        config.game, config.group_size, seed=seed, threads=config.env_threads, frame_skip=config.frame_skip,
+        episodic_life=config.episodic_life, fire_reset=config.fire_reset, full_action_set=config.full_action_set,
+        noop_max=config.noop_max, repeat_action_probability=config.repeat_action_probability,
+        reward_clip=config.reward_clip,
+        max_episode_steps=config.max_episode_steps, dephase_steps=config.dephase_steps,
+    )  # fmt: skip
+
+
+def build_replay(config: DQNConfig, envs: Envs, seed: int, device: torch.device) -> tuple[PrioritizedReplayBuffer, str]:
     """Build an empty replay, its frames where `--frame-store` says; return it with words on its size and place.
 
     Raises
@@ -94,9 +111,7 @@ def build_replay(
     return buffer, _words(buffer, place) + reason
 
 
-def load_replay(
-    path: Path, config: DQNConfig, envs: AtariEnvs, device: torch.device
-) -> tuple[PrioritizedReplayBuffer, str]:
+def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device) -> tuple[PrioritizedReplayBuffer, str]:
     """Load a saved replay if these settings would have built the same; return it with words on its size and place.
 
     Where its frames lay when it was saved does not matter.
@@ -161,7 +176,7 @@ class _Place(NamedTuple):
         return min(self.memories, key=lambda memory: memory.rows(1.0))
 
 
-def _place(config: DQNConfig, envs: AtariEnvs, device: torch.device, rows: int) -> _Place:
+def _place(config: DQNConfig, envs: Envs, device: torch.device, rows: int) -> _Place:
     """Decide where the frames of so many rows lie; their columns and the tree always lie in the host's memory."""
     frame = int(np.prod(envs.frame_shape)) * envs.frame_dtype.itemsize
     host, on_device = available_bytes(), partial(DeviceStore, device=device)
@@ -213,8 +228,8 @@ def _compressed_bytes(config: DQNConfig) -> int:
     Twice, because better play sees other frames, those of the network that ships for Breakout up to 1.4 times as
     large, and because memory is handed out in pieces that do not quite fit.
     """
-    num_envs, steps = 8, 50
-    envs = _build_envs(config.replace(num_envs=num_envs, env_groups=1), seed=0)
+    envs = _build_envs(config.replace(num_envs=8, env_groups=1), seed=0)
+    num_envs, steps = envs.num_envs, 50
     store, rng = Lz4Store(num_envs * steps, envs.frame_shape, envs.frame_dtype), np.random.default_rng(0)
     shown = envs.reset()
     for ids in np.arange(num_envs * steps).reshape(steps, num_envs):
@@ -225,12 +240,13 @@ def _compressed_bytes(config: DQNConfig) -> int:
     return 2 * store.nbytes // (num_envs * steps)
 
 
-def _settings(config: DQNConfig, envs: AtariEnvs) -> dict[str, Any]:
+def _settings(config: DQNConfig, envs: Envs) -> dict[str, Any]:
     return {
         "num_envs": config.num_envs,
         "obs_shape": envs.frame_shape,
         "obs_dtype": envs.frame_dtype,
         "stack": config.stack,
+        "autoreset": envs.autoreset,
         "n_step": config.n_step,
         "gamma": config.gamma,
         "alpha": config.alpha if config.prioritized else 0.0,

@@ -204,12 +204,15 @@ class Evaluation(Callback):
             stack=config.stack, film=True, threads=config.env_threads,
         )  # fmt: skip
         self.last = games
-        gif = run.folder / "pictures" / f"{run.frames:012d}.gif"
-        video.write_gif(gif, games.film, max_pictures=1_000)
-        run.reporter.image("agent", gif, run.frames)
+        film = ""
+        if games.film:  # an own environment may draw none
+            gif = run.folder / "pictures" / f"{run.frames:012d}.gif"
+            video.write_gif(gif, games.film, max_pictures=1_000)
+            run.reporter.image("agent", gif, run.frames)
+            film = f"; film: {gif}"
         names = ("mean", "median", "std", "min", "max")
         run.reporter.write({f"evaluation/return_{name}": getattr(games, name) for name in names}, run.frames)
-        run.reporter.line(f"after {run.frames:,} frames: {games.summary()}; film: {gif}")
+        run.reporter.line(f"after {run.frames:,} frames: {games.summary()}{film}")
         if games.mean > self._best_so_far(run):
             self.best = games.mean
             run.save(checkpoint.BEST)

@@ -24,6 +24,7 @@ from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import checkpoint
 from fastrl.dqn.device import pick_device
 from fastrl.dqn.network import QNetwork
+from fastrl.gymnasium_envs import is_own
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 LARGEST_BYTES = 7_000_000
@@ -143,6 +144,8 @@ def export(run: Path, name: str, judge: Callable[[QNetwork, DQNConfig], Judgemen
         If the run or its checkpoint cannot be read, or its weights take more than ``LARGEST_BYTES``.
     """
     config = folder.load_dqn_config(run)
+    if is_own(config.game):
+        raise ConfigError(f"{run} plays {config.game}, an own environment; networks ship for Atari games alone")
     saved = checkpoint.find(run, name)
     WEIGHTS.mkdir(exist_ok=True)
     ships = [WEIGHTS / f"{config.game}.{kind}" for kind in ("safetensors", "json")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from fastrl.dqn.device import pick_device
 from fastrl.dqn.laps import Laps
 from fastrl.dqn.learner import Learner, Priorities
 from fastrl.extras import need
+from fastrl.gymnasium_envs import is_own
 from fastrl.schedule import linear
 from fastrl.steps import Step
 from fastrl.stop import Stop, Stopped
@@ -86,7 +88,7 @@ class Run:
         self.config, self.stop = config, stop
         self.evaluation = Evaluation()
         self.callbacks: list[Callback] = [*callbacks, Metrics(), self.evaluation, Checkpoints()]
-        self.folder = resume or folder.path_for(config, config.game)
+        self.folder = resume or folder.path_for(config, re.sub(r"\W+", "-", config.game).strip("-"))
         saved = checkpoint.find(resume) if resume else None
         state = checkpoint.load_state(saved) if saved else {}
         self.steps: int = state.get("steps", 0)
@@ -116,8 +118,9 @@ class Run:
         self.reporter = report.Reporter(
             self.folder, total=config.total_frames, resume_at=state.get("resume_at"), quiet=quiet
         )
-        games = f"{config.game} on {device}, {config.num_envs} games side by side, protocol {config.protocol_name}"
-        self.reporter.line(f"{games}; {chosen}; {self.folder}")
+        games = f"{config.game} on {device}, {config.num_envs} games side by side"
+        rules = "" if is_own(config.game) else f", protocol {config.protocol_name}"
+        self.reporter.line(f"{games}{rules}; {chosen}; {self.folder}")
         if saved:
             with_replay = "with" if len(self.buffer) else "without"
             self.reporter.line(f"going on after {self.frames:,} frames from {saved}, {with_replay} its replay")
@@ -158,8 +161,9 @@ class Run:
         before, actions, after = group.recv()
         self.lap("environments")
         self.buffer.add(
-            before.frame, actions, after.reward, after.terminated, after.truncated, before.first, env_id=group.env_id
-        )
+            before.frame, actions, after.reward, after.terminated, after.truncated, before.first, after.final,
+            group.env_id,
+        )  # fmt: skip
         self.lap("add")
         self._count(after, actions)
         self.lap("callbacks")
@@ -286,7 +290,8 @@ class Run:
 
     def _restore(self, saved: Path, state: dict[str, Any]) -> None:
         """Take over a checkpoint but for its replay."""
-        if state["game"] != self.config.game:
+        own = is_own(state["game"]) and is_own(self.config.game)  # which may have moved to another module
+        if state["game"] != self.config.game and not own:
             raise ConfigError(f"{saved} plays {state['game']}, not {self.config.game}; start a new run for that")
         self.learner.load_state(checkpoint.load_learner(saved))
         self._rng.bit_generator.state = state["rng"]
