@@ -10,23 +10,14 @@ import atexit
 import csv
 import os
 import struct
-import sys
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
-
-PLAIN_EVERY_SECONDS: Final = 10.0
-"""Least time between two progress lines where stdout is not a terminal."""
-REDRAW_EVERY_SECONDS: Final = 0.2
-"""Least time between two pictures of the progress line where it is."""
-RATE_OVER_SECONDS: Final = 60.0
-"""The rate shown is the one of so many last seconds."""
+from fastrl.screen import Extras, open_screen
 
 
 class MetricsCsv:
@@ -94,7 +85,7 @@ class MetricsCsv:
 
 
 class Reporter:
-    """Where a run says what happens: TensorBoard, ``metrics.csv`` and one progress line.
+    """Where a run says what happens: TensorBoard, ``metrics.csv`` and the screen.
 
     Use it as a context manager: whatever ends the run, the terminal is left as it was.
 
@@ -130,7 +121,7 @@ class Reporter:
         purge = None if resume_at is None else resume_at + 1
         self._board = board.SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
         self._at = resume_at or 0
-        self._progress = _progress_for(total, unit, quiet)
+        self._screen = open_screen(total, unit, quiet)
         self._closed = False
         atexit.register(self.close)
 
@@ -173,16 +164,21 @@ class Reporter:
         self._board.file_writer.add_summary(summary(value=[summary.Value(tag=tag, image=image)]), at)
 
     def progress(self, at: int, **shown: float | str) -> None:
-        """Renew the progress line: how far, how fast, how long still, and then the fields given.
+        """Renew the picture of how far, how fast and how long still, and the fields given.
 
         Cheap enough to be called at every step: what is too soon to be seen is not drawn.
         """
         self._at = at
-        self._progress.show(at, shown)
+        self._screen.show(at, shown)
 
     def line(self, text: str) -> None:
-        """Print a message above the progress line."""
-        self._progress.line(text)
+        """Print a message; it stays, above whatever is redrawn."""
+        self._screen.line(text)
+
+    @property
+    def extras(self) -> Extras:
+        """What a panel shows besides; set what you know."""
+        return self._screen.extras
 
     def state(self) -> dict[str, int]:
         """Return what a resumed reporter needs, as ``{"resume_at": ...}``; what was written is on disk then."""
@@ -196,7 +192,7 @@ class Reporter:
         self._closed = True
         atexit.unregister(self.close)
         try:
-            self._progress.close()
+            self._screen.close()
         finally:
             self._board.close()
 
@@ -207,91 +203,3 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _progress_for(total: int, unit: str, quiet: bool) -> _Silent:
-    if quiet:
-        return _Silent()
-    redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return _Live(total, unit) if redraws else _Plain(total, unit)
-
-
-class _Silent:
-    """Shows nothing."""
-
-    def show(self, at: int, shown: Mapping[str, float | str]) -> None:
-        pass
-
-    def line(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Plain(_Silent):
-    """Prints a line now and then: for files, pipes and notebooks."""
-
-    pause_seconds = PLAIN_EVERY_SECONDS
-
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit = total, unit
-        self._marks: deque[tuple[float, int]] = deque()  # (seconds, at) of the lines of the last minute
-        self._next_seconds = 0.0
-        self._last = -1
-
-    def show(self, at: int, shown: Mapping[str, float | str]) -> None:
-        now = monotonic()
-        ends = at >= self.total > self._last
-        if now < self._next_seconds and not ends:
-            return
-        self._next_seconds, self._last = now + self.pause_seconds, at
-        self._marks.append((now, at))
-        while len(self._marks) > 2 and now - self._marks[1][0] >= RATE_OVER_SECONDS:
-            self._marks.popleft()
-        self.draw(at, self._describe(at, shown))
-
-    def draw(self, at: int, text: str) -> None:
-        self.line(text)
-
-    def line(self, text: str) -> None:
-        print(text, flush=True)
-
-    def _describe(self, at: int, shown: Mapping[str, float | str]) -> str:
-        """Say it all in one line: how far, rate, time to go, fields."""
-        (then, done), (now, _) = self._marks[0], self._marks[-1]
-        rate = (at - done) / (now - then) if now > then else 0.0
-        left = f"{_clock((self.total - at) / rate)} left" if rate > 0 else "- left"
-        fields = (f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in shown.items())
-        return "  ".join([f"{at:,}/{self.total:,} {self.unit}", f"{rate:,.0f} {self.unit}/s", left, *fields])
-
-
-class _Live(_Plain):
-    """Redraws one line of a terminal, with a bar."""
-
-    pause_seconds = REDRAW_EVERY_SECONDS
-
-    def __init__(self, total: int, unit: str) -> None:
-        super().__init__(total, unit)
-        rich = need("rich.progress", "train")
-        # Redrawn by hand: no thread beside the run, and none left over when it dies.
-        bar, text = rich.BarColumn(bar_width=20), rich.TextColumn("{task.description}", markup=False)
-        self._bar = rich.Progress(bar, text, auto_refresh=False)
-        self._task = self._bar.add_task("", total=total)
-        self._bar.start()
-
-    def draw(self, at: int, text: str) -> None:
-        self._bar.update(self._task, completed=at, description=text, refresh=True)
-
-    def line(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False)
-
-    def close(self) -> None:
-        self._bar.stop()
-
-
-def _clock(seconds: float) -> str:
-    """Write a duration as ``1:02:03`` or ``2:03``."""
-    minutes, second = divmod(round(max(seconds, 0.0)), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

@@ -76,9 +76,14 @@ class Clock:
         rung, self._rung = self._rung, now // self._every
         return self._rung > rung
 
+    @property
+    def next(self) -> int:
+        """The multiple of ``every`` that is due next."""
+        return (self._rung + 1) * self._every
+
 
 class Metrics(Callback):
-    """One line of metrics every ``log_every_frames``, and the progress line."""
+    """One line of metrics every ``log_every_frames``, and what the screen shows."""
 
     def __init__(self) -> None:
         self._scores: deque[float] = deque(maxlen=100)
@@ -92,6 +97,7 @@ class Metrics(Callback):
         self._clock = Clock(run.config.log_every_frames)
         self._clock.set(run.frames)
         self._mark = (time.monotonic(), run.frames)
+        run.reporter.extras.scores = self._scores
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
         self._actions.append(actions)
@@ -149,7 +155,8 @@ class Metrics(Callback):
         self._mark = (now, run.frames)
         metrics["time/frames_per_second"] = (run.frames - frames) / max(now - then, 1e-9)
         metrics["time/minutes"] = run.seconds / 60
-        metrics |= {f"time/{stage}": share for stage, share in run.lap.shares().items()}
+        run.reporter.extras.shares = shares = run.lap.shares()
+        metrics |= {f"time/{stage}": share for stage, share in shares.items()}
         for callback in run.callbacks:
             callback.on_log(run, metrics)
         run.reporter.write(metrics, run.frames)
@@ -181,10 +188,12 @@ class Evaluation(Callback):
     def on_start(self, run: Run) -> None:
         self._clock = Clock(run.config.evaluate_every_frames)
         self._clock.set(run.frames)
+        _announce(run, "evaluation", self._clock)
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
         if self._clock.due(run.frames) and run.frames < run.config.total_frames:
             self._evaluate(run, run.config.evaluate_episodes)
+            _announce(run, "evaluation", self._clock)
 
     def on_end(self, run: Run) -> None:
         if not run.stop:
@@ -238,10 +247,17 @@ class Checkpoints(Callback):
     def on_start(self, run: Run) -> None:
         self._clock = Clock(run.config.checkpoint_every_frames)
         self._clock.set(run.frames)
+        _announce(run, "save", self._clock)
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
         if self._clock.due(run.frames) and run.frames < run.config.total_frames:
             run.save()
+            _announce(run, "save", self._clock)
 
     def on_end(self, run: Run) -> None:
         run.save()
+
+
+def _announce(run: Run, what: str, clock: Clock) -> None:
+    """Tell the screen when something comes next: when its clock says so, and at the end of the run."""
+    run.reporter.extras.due[what] = min(clock.next, run.config.total_frames)
