@@ -206,8 +206,8 @@ class SarsaConfig(RunConfig):
     """Episodes of each learner that count; later ones are played until all have so many."""
     max_steps: int = 200_000
     """Agent steps per learner after which the run ends whatever happens."""
-    alpha: float = 0.1
-    """Step size."""
+    learning_rate: float = 0.1
+    """Step size, the alpha of the textbook."""
     gamma: float = 0.95
     """Discount per step."""
     lam: float = 0.5

@@ -1,9 +1,10 @@
 """Play whole games with a trained agent and print its scores.
 
-python -m fastrl.evaluate runs/NAME --episodes 30
-python -m fastrl.evaluate runs/NAME --checkpoint best --env gymnasium
-python -m fastrl.evaluate runs/NAME --protocol machado    by other rules than those it was trained by
-python -m fastrl.evaluate breakout --episodes 100     with the weights that ship
+python -m fastrl.evaluate runs/NAME                             30 games by the newest checkpoint
+python -m fastrl.evaluate runs/NAME --checkpoint best --env gymnasium --seed 7
+python -m fastrl.evaluate runs/NAME --protocol machado          by other rules than those it was trained by
+python -m fastrl.evaluate breakout --episodes 100               with the weights that ship
+python -m fastrl.evaluate breakout --epsilon 0 --out first.gif --json scores.json
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fastrl import folder
-from fastrl.command import parse, run_command
+from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError
 from fastrl.gymnasium_envs import is_own, load
 from fastrl.rules import ProtocolName
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fastrl.games import Games
     from fastrl.plan import Act, Protocol
 
-PROG = "python -m fastrl.evaluate"
+PROG = program("evaluate")
 NO_PICTURES = "no film: the environment draws none; make it with render_mode='rgb_array'"
 
 
@@ -55,13 +56,13 @@ class Arguments:
     """FIRE is pressed for the player (default: by the protocol)."""
     noop_max: int | None = None
     """Up to so many no-ops open a game (default: by the protocol)."""
-    max_steps: int = 27_000
+    max_episode_steps: int = 27_000
     """A game is cut off after so many agent steps (27,000 = 108,000 frames)."""
     seed: int = 0
     """Seeds games and exploration."""
     json: Path | None = None
     """Where scores and figures go as JSON, if anywhere."""
-    gif: Path | None = None
+    out: Path | None = None
     """Where the film of the first game goes (default: a run's folder pictures/, else the current folder)."""
 
 
@@ -144,7 +145,10 @@ def greedy(network: QNetwork) -> Act:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=__doc__ or "")
+    args = parse(
+        Arguments, None, arguments, prog=f"{PROG} RUN|GAME",
+        description="Play whole games with a trained agent and print its scores.", examples=examples(__doc__),
+    )  # fmt: skip
     if given is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
     evaluate(load_agent(given, args.checkpoint, args.make_env), args)
@@ -157,7 +161,7 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
     from fastrl.video import write_gif
 
     protocol = rules_for(
-        agent, args.protocol, epsilon=args.epsilon, max_steps=args.max_steps, noop_max=args.noop_max,
+        agent, args.protocol, epsilon=args.epsilon, max_steps=args.max_episode_steps, noop_max=args.noop_max,
         repeat_action_probability=args.repeat_action_probability, episodic_life=args.episodic_life,
         fire_reset=args.fire_reset,
     )  # fmt: skip
@@ -178,7 +182,7 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
         facts = {"game": games.game, "checkpoint": str(agent.origin), "protocol": rules, "env": games.backend}
         args.json.write_text(json.dumps(facts | games.figures() | {"scores": games.scores.tolist()}, indent=2) + "\n")
     if games.film:
-        gif = args.gif or agent.films / f"evaluation-{agent.origin.stem}-{games.backend}.gif"
+        gif = args.out or agent.films / f"evaluation-{agent.origin.stem}-{games.backend}.gif"
         write_gif(gif, games.film, max_pictures=2_000)
         print(f"film of the first game: {gif}")
     else:

@@ -65,7 +65,15 @@ def open_run(folder: Path, config: RunConfig, *, new: bool) -> None:
     write_atomically(folder / "config.json", json.dumps({"agent": agent} | dataclasses.asdict(config), indent=2) + "\n")
     write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
     with (folder / "commands.txt").open("a") as file:
-        file.write(shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]) + "\n")
+        file.write(_command_line() + "\n")
+
+
+def _command_line() -> str:
+    """Return what was typed, as far as Python knows, without the folders that programs lie in."""
+    words = sys.orig_argv[1:]
+    if words and Path(words[0]).stem == "fastrl":  # the console script
+        return shlex.join(["fastrl", *words[1:]])
+    return shlex.join([Path(sys.executable).name, *words])
 
 
 def load_config(folder: Path) -> Any:

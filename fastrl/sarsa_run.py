@@ -98,7 +98,7 @@ def _verdict(config: SarsaConfig, result: sarsa.SarsaResult) -> Iterator[str]:
     if result.lost.any():
         yield (
             f"  the weights of {int(result.lost.sum())} learners grew without bound, and they played on at random: "
-            f"--alpha is {config.alpha!r}; give a smaller --alpha or --lam"
+            f"--learning-rate is {config.learning_rate!r}; give a smaller --learning-rate or --lam"
         )
     yield (
         f"  {result.learner_steps:,} learner steps in {result.seconds:.1f} s: "

@@ -189,8 +189,8 @@ class Panel(Plain):
         score = fields.pop("score", None)
         if score is not None:
             yield self._scores(str(score), width, ascii_only)
-        if self.extras.due:
-            yield from self._flow("next", [self._text(words) for words in self._due()], width)
+        if due := [self._text(words) for words in self._due()]:
+            yield from self._flow("next", due, width)
         if self.extras.shares:
             yield from self._shares(width, ascii_only)
         if fields:
@@ -218,8 +218,9 @@ class Panel(Plain):
 
     def _due(self) -> Iterator[str]:
         for what, at in self.extras.due.items():
-            minutes = f" ({_minutes((at - self.at) / self.rate)})" if self.rate > 0 else ""
-            yield f"{what} in {max(at - self.at, 0):,} {self.unit}{minutes}"
+            if at > self.at:
+                minutes = f" ({_minutes((at - self.at) / self.rate)})" if self.rate > 0 else ""
+                yield f"{what} in {at - self.at:,} {self.unit}{minutes}"
 
     def _shares(self, width: int, ascii_only: bool) -> Iterator[Any]:
         """Yield a bar of all stages and what its colours, or shades, mean."""
@@ -253,11 +254,12 @@ class Panel(Plain):
 
 
 def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:
-    """Return one character for each value, from the lowest to the highest of them; ``▁▂▃▄▅▆▇█``."""
+    """Return one character for each value, ``▁▂▃▄▅▆▇█`` from the lowest to the highest; equal ones are in the middle."""
     levels = "_.-=+*%#" if ascii_only else "▁▂▃▄▅▆▇█"
     low, high = min(values, default=0.0), max(values, default=0.0)
-    span = (high - low) or 1.0
-    return "".join(levels[min(int((value - low) / span * len(levels)), len(levels) - 1)] for value in values)
+    if low == high:
+        return levels[3] * len(values)
+    return "".join(levels[min(int((value - low) / (high - low) * 8), 7)] for value in values)
 
 
 def _named(fields: Shown) -> Iterator[str]:

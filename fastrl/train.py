@@ -1,23 +1,26 @@
 """Train an agent.
 
-python -m fastrl.train breakout                       dueling double DQN on any Atari game
-python -m fastrl.train breakout --total-frames 40000  a short look
-python -m fastrl.train pong --protocol machado        by the rules of Machado et al. 2018
-python -m fastrl.train --resume runs/NAME             go on after a stop
-python -m fastrl.train my_module:make_env             DQN on a Gymnasium environment of your own
-python -m fastrl.train catch                          DQN on a tiny problem
-python -m fastrl.train cartpole                       linear SARSA on many CartPoles
+python -m fastrl.train breakout                         dueling double DQN on any Atari game
+python -m fastrl.train breakout --total-frames 40000    a short look
+python -m fastrl.train pong --protocol machado          by the rules of Machado et al. 2018
+python -m fastrl.train space_invaders --seed 2 --name two --quiet
+python -m fastrl.train --resume runs/NAME               go on after a stop
+python -m fastrl.train --resume runs/NAME --total-frames 40000000
+python -m fastrl.train my_module:make_env               DQN on a Gymnasium environment of your own
+python -m fastrl.train catch --distributional           DQN on a tiny problem, with C51
+python -m fastrl.train cartpole --learners 1000         linear SARSA on many CartPoles
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrl import folder
-from fastrl.command import parse, run_command
+from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError, DQNConfig, Preset, RunConfig, SarsaConfig, own_preset, preset_for
 from fastrl.gymnasium_envs import GymnasiumEnvs, MakeEnv, is_own, name_of
 
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
     from fastrl.dqn.callbacks import Callback
     from fastrl.dqn.run import Run
 
-PROG = "python -m fastrl.train"
-EXAMPLES = (__doc__ or "").partition("\n\n")[2]
+PROG = program("train")
+ALWAYS = "--resume RUN goes on with a run from its newest checkpoint; --quiet prints nothing."
 
 
 def dqn(
@@ -73,6 +76,7 @@ def main(arguments: list[str]) -> int:
     early.add_argument("--game", default=named[0] if named else None)
     early.add_argument("--device")
     early.add_argument("--protocol")
+    early.add_argument("--quiet", action="store_true")
     known, rest = early.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
         known.resume, known.game = None, known.game or "breakout"
@@ -83,15 +87,15 @@ def main(arguments: list[str]) -> int:
         if getattr(known, name) is not None:
             rest += [f"--{name}", getattr(known, name)]
     if isinstance(default, SarsaConfig):
-        return _cartpole(default, known.resume, rest)
+        return _cartpole(default, known.resume, rest, known.quiet)
     assert isinstance(default, DQNConfig)
     if known.protocol is not None:
         default = default.replace(protocol=known.protocol)
     config = parse(
-        DQNConfig, default, rest, prog=f"{PROG} GAME [--resume RUN]",
-        description=f"Train an agent. Preset: {about}.\n{EXAMPLES}",
+        DQNConfig, default, rest, prog=f"{PROG} GAME [--resume RUN] [--quiet]",
+        description=f"Train an agent. {ALWAYS} Preset: {about}.", examples=examples(__doc__),
     )  # fmt: skip
-    return _dqn(config, known.resume, about)
+    return _dqn(config, known.resume, about, known.quiet)
 
 
 def _default(game: str | None, device: str | None, resume: Path | None) -> tuple[RunConfig, str]:
@@ -126,29 +130,31 @@ def _own_preset(game: str, device: str) -> Preset:
     return own_preset(game, where, images=images, num_envs=num_envs)
 
 
-def _dqn(config: DQNConfig, resume: Path | None, about: str) -> int:
+def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int:
     from fastrl.dqn import checkpoint
     from fastrl.dqn.run import train
 
-    print(f"{config.game}: {about}; Ctrl-C saves and says how to go on", flush=True)
-    run = train(config, resume=resume)
-    print(f"checkpoint: {checkpoint.find(run.folder)}")
+    say = (lambda _: None) if quiet else partial(print, flush=True)
+    say(f"{config.game}: {about}; Ctrl-C saves and says how to go on")
+    run = train(config, resume=resume, quiet=quiet)
+    say(f"checkpoint: {checkpoint.find(run.folder)}")
     if run.stop.signal is not None:
-        print(f"stopped after {run.frames:,} frames; go on with: {PROG} --resume {run.folder}")
+        say(f"stopped after {run.frames:,} frames; go on with: {PROG} --resume {run.folder}")
         return 128 + run.stop.signal
-    print(f"look: tensorboard --logdir {config.runs_dir}; watch: python -m fastrl.watch {run.folder}")
+    say(f"look: tensorboard --logdir {config.runs_dir}; watch: {program('watch')} {run.folder}")
     return 0
 
 
-def _cartpole(default: SarsaConfig, resume: Path | None, rest: list[str]) -> int:
+def _cartpole(default: SarsaConfig, resume: Path | None, rest: list[str], quiet: bool) -> int:
     from fastrl.sarsa_run import train
 
     if resume is not None:
         raise ConfigError("--resume is for DQN runs; a cartpole run takes a minute: start it anew")
     config = parse(
-        SarsaConfig, default, rest, prog=f"{PROG} cartpole", description="Linear SARSA(lambda) on many CartPoles."
-    )
-    return train(config)
+        SarsaConfig, default, rest, prog=f"{PROG} cartpole [--quiet]",
+        description="Linear SARSA(lambda) on many CartPoles. --quiet prints nothing.", examples=examples(__doc__),
+    )  # fmt: skip
+    return train(config, quiet=quiet)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Watch a trained agent play: in a window where there is a display, as a GIF where there is none.
 
 python -m fastrl.watch breakout                         the weights that ship
-python -m fastrl.watch runs/NAME --checkpoint best
-python -m fastrl.watch runs/NAME --no-window --gif film.gif
+python -m fastrl.watch runs/NAME --checkpoint best --seed 7
+python -m fastrl.watch runs/NAME --no-window --out film.gif
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrl.command import parse, run_command
+from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError
 from fastrl.evaluate import NO_PICTURES, Agent, greedy, load_agent, rules_for
 from fastrl.extras import need
@@ -28,7 +28,7 @@ from fastrl.video import PICTURES_PER_SECOND, write_gif
 if TYPE_CHECKING:
     from fastrl.games import Games
 
-PROG = "python -m fastrl.watch"
+PROG = program("watch")
 FRAMES_PER_SECOND = 60.0  # the emulator's
 WINDOW_HEIGHT = 640
 
@@ -42,7 +42,7 @@ def has_display() -> bool:
 class Arguments:
     """What to play and where to show it."""
 
-    games: int = 1
+    episodes: int = 1
     """Whole games to play, one after another."""
     checkpoint: str = "newest"
     """Of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
@@ -56,24 +56,28 @@ class Arguments:
     """Seeds games and exploration."""
     window: bool = field(default_factory=has_display)
     """Play in a window, which Escape closes; off: film a GIF."""
-    gif: Path | None = None
+    out: Path | None = None
     """Where the film of the best game goes (default: nowhere beside a window, else into a run's folder pictures/ or the
     current folder)."""
     max_pictures: int = 2_000
     """The film ends after so many pictures, 15 to a second."""
 
     def __post_init__(self) -> None:
-        for name in ("games", "max_pictures"):
+        for name in ("episodes", "max_pictures"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1")
-        if self.gif is not None and self.gif.is_dir():
-            raise ConfigError(f"--gif is {self.gif}, a folder; give the name of a file")
+        if self.out is not None and self.out.is_dir():
+            raise ConfigError(f"--out is {self.out}, a folder; give the name of a file")
 
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=__doc__ or "")
+    args = parse(
+        Arguments, None, arguments, prog=f"{PROG} RUN|GAME",
+        description="Watch a trained agent play: in a window where there is a display, as a film where there is none.",
+        examples=examples(__doc__),
+    )  # fmt: skip
     if given is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} breakout")
     agent = load_agent(given, args.checkpoint, args.make_env)
@@ -101,7 +105,7 @@ def watch(agent: Agent, args: Arguments) -> int:
     if best and not best.film and not args.window:
         print(NO_PICTURES)
     elif best and best.film:
-        gif = args.gif or agent.films / f"watch-{agent.origin.stem}.gif"
+        gif = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
         write_gif(gif, best.film)
         print(f"film of the best game: {gif}")
     return 0 if stop.signal is None else 128 + stop.signal
@@ -117,7 +121,7 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
         stop.check()
         return best_action(stacks)
 
-    for seed in range(args.seed, args.seed + args.games):
+    for seed in range(args.seed, args.seed + args.episodes):
         yield play_games(
             agent.game,
             act,
@@ -126,7 +130,7 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
             protocol=rules_for(agent, args.protocol, epsilon=args.epsilon),
             backend="envpool" if agent.game == "catch" else "gymnasium",  # which shows every frame
             stack=agent.stack,
-            film=args.gif is not None or window is None,
+            film=args.out is not None or window is None,
             film_steps=args.max_pictures - 1,  # and the first picture
             show=window.draw if window else None,
             threads=1,

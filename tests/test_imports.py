@@ -26,11 +26,14 @@ LAYERS = [
         "fastrl.ale",
         "fastrl.sarsa",
         "fastrl.dqn",
-        *(f"fastrl.dqn.{n}" for n in "device frames graph groups inputs laps loss network optimizer staging".split()),
+        *(
+            f"fastrl.dqn.{n}"
+            for n in "device frames graph groups inputs laps loss network optimizer staging tally".split()
+        ),
     },
     {"fastrl.dqn.learner", "fastrl.dqn.checkpoint", "fastrl.dqn.build"},
     {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.pretrained", "fastrl.sarsa_run"},
-    {"fastrl.command", "fastrl.train", "fastrl.evaluate", "fastrl.plot", "fastrl.watch"},
+    {"fastrl.command", "fastrl.train", "fastrl.evaluate", "fastrl.plot", "fastrl.watch", "fastrl.__main__"},
     {m for m in MODULES if m.startswith("fastrl.integrations")},  # nothing of the package imports these
     {"fastrl"},  # imports nothing until it is asked to
 ]

@@ -212,7 +212,7 @@ def test_a_maintainers_scores_are_those_that_anyone_gets(weights, tmp_path, monk
     card = pretrained.card("breakout")
     assert (card.commit, card.exported_at) == ("abc", "def")
     for env in ("envpool", "gymnasium"):
-        flags = ["--episodes", "2", "--env", env, "--json", "figures.json", "--max-steps", "20"]
+        flags = ["--episodes", "2", "--env", env, "--json", "figures.json", "--max-episode-steps", "20"]
         assert evaluate.main(["ALE/Breakout-v5", *flags]) == 0
         figures = json.loads(Path("figures.json").read_text())
         assert figures["protocol"] == card.protocol

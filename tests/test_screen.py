@@ -177,8 +177,9 @@ def test_no_picture_is_drawn_before_the_last_has_been_seen(open_panel, clock):
     clock[0] += screen.REDRAW_EVERY_SECONDS / 2
     panel.show(1_000, FIELDS)
     assert panel.got() == before
-    panel.show(20_000, FIELDS)  # the end is shown at once
+    panel.show(20_000, FIELDS)  # the end is shown at once, and nothing comes next
     assert "20,000 of 20,000" in panel.got()
+    assert not any(row.startswith("next") for row in last_picture(panel, 5))
 
 
 def test_the_cursor_is_never_left_hidden(open_panel, clock):
@@ -207,8 +208,8 @@ def test_a_terminal_without_unicode_gets_ascii(open_panel, clock):
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest():
     assert sparkline([]) == ""
-    assert sparkline([5.0]) == "▁"
-    assert sparkline([-21.0, -21.0]) == "▁▁"
+    assert sparkline([5.0]) == "▄"
+    assert sparkline([-21.0, -21.0]) == "▄▄"
     assert sparkline(range(8)) == "▁▂▃▄▅▆▇█"
     assert sparkline([-1.0, 0.0, 1.0]) == "▁▅█"
 
