@@ -15,6 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastrl.config import ConfigError
 from fastrl.extras import need
 from fastrl.screen import Extras, open_screen
@@ -142,9 +145,11 @@ class Reporter:
         for key, value in values.items():
             self._board.add_scalar(key, float(value), at)
 
-    def histogram(self, tag: str, values: Any, at: int) -> None:
-        """Write the distribution of ``values``, an array or a tensor, to TensorBoard."""
-        self._board.add_histogram(tag, values, at)
+    def histogram(self, tag: str, values: NDArray[Any], at: int) -> None:
+        """Write the distribution of ``values``, an array, to TensorBoard; NaN and infinities have no place in it."""
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            self._board.add_histogram(tag, finite, at)
 
     def image(self, tag: str, gif: Path, at: int) -> None:
         """Write a GIF file to TensorBoard, whose page plays it.

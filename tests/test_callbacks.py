@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from test_run import QUICK, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_run import QUICK, rows, start
 
+from fastrl import train
 from fastrl.dqn.callbacks import Callback, Clock
 
 
@@ -30,3 +32,39 @@ def test_a_clock_says_when_it_is_due_next():
     assert not clock.due(299)
     assert clock.due(510)
     assert clock.next == 600
+
+
+def test_a_quiet_run_prints_nothing_and_writes_all(tmp_path, capfd):
+    flags = [
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "a",
+        "--no-compile",
+        "--total-frames",
+        "600",
+        "--final-episodes",
+        "1",
+    ]
+    assert train.main(["catch", "--quiet", *flags]) == 0
+    sarsa = ["--learners", "4", "--episodes", "2", "--version", "v0", "--runs-dir", str(tmp_path), "--name", "b"]
+    assert train.main(["cartpole", "--quiet", *sarsa]) == 0
+    assert capfd.readouterr() == ("", "")
+    for name in "ab":
+        assert (tmp_path / name / "metrics.csv").exists()
+
+
+def test_tensorboard_gets_histograms_and_each_layers_update_ratio(tmp_path):
+    ended = start(QUICK.replace(total_frames=2_000), tmp_path)
+    events = EventAccumulator(str(ended.folder), size_guidance={"histograms": 0, "scalars": 0}).Reload()
+    sizes = {"train/q": 64 * 3, "train/abs_td": 64, "replay/age": 64, "replay/priority_weight": 64}
+    for tag, size in sizes.items():
+        written = events.Histograms(tag)
+        assert [entry.histogram_value.num for entry in written] == [size] * len(written), tag
+        assert len(written) == sum(bool(row["replay/age_mean"]) for row in rows(ended.folder)) >= 2
+    assert "actions" in events.Tags()["histograms"]
+    layers = {name.rpartition(".")[0] for name, _ in ended.learner.online.named_parameters()}
+    for layer in layers:
+        ratios = [event.value for event in events.Scalars(f"update_ratio/{layer}")]
+        assert all(0 < ratio < 1 for ratio in ratios)
+        assert sum(bool(row[f"update_ratio/{layer}"]) for row in rows(ended.folder)) == len(ratios) >= 1

@@ -118,6 +118,16 @@ class TestTensorBoard:
         (entry,) = events(tmp_path).Histograms("actions")
         assert (entry.step, entry.histogram_value.num, entry.histogram_value.sum) == (10, 4, 4)
 
+    def test_leaves_out_of_a_histogram_what_is_no_number(self, tmp_path):
+        with quiet(tmp_path) as out:
+            out.histogram("q", np.array([[1.0, np.nan], [np.inf, 2.0]]), 10)
+            out.histogram("nothing", np.array([np.nan]), 10)
+            out.histogram("nothing", np.zeros(0), 20)
+        read = events(tmp_path)
+        (entry,) = read.Histograms("q")
+        assert (entry.histogram_value.num, entry.histogram_value.sum) == (2, 3)
+        assert read.Tags()["histograms"] == ["q"]
+
     def test_has_the_gif_itself_with_all_its_pictures(self, tmp_path):
         pictures = [Image.new("RGB", (7, 5), colour) for colour in ("red", "blue", "lime")]
         gif = tmp_path / "film.gif"

@@ -98,6 +98,7 @@ class Metrics(Callback):
         self._clock.set(run.frames)
         self._mark = (time.monotonic(), run.frames)
         run.reporter.extras.scores = self._scores
+        self._show_score()
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
         self._actions.append(actions)
@@ -112,6 +113,7 @@ class Metrics(Callback):
         self._scores.append(score)
         self._lengths.append(length)
         self._games += 1
+        self._show_score()
 
     def on_end(self, run: Run) -> None:
         if self._actions:
@@ -146,10 +148,7 @@ class Metrics(Callback):
             metrics[f"actions/{name.lower()}"] = float((taken == action).mean()) if len(taken) else 0.0
         run.reporter.histogram("actions", taken, run.frames)
         if self._batch is not None:
-            age = run.buffer.age(self._batch.index)
-            metrics |= {"replay/age_mean": float(age.mean()), "replay/weight_mean": float(self._batch.weight.mean())}
-            run.reporter.histogram("replay/age", age, run.frames)
-            run.reporter.histogram("replay/priority_weight", run.buffer.weights(self._batch.index), run.frames)
+            metrics |= self._look_at(self._batch, run)
             self._batch = None
         now, (then, frames) = time.monotonic(), self._mark
         self._mark = (now, run.frames)
@@ -162,9 +161,23 @@ class Metrics(Callback):
         run.reporter.write(metrics, run.frames)
         self._show(metrics)
 
+    def _look_at(self, batch: Batch, run: Run) -> dict[str, float]:
+        """Write how the last batch is distributed, and return means."""
+        age = run.buffer.age(batch.index)
+        for name, values in {
+            "replay/age": age,
+            "replay/priority_weight": run.buffer.weights(batch.index),
+            "train/q": run.learner.q_values(batch.obs),  # of all actions, after the update
+            "train/abs_td": run.learner.errors,
+        }.items():
+            run.reporter.histogram(name, values, run.frames)
+        return {"replay/age_mean": float(age.mean()), "replay/weight_mean": float(batch.weight.mean())}
+
+    def _show_score(self) -> None:
+        if self._scores:
+            self._shown["score"] = f"{np.mean(self._scores):.1f} (last {len(self._scores)} games)"
+
     def _show(self, metrics: dict[str, float]) -> None:
-        if "games/return_mean_100" in metrics:
-            self._shown["score"] = f"{metrics['games/return_mean_100']:.1f} (last {len(self._scores)} games)"
         self._shown["epsilon"] = f"{metrics['explore/epsilon']:.2f}"
         if "train/loss" in metrics:
             self._shown["loss"] = f"{metrics['train/loss']:.4f}"
