@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrl.atari import action_names, task_id
+from fastrl.camera import Camera
 from fastrl.config import ConfigError
 from fastrl.extras import need
-from fastrl.plan import Epsilon, Plan, Results, Show
+from fastrl.plan import Epsilon, Plan, Results
 from fastrl.steps import FrameStack
 
 SCREEN_HEIGHT = 210
@@ -26,10 +25,10 @@ def play_ale(plan: Plan) -> Results:
     explore = Epsilon(plan.protocol.epsilon, len(numbers), 1, plan.seed)
     game_seeds = np.random.SeedSequence(plan.seed).generate_state(plan.episodes).tolist()
     results = []
+    plan.camera.names(list(numbers))
     with contextlib.closing(env):
         for episode, game_seed in enumerate(game_seeds):
-            shoot = plan.camera.shoot if episode == 0 else None
-            results.append(_one_gymnasium_game(env, numbers, plan, explore, game_seed, shoot))
+            results.append(_one_gymnasium_game(env, numbers, plan, explore, game_seed, filmed=episode == 0))
     scores, lengths = zip(*results, strict=True)
     return np.array(scores, np.float64), np.array(lengths, np.int64)
 
@@ -52,10 +51,10 @@ def _gymnasium_env(plan: Plan) -> Any:
         full_action_space=True,  # whichever the agent has: for its NOOP, which Backgammon's own actions lack
         repeat_action_probability=plan.protocol.repeat_action_probability,
         max_num_frames_per_episode=0,  # the protocol's cap is counted in agent steps, below
-        render_mode="rgb_array" if plan.camera.on or plan.show else None,
+        render_mode="rgb_array" if plan.camera.on else None,
     )
-    if plan.show:
-        _show_every_frame(env, plan.show)
+    if plan.camera.shows:
+        _show_every_frame(env, plan.camera)
     env = need("gymnasium.wrappers", "train").AtariPreprocessing(
         env,
         noop_max=plan.protocol.noop_max,
@@ -82,25 +81,20 @@ def _shrink_upper_lines_alone(env: Any) -> None:
     env._get_obs = shrink_upper_lines
 
 
-def _show_every_frame(env: Any, show: Show) -> None:
+def _show_every_frame(env: Any, camera: Camera) -> None:
     """Have an emulator show what each of its steps drew: many games draw some things in every other frame only."""
     step = env.step
 
     def step_and_show(action: int) -> Any:
         result = step(action)
-        show(env.render())
+        camera.show(env.render)
         return result
 
     env.step = step_and_show
 
 
 def _one_gymnasium_game(
-    env: Any,
-    numbers: dict[str, int],
-    plan: Plan,
-    explore: Epsilon,
-    seed: int,
-    shoot: Callable[[int, Callable[[], npt.NDArray[np.uint8]]], None] | None,
+    env: Any, numbers: dict[str, int], plan: Plan, explore: Epsilon, seed: int, *, filmed: bool
 ) -> tuple[float, int]:
     """Play one whole game and return its score and its length in agent steps.
 
@@ -119,17 +113,19 @@ def _one_gymnasium_game(
                 frames.push(frame[None], np.array([False]))  # the one that lost the life
             frame, reward, over, _, after = _one_frame(env, fire)
         else:
-            stacks = frames.push(frame[None], np.array([first]))
-            if first and shoot:
-                shoot(0, env.render)
-            action = int(explore(plan.act(stacks), game_0)[0])
+            values = plan.act(frames.push(frame[None], np.array([first])))
+            action = int(explore(values, game_0)[0])
+            plan.camera.decided(values, action)
+            if filmed:
+                plan.camera.shoot(length, env.render)
             frame, reward, over, _, after = env.step(number[action])
             first, length = False, length + 1
-            if shoot:
-                shoot(length, env.render)
         score += float(reward)
         press = fire is not None and plan.protocol.episodic_life and after["lives"] < info["lives"]
         info, over = after, over or length >= plan.protocol.max_steps
+    plan.camera.decided(None, None)
+    if filmed:
+        plan.camera.shoot(length, env.render)
     return score, length
 
 

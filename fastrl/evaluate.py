@@ -4,7 +4,7 @@ python -m fastrl.evaluate runs/NAME                             30 games by the 
 python -m fastrl.evaluate runs/NAME --checkpoint best --env gymnasium --seed 7
 python -m fastrl.evaluate runs/NAME --protocol machado          by other rules than those it was trained by
 python -m fastrl.evaluate breakout --episodes 100               with the weights that ship
-python -m fastrl.evaluate breakout --epsilon 0 --out first.gif --json scores.json
+python -m fastrl.evaluate breakout --epsilon 0 --out first.gif --no-q-values --json scores.json
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError
 from fastrl.gymnasium_envs import is_own, load
 from fastrl.rules import ProtocolName
+from fastrl.video import check_film, write_film
 
 if TYPE_CHECKING:
     from fastrl.dqn.network import QNetwork
@@ -63,7 +64,13 @@ class Arguments:
     json: Path | None = None
     """Where scores and figures go as JSON, if anywhere."""
     out: Path | None = None
-    """Where the film of the first game goes (default: a run's folder pictures/, else the current folder)."""
+    """Where the film of the first game goes, .gif or .mp4 (default: a GIF in a run's folder pictures/ or the current
+    folder)."""
+    q_values: bool = True
+    """Draw the values of all actions beside the pictures, the one taken marked."""
+
+    def __post_init__(self) -> None:
+        check_film(self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,15 +136,15 @@ def rules_for(agent: Agent, protocol: ProtocolName | None, **settings: Any) -> P
 
 
 def greedy(network: QNetwork) -> Act:
-    """Return the act function that takes the action of the highest value."""
+    """Return the act function that gives the network's Q-values, of which `play_games` takes the highest."""
     import torch
 
     device = next(network.parameters()).device
 
     @torch.inference_mode()
     def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        actions: np.ndarray[Any, Any] = network(torch.from_numpy(stacks).to(device)).argmax(dim=1).cpu().numpy()
-        return actions
+        values: np.ndarray[Any, Any] = network(torch.from_numpy(stacks).to(device)).cpu().numpy()
+        return values
 
     return act
 
@@ -158,7 +165,6 @@ def main(arguments: list[str]) -> int:
 def evaluate(agent: Agent, args: Arguments) -> Games:
     """Play and print; return the games."""
     from fastrl.games import play_games
-    from fastrl.video import write_gif
 
     protocol = rules_for(
         agent, args.protocol, epsilon=args.epsilon, max_steps=args.max_episode_steps, noop_max=args.noop_max,
@@ -176,15 +182,16 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
         backend=args.env,
         stack=agent.stack,
         film=True,
+        bars=args.q_values,
     )
     print(games.summary())
     if args.json:
         facts = {"game": games.game, "checkpoint": str(agent.origin), "protocol": rules, "env": games.backend}
         args.json.write_text(json.dumps(facts | games.figures() | {"scores": games.scores.tolist()}, indent=2) + "\n")
     if games.film:
-        gif = args.out or agent.films / f"evaluation-{agent.origin.stem}-{games.backend}.gif"
-        write_gif(gif, games.film, max_pictures=2_000)
-        print(f"film of the first game: {gif}")
+        film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{games.backend}.gif"
+        write_film(film, games.film)
+        print(f"film of the first game: {film}")
     else:
         print(NO_PICTURES)
     return games

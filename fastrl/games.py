@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from fastrl.ale import play_ale
 from fastrl.atari import AtariEnvs, game_name
+from fastrl.camera import Camera, Show
 from fastrl.config import ConfigError
 from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
-from fastrl.plan import Act, Camera, Epsilon, Plan, Protocol, Results, Show
+from fastrl.plan import Act, Epsilon, Plan, Protocol, Results
 from fastrl.steps import FrameStack
 from fastrl.video import frame_to_rgb
 
@@ -96,6 +97,7 @@ def play_games(
     film_every: int = 1,
     film_steps: int = 2_000,
     show: Show | None = None,
+    bars: bool = False,
     threads: int = 0,
 ) -> Games:
     """Play `episodes` whole games with `act` and return their scores.
@@ -107,8 +109,8 @@ def play_games(
         `fastrl.gymnasium_envs`. Of the rules such a one knows epsilon and max_steps alone, and films are of what it
         draws, if that is "rgb_array".
     act : callable
-        Stacks [n, stack, *frame] to actions [n] integers. The stacks are valid during the call only. With
-        EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
+        Stacks [n, stack, *frame] to actions [n] integers or Q-values [n, A] floats. The stacks are valid during the
+        call only. With EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
     episodes : int
         Number of games. EnvPool plays them side by side, about 1 MB each; Gymnasium one after another.
     seed : int
@@ -125,6 +127,8 @@ def play_games(
     show : callable, optional
         Called with pictures as they come: on Gymnasium with each emulator frame of every game, 60 to a second
         of play; with EnvPool, which shows what agents see alone, once per agent step of the first game.
+    bars : bool
+        Draw the Q-values that `act` returns beside the pictures, the action taken marked (`fastrl.bars`).
     threads : int
         EnvPool's threads; 0: one per CPU core that this process may use.
 
@@ -133,7 +137,7 @@ def play_games(
     ConfigError
         For a setting out of its range, an unknown game or backend, or ``catch`` on Gymnasium.
     ValueError
-        If `act` returns other than one action of the game per row.
+        If `act` returns other than one action of the game, or the values of all, per row.
     """
     for name, value in (("episodes", episodes), ("stack", stack), ("film_every", film_every)):
         if value < 1:
@@ -145,12 +149,12 @@ def play_games(
     own = is_own(game)
     backend = "own" if own else backend
     protocol = protocol or Protocol()
-    camera = Camera(film_every, film_steps if film else -1)
-    plan = Plan(game if own else game_name(game), act, episodes, seed, protocol, stack, camera, show, threads)
+    camera = Camera(film_every, film_steps if film else -1, show, bars)
+    plan = Plan(game if own else game_name(game), act, episodes, seed, protocol, stack, camera, threads)
     results = []
     for done in range(0, episodes, AT_ONCE):
         part = replace(plan, episodes=min(AT_ONCE, episodes - done), seed=seed + done)
-        results.append(_BACKENDS[backend](part if done == 0 else replace(part, camera=Camera(1, -1))))
+        results.append(_BACKENDS[backend](part if done == 0 else replace(part, camera=camera.without_film())))
     scores, lengths = (np.concatenate(parts) for parts in zip(*results, strict=True))
     return Games(plan.game, scores, lengths, protocol, backend, camera.film)
 
@@ -171,7 +175,7 @@ def _play_envpool(plan: Plan) -> Results:
         repeat_action_probability=protocol.repeat_action_probability,
         noop_max=protocol.noop_max,
         max_episode_steps=protocol.max_steps,
-        render=(camera.on or plan.show is not None) and not catch,
+        render=camera.on and not catch,
     )
     frames = FrameStack(plan.episodes, plan.stack, envs.frame_shape, envs.frame_dtype)
     explore = Epsilon(protocol.epsilon, envs.num_actions, plan.episodes, plan.seed)
@@ -181,26 +185,32 @@ def _play_envpool(plan: Plan) -> Results:
         return frame_to_rgb(step.frame[0]) if catch else envs.render(0)
 
     with contextlib.closing(envs):
+        camera.names(envs.action_names)
         step = envs.reset()
         playing = np.arange(plan.episodes)
         while True:
             stacks = frames.push(step.frame, step.first, step.env_id)
-            if playing[0] == 0 and (step.length[0] == 0 or not step.reset[0]):
-                camera.shoot(int(step.length[0]), screen)
-                if plan.show:
-                    plan.show(screen())
+            filmed = playing[0] == 0 and (step.length[0] == 0 or not step.reset[0])
             over = step.game_over
             scores[step.env_id[over]], lengths[step.env_id[over]] = step.score[over], step.length[over]
             playing, stacks = playing[~over], stacks[~over]
+            if len(playing):
+                values = plan.act(stacks)
+                actions = explore(values, playing)
+            if filmed:
+                camera.decided(*((None, None) if over[0] else (values, int(actions[0]))))
+                camera.shoot(int(step.length[0]), screen)
+                camera.show(screen)
             if not len(playing):
                 return scores, lengths
-            step = envs.step(explore(plan.act(stacks), playing), playing)
+            step = envs.step(actions, playing)
 
 
 def _play_own(plan: Plan) -> Results:
     """Play rounds of one game in each environment."""
     envs = GymnasiumEnvs(plan.game, min(plan.episodes, OWN_AT_ONCE), seed=plan.seed)
     explore = Epsilon(plan.protocol.epsilon, envs.num_actions, envs.num_envs, plan.seed)
+    plan.camera.names(envs.action_names)
     with contextlib.closing(envs):
         rounds = [
             _own_round(envs, plan, explore, min(envs.num_envs, plan.episodes - done), filmed=done == 0)
@@ -212,23 +222,27 @@ def _play_own(plan: Plan) -> Results:
 
 def _own_round(envs: GymnasiumEnvs, plan: Plan, explore: Epsilon, games: int, *, filmed: bool) -> Results:
     """Play one game in each of the first environments; where it is over they play on unseen, and so do the others."""
-    frames = FrameStack(envs.num_envs, plan.stack, envs.frame_shape, envs.frame_dtype)
+    frames, camera = FrameStack(envs.num_envs, plan.stack, envs.frame_shape, envs.frame_dtype), plan.camera
     scores, lengths, playing = np.zeros(games), np.zeros(games, np.int64), np.arange(games)
     step = envs.reset()
     while True:
         stacks = frames.push(step.frame, step.first)
         over = step.game_over | (step.length >= plan.protocol.max_steps)
         gone_on = over[0] and envs.autoreset != "next_step"  # to its next game: the last picture is missed
-        if filmed and playing[0] == 0 and envs.has_pictures and not gone_on:
-            plan.camera.shoot(int(step.length[0]), envs.render)
-            if plan.show:
-                plan.show(envs.render())
+        shown = filmed and playing[0] == 0 and envs.has_pictures and not gone_on
         ended, playing = playing[over[playing]], playing[~over[playing]]
         scores[ended], lengths[ended] = step.score[ended], step.length[ended]
+        if len(playing):
+            values = plan.act(stacks[playing])
+            chosen = explore(values, playing)
+        if shown:
+            camera.decided(*((None, None) if over[0] else (values, int(chosen[0]))))
+            camera.shoot(int(step.length[0]), envs.render)
+            camera.show(envs.render)
         if not len(playing):
             return scores, lengths
         actions = np.zeros(envs.num_envs, np.int64)
-        actions[playing] = explore(plan.act(stacks[playing]), playing)
+        actions[playing] = chosen
         step = envs.step(actions)
 
 

@@ -1,4 +1,4 @@
-"""What all makers of games share: the rules of an evaluation, the games to play, epsilon and the camera."""
+"""What all makers of games share: the rules of an evaluation, the games to play, and epsilon."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.camera import Camera
 from fastrl.config import ConfigError
 from fastrl.rules import PROTOCOLS, Rules
 
 Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
-"""Stacks [n, stack, *frame] to actions [n] integers; n is the number of games still running."""
-Show = Callable[[npt.NDArray[np.uint8]], object]
-"""Takes a picture [H, W, 3] uint8. What it raises ends the games and reaches the caller."""
+"""Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken; n is
+the number of games still running."""
 Results = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 """Scores [episodes] and lengths [episodes] in agent steps."""
 
@@ -51,20 +51,6 @@ class Protocol(Rules):
         )
 
 
-class Camera:
-    """Films one game: a picture every `every` agent steps, up to step `last` (-1: none at all)."""
-
-    def __init__(self, every: int, last: int) -> None:
-        self.film: list[npt.NDArray[np.uint8]] = []
-        self.on = last >= 0
-        self._every, self._last = every, last
-
-    def shoot(self, step: int, picture: Callable[[], npt.NDArray[np.uint8]]) -> None:
-        """Take a picture if one is due at this agent step."""
-        if step <= self._last and step % self._every == 0:
-            self.film.append(picture())
-
-
 @dataclass(frozen=True)
 class Plan:
     """Games to play, `episodes` of them; fields as the arguments of `play_games`, `game` by its plain name."""
@@ -76,7 +62,6 @@ class Plan:
     protocol: Protocol
     stack: int
     camera: Camera
-    show: Show | None
     threads: int
 
 
@@ -90,6 +75,8 @@ class Epsilon:
     def __call__(self, actions: npt.ArrayLike, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the actions [n] int64 of the games `ids` [n]; the draws do not depend on which still run."""
         greedy = np.asarray(actions)
+        if greedy.shape == (len(ids), self._num_actions) and greedy.dtype.kind == "f":
+            greedy = greedy.argmax(axis=1)
         if greedy.shape != ids.shape or greedy.dtype.kind not in "iu":
             raise ValueError(f"act returned {greedy.dtype} {greedy.shape}; return integers of shape {ids.shape}")
         if greedy.min() < 0 or greedy.max() >= self._num_actions:

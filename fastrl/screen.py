@@ -254,7 +254,7 @@ class Panel(Plain):
 
 
 def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:
-    """Return one character for each value, ``▁▂▃▄▅▆▇█`` from the lowest to the highest; equal ones are in the middle."""
+    """Return one character for each value, ``▁▂▃▄▅▆▇█`` from the lowest to the highest; if all are equal, ``▄``."""
     levels = "_.-=+*%#" if ascii_only else "▁▂▃▄▅▆▇█"
     low, high = min(values, default=0.0), max(values, default=0.0)
     if low == high:

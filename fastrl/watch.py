@@ -1,8 +1,9 @@
-"""Watch a trained agent play: in a window where there is a display, as a GIF where there is none.
+"""Watch a trained agent play: in a window where there is a display, as a film where there is none.
 
 python -m fastrl.watch breakout                         the weights that ship
 python -m fastrl.watch runs/NAME --checkpoint best --seed 7
 python -m fastrl.watch runs/NAME --no-window --out film.gif
+python -m fastrl.watch breakout --episodes 5 --out best.mp4
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fastrl.extras import need
 from fastrl.gymnasium_envs import is_own
 from fastrl.rules import ProtocolName
 from fastrl.stop import Stop, Stopped
-from fastrl.video import PICTURES_PER_SECOND, write_gif
+from fastrl.video import PICTURES_PER_SECOND, check_film, write_film
 
 if TYPE_CHECKING:
     from fastrl.games import Games
@@ -55,10 +56,12 @@ class Arguments:
     seed: int = 0
     """Seeds games and exploration."""
     window: bool = field(default_factory=has_display)
-    """Play in a window, which Escape closes; off: film a GIF."""
+    """Play in a window, which Escape closes; off: make a film."""
     out: Path | None = None
-    """Where the film of the best game goes (default: nowhere beside a window, else into a run's folder pictures/ or the
-    current folder)."""
+    """Where the film of the best game goes, .gif or .mp4 (default: nowhere beside a window, else a GIF in a run's
+    folder pictures/ or the current folder)."""
+    q_values: bool = True
+    """Draw the values of all actions beside the pictures, the one taken marked."""
     max_pictures: int = 2_000
     """The film ends after so many pictures, 15 to a second."""
 
@@ -66,8 +69,7 @@ class Arguments:
         for name in ("episodes", "max_pictures"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1")
-        if self.out is not None and self.out.is_dir():
-            raise ConfigError(f"--out is {self.out}, a folder; give the name of a file")
+        check_film(self.out)
 
 
 def main(arguments: list[str]) -> int:
@@ -105,9 +107,9 @@ def watch(agent: Agent, args: Arguments) -> int:
     if best and not best.film and not args.window:
         print(NO_PICTURES)
     elif best and best.film:
-        gif = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
-        write_gif(gif, best.film)
-        print(f"film of the best game: {gif}")
+        film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
+        write_film(film, best.film)
+        print(f"film of the best game: {film}")
     return 0 if stop.signal is None else 128 + stop.signal
 
 
@@ -115,11 +117,11 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
     """Play one game after another, the same ones with a window and without."""
     from fastrl.games import play_games
 
-    best_action = greedy(agent.network)
+    q_values = greedy(agent.network)
 
     def act(stacks: npt.NDArray[Any]) -> npt.ArrayLike:
         stop.check()
-        return best_action(stacks)
+        return q_values(stacks)
 
     for seed in range(args.seed, args.seed + args.episodes):
         yield play_games(
@@ -133,6 +135,7 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
             film=args.out is not None or window is None,
             film_steps=args.max_pictures - 1,  # and the first picture
             show=window.draw if window else None,
+            bars=args.q_values,
             threads=1,
         )
 
@@ -194,7 +197,7 @@ class Window:
 
 
 def _no_display(reason: str) -> ConfigError:
-    return ConfigError(f"--window is on, but no window can be opened ({reason}); give --no-window for a GIF")
+    return ConfigError(f"--window is on, but no window can be opened ({reason}); give --no-window for a film")
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ SAME = {  # flags of several commands, and words that each help has: a new one w
     "learning_rate": "Step size",
     "gamma": "Discount",
     "out": "Where the (film|pictures)",
+    "q_values": "Draw the values of all actions",
     "game": "(g|G)ame",
     "runs_dir": "Folder that holds",
     "name": "Name of the run's folder",

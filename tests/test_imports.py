@@ -19,7 +19,7 @@ LAYERS = [
     {f"fastrl.{name}" for name in "config rules schedule extras folder machine screen stop".split()},
     {m for m in MODULES if m.startswith("fastrl.replay")}
     | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _draw _frames".split()},
-    {f"fastrl.{name}" for name in "atari cartpole curves gymnasium_envs report steps video".split()},
+    {f"fastrl.{name}" for name in "atari bars camera cartpole curves gymnasium_envs report steps video".split()},
     {
         "fastrl.games",
         "fastrl.plan",

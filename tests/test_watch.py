@@ -22,7 +22,7 @@ import pygame
 from PIL import Image, ImageSequence
 from untrained import make_run
 
-from fastrl import games, watch
+from fastrl import bars, games, watch
 from fastrl.config import ConfigError
 from fastrl.dqn import pretrained
 from fastrl.games import Games, Protocol
@@ -141,9 +141,12 @@ def test_a_window_shows_every_frame_at_the_games_pace_and_films_nothing(shipped,
     (window,) = windows
     assert (window.title, window.pace, window.closed) == ("fastrl: breakout", 60, True)
     assert len(window.pictures) >= 4 * 12
-    assert window.pictures[0].shape == (210, 160, 3)
+    assert {picture.shape for picture in window.pictures} == {(210, 160 + bars.WIDTH, 3)}
     assert "film" not in capsys.readouterr().out
     assert list(Path().iterdir()) == []
+    assert watch.main(["breakout", "--window", "--no-q-values"]) == 0
+    assert {picture.shape for picture in windows[1].pictures} == {(210, 160, 3)}
+    assert np.array_equal([picture[:, :160] for picture in window.pictures], windows[1].pictures)
 
 
 def test_a_window_and_a_film_show_the_same_games(shipped, short, windows, capsys):
@@ -224,6 +227,7 @@ def test_a_signal_ends_calmly_whatever_is_shown(run, windows, monkeypatch, capsy
         (["RUN", "--episodes", "0"], "--episodes is 0; give at least 1"),
         (["RUN", "--max-pictures", "0"], "--max-pictures is 0; give at least 1"),
         (["RUN", "--out", "."], r"--out is \., a folder"),
+        (["RUN", "--out", "film.avi"], r"--out is film.avi; give a name that ends in .gif or .mp4"),
         (["RUN", "--epsilon", "2"], "epsilon is 2"),
         (["RUN", "--seed", "-1"], "seed is -1"),
     ],
@@ -284,7 +288,9 @@ def test_where_no_display_answers_the_message_names_the_other_way(monkeypatch):
     monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
     monkeypatch.setattr(pygame.display, "init", lambda: None)
     monkeypatch.setattr(pygame.display, "get_driver", lambda: "offscreen")
-    with pytest.raises(ConfigError, match=r"--window is on, but .* \(no display answers\); give --no-window for a GIF"):
+    with pytest.raises(
+        ConfigError, match=r"--window is on, but .* \(no display answers\); give --no-window for a film"
+    ):
         REAL("title", 60)
 
     def fail():

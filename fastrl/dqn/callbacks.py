@@ -5,6 +5,7 @@ A callback of your own derives from `Callback` and overrides what it needs; `exa
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import deque
@@ -45,7 +46,7 @@ class Callback:
         """A line of metrics is due; add your own to it."""
 
     def on_evaluation(self, run: Run, games: Games) -> None:
-        """An evaluation was played; ``games.film`` holds RGB pictures of its first game."""
+        """An evaluation was played; ``games.film`` holds RGB pictures of its first game, with Q-values."""
 
     def on_checkpoint(self, run: Run, folder: Path) -> None:
         """A checkpoint lies whole in ``folder``."""
@@ -217,15 +218,13 @@ class Evaluation(Callback):
 
         def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
-            actions: np.ndarray[Any, Any] = run.learner.q_values(stacks).argmax(axis=1)
-            return actions
+            return run.learner.q_values(stacks)
 
         run.reporter.line(f"evaluating {episodes} games …")
         games = play_games(
             config.game, act, episodes, seed=run.frames + config.seed, protocol=Protocol(**config.rules()),
-            stack=config.stack, film=True, threads=config.env_threads,
+            stack=config.stack, film=True, bars=True, threads=config.env_threads,
         )  # fmt: skip
-        self.last = games
         film = ""
         if games.film:  # an own environment may draw none
             gif = run.folder / "pictures" / f"{run.frames:012d}.gif"
@@ -240,6 +239,7 @@ class Evaluation(Callback):
             run.save(checkpoint.BEST)
         for callback in run.callbacks:
             callback.on_evaluation(run, games)
+        self.last = dataclasses.replace(games, film=[])  # which takes up to 400 MB
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best}
