@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,7 +133,10 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
     from fastrl.dqn import checkpoint
     from fastrl.dqn.run import train
 
-    say = (lambda _: None) if quiet else partial(print, flush=True)
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, flush=True)
+
     say(f"{config.game}: {about}; Ctrl-C saves and says how to go on")
     run = train(config, resume=resume, quiet=quiet)
     say(f"checkpoint: {checkpoint.find(run.folder)}")

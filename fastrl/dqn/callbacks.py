@@ -165,12 +165,13 @@ class Metrics(Callback):
     def _look_at(self, batch: Batch, run: Run) -> dict[str, float]:
         """Write how the last batch is distributed, and return means."""
         age = run.buffer.age(batch.index)
-        for name, values in {
+        shown: dict[str, np.ndarray[Any, Any]] = {
             "replay/age": age,
             "replay/priority_weight": run.buffer.weights(batch.index),
             "train/q": run.learner.q_values(batch.obs),  # of all actions, after the update
             "train/abs_td": run.learner.errors,
-        }.items():
+        }
+        for name, values in shown.items():
             run.reporter.histogram(name, values, run.frames)
         return {"replay/age_mean": float(age.mean()), "replay/weight_mean": float(batch.weight.mean())}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Tally:
         self.totals[:4] += torch.stack((*stats[:3], grad_norm))
         self.totals[4].clamp_(min=stats[3])
 
-    def measure(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    def measure(self, before: list[Tensor], after: list[Tensor]) -> None:
         """Keep the norms of the P parameters before an update and of what it changed, until measured again or read."""
         change = torch._foreach_sub(after, before)
         self._norms.copy_(torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in (before, change)]))
