@@ -10,6 +10,7 @@ fastrl plot runs/NAME --x minutes           the learning curve
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -28,6 +29,8 @@ def main() -> NoReturn:
     """Run the command that is named first; nothing heavy is imported for any other purpose."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
+        if os.getcwd() not in sys.path:  # for my_module:make_env, which `python -m fastrl.train` finds here
+            sys.path.insert(0, os.getcwd())
         module = importlib.import_module(f"fastrl.{arguments[0]}")
         run_command(module.main, module.PROG, arguments[1:])
     run_command(_help, "fastrl")

@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.extras import need
+from fastrl.video import upscale
 
 WIDTH = 132
 """Columns that bars add to a picture."""
 ROW, WORD, BASELINE = 24, 11, 9
 """Height of a row at most, of a word, and of the part of a word above its baseline."""
+WIDEST, MOST_ROWS = 320, 18
+"""Columns of a picture beside bars at most, and the actions that it is made high enough for: those of the console."""
 GROUND, BAR, CHOSEN, LETTERS = (16, 16, 20), (48, 84, 140), (168, 84, 16), (244, 244, 244)
 
 Picture = npt.NDArray[np.uint8]
@@ -46,6 +49,8 @@ class Bars:
         Parameters
         ----------
         picture : [H, W, 3] uint8
+            Wider ones than ``WIDEST`` are shrunk by a whole factor, every k-th pixel of both axes, lest a film be
+            shrunk later, letters and all. Ones too low for the words are enlarged by a whole factor.
         values : [A] float, optional
             Q-values; without them, where nothing is decided, the names stand alone.
         action : int, optional
@@ -53,8 +58,9 @@ class Bars:
 
         Returns
         -------
-        picture : [H, W + WIDTH, 3] uint8
+        picture : [H, W + WIDTH, 3] uint8, of the picture's size then
         """
+        picture = self._fitted(picture)
         height, width = picture.shape[:2]
         both = np.empty((height, width + WIDTH, 3), np.uint8)
         both[:, :width], both[:, width:] = picture, GROUND
@@ -66,6 +72,14 @@ class Bars:
             value = None if values is None else float(values[number])
             self._draw_row(both[number * row : (number + 1) * row, width:], name, value, number == action)
         return both
+
+    def _fitted(self, picture: Picture) -> Picture:
+        """Return a picture neither too wide nor, as far as its width allows, too low."""
+        smaller = -(-picture.shape[1] // WIDEST)
+        picture = picture[::smaller, ::smaller]
+        height, width = picture.shape[:2]
+        needed = WORD * min(len(self._names), MOST_ROWS)
+        return upscale(picture, max(1, min(-(-needed // height), WIDEST // width)))
 
     def _draw_row(self, row: Picture, name: str, value: float | None, chosen: bool) -> None:
         """Draw into ``row [h, WIDTH, 3]``: a frame, if chosen, around a bar, a name and a number."""

@@ -33,11 +33,11 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQNConfig(RunConfig, Rules):
+class DQNConfig(Rules, RunConfig):
     """Dueling double DQN with prioritized replay on EnvPool's vectorised games."""
 
     game: str = "breakout"
-    """Any of EnvPool's Atari games by its plain name, or `catch`."""
+    """Any of EnvPool's Atari games by its plain name, `catch`, or `my_module:make_env`."""
     device: Device = "auto"
     """Where the network learns; `auto` takes a GPU where there is one."""
     total_frames: int = 10_000_000

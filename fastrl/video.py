@@ -60,7 +60,7 @@ def gif_bytes(
     frames: Sequence[Picture],
     *,
     fps: float = PICTURES_PER_SECOND,
-    max_width: int = 320,
+    max_width: int = 480,
     max_pictures: int | None = None,
     loop: bool = True,
 ) -> bytes:

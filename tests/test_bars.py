@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,9 @@ pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
 
 from fastrl.bars import BAR, CHOSEN, GROUND, LETTERS, ROW, WIDTH, Bars
-from fastrl.games import Protocol, play_games
+from fastrl.games import play_games
+from fastrl.plan import Protocol
+from fastrl.video import gif_bytes
 
 NAMES = ("NOOP", "FIRE", "RIGHT", "LEFT")
 PICTURE = np.random.default_rng(0).integers(256, size=(210, 160, 3), dtype=np.uint8)
@@ -73,6 +77,19 @@ def test_all_eighteen_actions_fit_and_four_colours_are_all():
     colours = np.unique(picture[:, 160:].reshape(-1, 3), axis=0)
     assert {tuple(colour) for colour in colours.tolist()} == {GROUND, BAR, CHOSEN, LETTERS}
     assert (picture[17 * 11 : 18 * 11, 160:] == LETTERS).all(axis=2).any()
+
+
+def test_pictures_of_other_sizes_are_fitted_so_that_words_can_be_read():
+    """Four rows of words take 44 lines; a film is shrunk beyond 480 columns."""
+    values = np.arange(4.0)
+    small, wide = PICTURE[:20, :20], PICTURE.repeat(2, axis=0).repeat(4, axis=1)  # 420 lines of 640 columns
+    assert np.array_equal(Bars(NAMES).beside(small, values)[:, :-WIDTH], small.repeat(3, axis=0).repeat(3, axis=1))
+    assert np.array_equal(Bars(NAMES).beside(wide, values)[:, :-WIDTH], wide[::2, ::2])
+    low = np.zeros((5, 300, 3), np.uint8)
+    assert Bars(NAMES).beside(low, values).shape == (5, 300 + WIDTH, 3)  # not to be helped
+    film = [Bars(NAMES).beside(wide, values, action) for action in range(4)]
+    image = pytest.importorskip("PIL.Image").open(io.BytesIO(gif_bytes(film)))
+    assert image.size == (320 + WIDTH, 210)
 
 
 @pytest.mark.parametrize("backend", ["envpool", "gymnasium"])

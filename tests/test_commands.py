@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -17,12 +18,15 @@ import pytest
 pytest.importorskip("tyro")
 
 import itertools
+from types import ModuleType, NoneType
 
 from fastrl import __main__ as front
 from fastrl import command, evaluate, folder, plot, train, watch
 from fastrl.config import PRESETS, DQNConfig, RunConfig, SarsaConfig
+from fastrl.rules import Rules
 
 MODULES = {"train": train, "evaluate": evaluate, "watch": watch, "plot": plot}
+ROOT = Path(folder.__file__).parents[1]
 PARSED = [DQNConfig, SarsaConfig, evaluate.Arguments, watch.Arguments, plot.Arguments]
 
 
@@ -35,9 +39,12 @@ def examples_of(module):
 EXAMPLES = [pytest.param(words, id=" ".join(words)) for name in MODULES for words in examples_of(MODULES[name])]
 
 
+MY_MODULE = "import gymnasium as gym\n\ndef make_env():\n    return gym.make('CartPole-v1')\n"
+
+
 @pytest.fixture
 def reached(monkeypatch, tmp_path):
-    """What was parsed: nothing is done with it. The current folder holds a run of catch, runs/NAME."""
+    """What was parsed: nothing is done with it. The current folder holds a run of catch, runs/NAME, and my_module."""
     reached = []
 
     def note(*arguments, **_):
@@ -46,6 +53,10 @@ def reached(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     folder.open_run(Path("runs/NAME"), PRESETS["catch"].config, new=True)
+    Path("my_module.py").write_text(MY_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", ModuleType("imageio_ffmpeg"))
     monkeypatch.setattr(train, "_dqn", note)
     monkeypatch.setattr("fastrl.sarsa_run.train", note)
     for module in (evaluate, watch):
@@ -110,6 +121,20 @@ def test_the_command_in_front_says_what_there_is(monkeypatch, capsys, arguments,
         assert "usage: fastrl COMMAND" in said.out
 
 
+def test_the_command_in_front_finds_modules_of_the_current_folder(tmp_path):
+    (tmp_path / "my_module.py").write_text(MY_MODULE)
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "fastrl"  # which Python looks beside, not in the current folder
+    script.write_text("from fastrl.__main__ import main\nmain()\n")
+    flags = "--total-frames 300 --no-compile --hidden 8 --device cpu --name x --final-episodes 1".split()
+    command = [sys.executable, str(script), "train", "my_module:make_env", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert folder.load_config(tmp_path / "runs" / "x").game == "my_module:make_env"
+    assert (tmp_path / "runs" / "x" / "commands.txt").read_text().startswith("fastrl train my_module:make_env ")
+
+
 def test_hints_are_worded_as_the_command_was_called(monkeypatch):
     doc = "Purpose.\n\npython -m fastrl.plot RUN   what\n"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/fastrl", "plot"])
@@ -142,7 +167,13 @@ def flags_of(kind):
     tree = ast.parse(inspect.getsource(kind)).body[0].body
     pairs = itertools.pairwise(tree)
     own = {a.target.id: ast.literal_eval(b.value) for a, b in pairs if isinstance(a, ast.AnnAssign)}
-    return (flags_of(RunConfig) if issubclass(kind, RunConfig) and kind is not RunConfig else {}) | own
+    inherited = [flags_of(base) for base in (RunConfig, Rules) if issubclass(kind, base) and kind is not base]
+    return {name: text for flags in [*inherited, own] for name, text in flags.items()}
+
+
+def without_none(hint):
+    """Return the types of a union but None, or the one type."""
+    return {kind for kind in get_args(hint) if kind is not NoneType} if NoneType in get_args(hint) else {hint}
 
 
 SAME = {  # flags of several commands, and words that each help has: a new one wants a look at the others
@@ -150,8 +181,12 @@ SAME = {  # flags of several commands, and words that each help has: a new one w
     "episodes": "to play|that count",  # of CartPole, whose games are its episodes
     "checkpoint": "Of a run: `newest`, `best`",
     "epsilon": "Share of random actions",
+    "make_env": "Makes the environment of a run of an own one",
+    "protocol": "say where they are not given|Whose rules count",
+    "repeat_action_probability": "Sticky actions: the chance per emulator frame that the last action is repeated",
+    "episodic_life": "life",
+    "fire_reset": "FIRE is pressed for the player",
     "noop_max": "Up to so many no-ops open a game",
-    "repeat_action_probability": "Sticky actions",
     "max_episode_steps": "A game is cut off after so many agent steps",
     "learning_rate": "Step size",
     "gamma": "Discount",
@@ -171,11 +206,10 @@ def test_a_flag_means_the_same_in_every_command():
         kinds = [kind for kind in PARSED if name in flags[kind]]
         for kind in kinds:
             assert re.search(words, flags[kind][name]), (kind, name)
-        hints = [get_type_hints(kind, vars(sys.modules[kind.__module__]))[name] for kind in kinds]
-        types = {tuple(kind for kind in get_args(hint) or (hint,) if kind is not type(None)) for hint in hints}
-        assert len(types) == 1, (name, types)
+        hints = [get_type_hints(kind)[name] for kind in kinds]
+        assert all(without_none(hint) == without_none(hints[0]) for hint in hints), (name, hints)
 
 
 def test_the_script_that_is_installed_is_the_command_in_front():
-    project = tomllib.loads((Path(folder.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"fastrl": f"{front.__name__}:{front.main.__name__}"}

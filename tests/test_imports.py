@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,12 @@ def imported(module: str) -> set[str]:
 def test_imports_run_one_way(module):
     for other in imported(module):
         assert layer(other) <= layer(module), f"{module} imports {other}"
+
+
+def test_the_picture_of_the_design_shows_every_module_once():
+    picture = re.search(r"^```text\ncsrc.*?^```", (ROOT / "docs" / "design.md").read_text(), re.S | re.M)[0]
+    files = Counter(path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    assert Counter(re.findall(r"\w+\.py\b", picture)) == files
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("fastrl.integrations")])

@@ -13,6 +13,7 @@ from replay_autoreset import Walk
 pytest.importorskip("envpool")
 
 from fastrl import evaluate, folder, gymnasium_envs, train, watch
+from fastrl.bars import CHOSEN, WIDTH
 from fastrl.config import ConfigError
 from fastrl.dqn.run import Run
 from fastrl.games import play_games
@@ -231,7 +232,7 @@ def test_a_run_is_resumed_evaluated_and_watched(make_env, tmp_path, capsys):
     assert "4 games, whole games, unclipped scores, epsilon 0.01, at most 27,000 steps" in said
     assert "over 4 games" in said
     assert "protocol" not in said
-    assert watch.main([str(run.folder), "--games", "2"]) == 0
+    assert watch.main([str(run.folder), "--episodes", "2"]) == 0
     said = capsys.readouterr().out
     films = sorted(path.name.split("-")[0] for path in (run.folder / "pictures").glob("*.gif"))
     if make_env is make_painted:
@@ -265,6 +266,26 @@ def test_games_are_whole_and_counted_one_for_one(make_env):
     assert games.scores.tolist() == [sum(10 * t + 1 for t in range(1, n + 1)) for n in games.lengths]
     assert games.lengths[:3].tolist() == ([1, 1, 1] if make_env is make_walk else [1, 2, 3])  # the first episodes
     assert games.lengths.max() <= 5
+
+
+def test_films_show_own_pictures_beside_the_values_of_all_actions():
+    def act(stacks):
+        return np.tile([0.0, 1.0, 3.0, 2.0], (len(stacks), 1))
+
+    def pictures(**settings):
+        shown = []
+        rules = {"protocol": Protocol(epsilon=0), "film": True, "show": shown.append}
+        film = play_games(name_of(make_painted), act, 3, seed=1, **rules, **settings).film
+        assert np.array_equal(film, shown)
+        return film
+
+    plain, film = pictures(), pictures(bars=True)
+    assert len(film) == len(plain) == 2  # one step long
+    for with_bars, picture in zip(film, plain, strict=True):
+        assert np.array_equal(with_bars[:, :-WIDTH], picture.repeat(3, axis=0).repeat(3, axis=1))
+    marked = [np.flatnonzero((picture == CHOSEN).all(axis=2).any(axis=1)) // 15 for picture in film]
+    assert set(marked[0]) == {2}
+    assert len(marked[1]) == 0  # where nothing is decided any more
 
 
 def test_games_that_never_end_are_cut_off():

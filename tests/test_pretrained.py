@@ -26,7 +26,8 @@ import fastrl
 from fastrl import evaluate
 from fastrl.config import ConfigError
 from fastrl.dqn import checkpoint, pretrained
-from fastrl.games import Protocol, play_games
+from fastrl.games import play_games
+from fastrl.plan import Protocol
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = pretrained.games()

@@ -25,7 +25,8 @@ from untrained import make_run
 from fastrl import bars, games, watch
 from fastrl.config import ConfigError
 from fastrl.dqn import pretrained
-from fastrl.games import Games, Protocol
+from fastrl.games import Games
+from fastrl.plan import Protocol
 from fastrl.stop import Stopped
 
 
