@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_run import QUICK, rows, start
@@ -52,6 +55,15 @@ def test_a_quiet_run_prints_nothing_and_writes_all(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
     for name in "ab":
         assert (tmp_path / name / "metrics.csv").exists()
+
+
+def test_every_metric_is_explained(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    explained = set(re.findall(r"`([^`]+)`", "".join(line for line in page.splitlines() if line.startswith("| `"))))
+    columns = set(rows(start(QUICK.replace(total_frames=2_000), tmp_path).folder)[0])
+    assert {"evaluation/return_mean", "update_ratio/value", "replay/age_mean"} < columns
+    for column in columns:
+        assert explained & {column, re.sub("/.*", "/…", column), column.replace("evaluation/return", "…")}, column
 
 
 def test_tensorboard_gets_histograms_and_each_layers_update_ratio(tmp_path):
