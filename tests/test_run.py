@@ -114,9 +114,9 @@ def test_a_run_leaves_config_versions_metrics_events_films_and_checkpoints(finis
     assert any(re.fullmatch(r"pictures/\d+\.gif", name) for name in names)
     assert len(checkpoint.numbered(path)) == QUICK.keep_checkpoints
     newest = checkpoint.find(path).name
-    for name in ("state.json", "learner.pt", "weights.safetensors", "replay"):
+    for name in ("state.json", "learner.pt", "weights.safetensors", "replay/index", "replay/frames-000001"):
         assert f"checkpoints/{newest}/{name}" in names
-    assert sum(name.endswith("/replay") for name in names) == 1  # only the newest holds one
+    assert sum(name.endswith("/replay/index") for name in names) == 1  # only the newest holds one
     assert "checkpoints/best/weights.safetensors" in names
     assert not any(".partial" in name for name in names)
 
@@ -314,21 +314,32 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (saved / "learner.pt").write_bytes(b"broken")
     with pytest.raises(ConfigError, match=r"learner.pt cannot be read"):
         run.train(ended.config, resume=ended.folder, quiet=True)
-    (saved / "replay").write_bytes(b"broken")
+    (saved / "replay" / "index").write_bytes(b"broken")
     with pytest.raises(ConfigError, match=r"replay is no saved replay, or damaged .* delete"):
         run.train(ended.config, resume=ended.folder, quiet=True)
     with pytest.raises(ConfigError, match=r"has no checkpoint 'other'; there is"):
         checkpoint.find(ended.folder, "other")
 
 
-def test_a_failed_checkpoint_leaves_the_last_one_whole(tmp_path, monkeypatch):
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_failed_checkpoint_leaves_the_last_one_whole(tmp_path):
     ended = start(QUICK.replace(total_frames=1_000), tmp_path)
-    before = {p: p.read_bytes() for p in checkpoint.find(ended.folder).iterdir()}
-    monkeypatch.setattr(checkpoint.torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        ended.save()
-    assert {p: p.read_bytes() for p in checkpoint.find(ended.folder).iterdir()} == before
-    assert not list((ended.folder / "checkpoints").glob(".*"))
+    before = contents(checkpoint.find(ended.folder))
+
+    def full(*_):
+        raise OSError("disk full")
+
+    for module, name in ((checkpoint.torch, "save"), (os, "fsync"), (checkpoint, "Save")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, full)
+            with pytest.raises(OSError, match="disk full"):
+                ended.save()
+        assert contents(checkpoint.find(ended.folder)) == before
+        assert not list((ended.folder / "checkpoints").glob(".*"))
+    ended.save()  # and all is well again
 
 
 def test_the_capacity_adapts_to_the_memory_and_says_so(tmp_path, monkeypatch, finished):

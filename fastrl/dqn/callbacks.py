@@ -229,15 +229,16 @@ class Evaluation(Callback):
 
 
 class Checkpoints(Callback):
-    """A checkpoint every ``checkpoint_every_frames`` and at the end, however it comes."""
+    """A checkpoint every ``checkpoint_every_frames``, in a thread, and one at the end, however it comes."""
 
     def on_start(self, run: Run) -> None:
         self._clock = Clock(run.config.checkpoint_every_frames)
         self._clock.set(run.frames)
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
+        run.settle(wait=False)
         if self._clock.due(run.frames) and run.frames < run.config.total_frames:
-            run.save()
+            run.save(wait=False)
 
     def on_end(self, run: Run) -> None:
         run.save()

@@ -4,7 +4,7 @@ RUN/checkpoints/000004000000/     frames played, so that names sort by age
     state.json                    counters, generators, callbacks: plain JSON
     learner.pt                    tensors of the learner; read with weights_only=True, so it runs no code
     weights.safetensors           the online network alone, with what is needed to rebuild it
-    replay                        only in the newest
+    replay/                       only in the newest; shares files with the one before while that is still there
 RUN/checkpoints/best/             weights.safetensors and state.json of the best evaluation
 """
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,17 @@ from torch import Tensor
 
 from fastrl.config import ConfigError
 from fastrl.dqn.network import QNetwork
+from fastrl.replay import PrioritizedReplayBuffer
+from fastrl.replay.saves import Save
 
 FORMAT = 2  # since 2 the dense layer reads the features of images position by position
 BEST = "best"
 
 
-def save(
-    run_folder: Path, name: str, state: dict[str, Any], learner: dict[str, Any] | None,
-    weights: dict[str, Tensor], replay: Any = None,
-) -> Path:  # fmt: skip
-    """Write a checkpoint in one move and return its folder.
+class Draft:
+    """A checkpoint that is being written: a hidden folder, which `finish` moves to its place.
+
+    Making it writes all but the replay's frames. `finish` may run in a thread while everything goes on.
 
     Parameters
     ----------
@@ -48,50 +51,135 @@ def save(
         State of the online network.
     replay : ReplayBuffer, optional
         Saved along with the rest; checkpoints that exist lose theirs once this one is whole.
+    earlier : Path, optional
+        An earlier save of this replay; see `Save`.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the checkpoint will be.
     """
-    parent = run_folder / "checkpoints"
-    final, partial = parent / name, parent / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()},
-            partial / "weights.safetensors",
-            metadata=metadata(state["network"]),
-        )
-        if learner is not None:
-            torch.save(learner, partial / "learner.pt")
-        if replay is not None:
-            replay.save(partial / "replay")
-        (partial / "state.json").write_text(json.dumps({"format": FORMAT} | state))
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
-        old = parent / f".{name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
+
+    def __init__(
+        self, run_folder: Path, name: str, state: dict[str, Any], learner: dict[str, Any] | None,
+        weights: dict[str, Tensor], replay: PrioritizedReplayBuffer | None = None, earlier: Path | None = None,
+    ) -> None:  # fmt: skip
+        parent = run_folder / "checkpoints"
+        self.folder, self._partial, self._old = parent / name, parent / f".{name}.partial", parent / f".{name}.old"
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._replay: Save | None = None
         try:
-            os.replace(partial, final)
+            save_file(
+                {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()},
+                self._partial / "weights.safetensors",
+                metadata=metadata(state["network"]),
+            )
+            if learner is not None:
+                torch.save(learner, self._partial / "learner.pt")
+            (self._partial / "state.json").write_text(json.dumps({"format": FORMAT} | state))
+            if replay is not None:
+                self._replay = Save(replay, self._partial / "replay", earlier)
         except BaseException:
-            if old.exists():
-                os.replace(old, final)
+            shutil.rmtree(self._partial, ignore_errors=True)
             raise
-        _sync(parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if replay is not None:
-        for other in numbered(run_folder):
-            if other != final:
-                (other / "replay").unlink(missing_ok=True)
-    return final
+
+    def finish(self) -> Path:
+        """Write the rest, move the folder to its place in one move, and return it."""
+        try:
+            if self._replay is not None:
+                self._replay.write()
+            for path in (*self._partial.rglob("*"), self._partial):
+                _sync(path)
+            self._move()
+        except BaseException:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise
+        if self._replay is not None:
+            for other in numbered(self.folder.parent.parent):
+                if other != self.folder:
+                    _remove(other / "replay")
+        return self.folder
+
+    def give_up(self) -> None:
+        """Let a `finish` that is writing frames end with an error."""
+        if self._replay is not None:
+            self._replay.close()
+
+    def _move(self) -> None:
+        shutil.rmtree(self._old, ignore_errors=True)
+        if self.folder.exists():
+            os.replace(self.folder, self._old)
+        try:
+            os.replace(self._partial, self.folder)
+        except BaseException:
+            if self._old.exists():
+                os.replace(self._old, self.folder)
+            raise
+        _sync(self.folder.parent)
+        shutil.rmtree(self._old, ignore_errors=True)
+
+
+class Background:
+    """A thread that finishes a checkpoint.
+
+    It is a daemon: who leaves at once does not wait for it.
+    """
+
+    def __init__(self, draft: Draft, then: Callable[[], None]) -> None:
+        self._draft, self._then = draft, then
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._finish, name="fastrl-checkpoint", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no thread is to be had
+            draft.give_up()
+            raise
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over, however it ended."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait until it is over."""
+        self._thread.join()
+
+    def result(self) -> Path:
+        """Wait for the checkpoint and return its folder, or raise what went wrong."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._draft.folder
+
+    def give_up(self, seconds: float) -> None:
+        """Ask it to end, and wait for that so long at most."""
+        self._draft.give_up()
+        self._thread.join(seconds)
+
+    def _finish(self) -> None:
+        try:
+            self._draft.finish()
+            self._then()
+        except BaseException as error:
+            self._error = error
+
+
+def tidy(run_folder: Path) -> None:
+    """Put right what a save that was killed left behind; nothing else may be saving into this run."""
+    for old in (run_folder / "checkpoints").glob(".*.old"):
+        whole = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if not whole.exists():  # it was killed between the two moves that replace a checkpoint
+            os.replace(old, whole)
+    for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone"):
+        for leftover in (run_folder / "checkpoints").glob(pattern):
+            shutil.rmtree(leftover)
 
 
 def prune(run_folder: Path, keep: int) -> None:
     """Delete all numbered checkpoints but the newest ``keep``."""
     for folder in numbered(run_folder)[:-keep]:
-        shutil.rmtree(folder)
+        _remove(folder)
 
 
 def numbered(run_folder: Path) -> list[Path]:
@@ -183,6 +271,17 @@ def _check_format(path: Path, found: Any) -> None:
 def _damaged(path: Path, error: Exception) -> ConfigError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ConfigError(f"{path} cannot be read ({reason}); use another checkpoint of the run")
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, or a folder so that nobody finds half of it; or nothing."""
+    if path.is_dir():
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(path, gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

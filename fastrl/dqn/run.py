@@ -15,7 +15,7 @@ from fastrl import folder, report
 from fastrl.atari import Step
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import checkpoint
-from fastrl.dqn.build import build_groups, build_replay, load_replay
+from fastrl.dqn.build import build_groups, build_replay, load_replay, require_disk
 from fastrl.dqn.callbacks import Callback, Checkpoints, Evaluation, Metrics
 from fastrl.dqn.device import pick_device
 from fastrl.dqn.laps import Laps
@@ -25,6 +25,7 @@ from fastrl.schedule import linear
 from fastrl.stop import Stop, Stopped
 
 MEASURE_EVERY_UPDATES = 100  # norms of parameters and update cost a copy of all weights
+LEAVE_SECONDS = 1.0  # that a thread has to stop saving, when the run leaves at once
 
 
 def train(
@@ -58,6 +59,9 @@ def train(
         try:
             with run.reporter:
                 run.play()
+        except KeyboardInterrupt:
+            run.give_up()
+            raise
         finally:
             run.close()
     return run
@@ -87,7 +91,11 @@ class Run:
         self.evaluation = Evaluation()
         self.callbacks: list[Callback] = [*callbacks, Metrics(), self.evaluation, Checkpoints()]
         self.folder = resume or folder.path_for(config, config.game)
+        if resume:
+            checkpoint.tidy(resume)
         saved = checkpoint.find(resume) if resume else None
+        self._saving: checkpoint.Background | None = None  # the checkpoint under way
+        self._earlier: Path | None = None  # the newest save of the replay
         state = checkpoint.load_state(saved) if saved else {}
         self.steps: int = state.get("steps", 0)
         self._seconds_before: float = state.get("seconds", 0.0)
@@ -104,9 +112,10 @@ class Run:
         self.envs = self._groups[0].envs
         if saved and (saved / "replay").exists():
             self.buffer, chosen = load_replay(saved / "replay", config, self.envs, device)
-            self._credit, self._warm = state["credit"], state["warm"]
+            self._credit, self._warm, self._earlier = state["credit"], state["warm"], saved / "replay"
         else:
             self.buffer, chosen = build_replay(config, self.envs, seeds[2], device)
+        chosen += require_disk(config, self.buffer, self.steps, self.folder, self._earlier)
         obs_shape = (config.stack, *self.envs.frame_shape)
         self.learner = Learner(config, obs_shape, self.envs.frame_dtype, self.envs.num_actions, device, seeds[3])
         if saved:
@@ -165,9 +174,13 @@ class Run:
         self.lap("callbacks")
 
     def close(self) -> None:
-        """Close the games."""
-        for group in self._groups:
-            group.envs.close()
+        """Wait for a checkpoint that is under way, and close the games."""
+        try:
+            if self._saving is not None:
+                self._saving.wait()
+        finally:
+            for group in self._groups:
+                group.envs.close()
 
     # --- the parts of a step --------------------------------------------------------------------------
 
@@ -256,11 +269,19 @@ class Run:
 
     # --- checkpoints ----------------------------------------------------------------------------------
 
-    def save(self, name: str | None = None) -> Path:
+    def save(self, name: str | None = None, *, wait: bool = True) -> Path:
         """Write a checkpoint, named after the frames played unless a name is given; return its folder.
 
-        A named one holds the weights alone: it is for looking at, not for going on.
+        A named one holds the weights alone: it is for looking at, not for going on. Of others a thread does what takes
+        time, and without ``wait`` the run may go on meanwhile; callbacks hear of it when it is whole.
+
+        Raises
+        ------
+        OSError
+            If this checkpoint cannot be written, or the one under way could not; the last whole one is left as it is.
         """
+        if name is None:
+            self.settle()
         self._update_priorities(self.learner.flush())
         state = {
             "game": self.config.game,
@@ -276,13 +297,33 @@ class Run:
         }
         weights = self.learner.online.state_dict()
         if name is not None:
-            return checkpoint.save(self.folder, name, state, None, weights)
+            return checkpoint.Draft(self.folder, name, state, None, weights).finish()
         replay = self.buffer if self.config.checkpoint_replay else None
-        saved = checkpoint.save(self.folder, f"{self.frames:012d}", state, self.learner.state(), weights, replay)
-        checkpoint.prune(self.folder, self.config.keep_checkpoints)
+        draft = checkpoint.Draft(
+            self.folder, f"{self.frames:012d}", state, self.learner.state(), weights, replay, self._earlier
+        )
+        self._saving = checkpoint.Background(draft, lambda: checkpoint.prune(self.folder, self.config.keep_checkpoints))
+        if wait:
+            self.settle()
+        return draft.folder
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Tell callbacks of a checkpoint that is whole now, or raise what kept it from that; wait for one under way."""
+        if self._saving is None or not (wait or self._saving.done):
+            return
+        self._saving.wait()
+        saving, self._saving = self._saving, None
+        saved = saving.result()
+        if self.config.checkpoint_replay:
+            self._earlier = saved / "replay"
         for callback in self.callbacks:
             callback.on_checkpoint(self, saved)
-        return saved
+
+    def give_up(self) -> None:
+        """Leave a checkpoint that is under way unfinished."""
+        if self._saving is not None:
+            self._saving.give_up(LEAVE_SECONDS)
+            self._saving = None
 
     def _restore(self, saved: Path, state: dict[str, Any]) -> None:
         """Take over a checkpoint but for its replay."""

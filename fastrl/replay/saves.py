@@ -53,7 +53,7 @@ class Save:
                 raise ValueError("a save is under way; wait for its end before you start another")
             folder.mkdir()
             settings, ring, frame = buffer.settings, buffer._ring, frame_bytes(buffer.settings)
-            self._header = {"kind": type(buffer).__name__, "settings": settings, "held": ring.held}
+            self._settings, self._held = settings, ring.held
             self._state = {name: copy.deepcopy(value) for name, value in buffer._state().items()}
             self._kept, self._new = split(_segments(earlier, buffer), ring.count, ring.rows, frame)
             if earlier is not None and not _link(self._kept, earlier, folder):
@@ -73,9 +73,10 @@ class Save:
             If `close` was called meanwhile.
         """
         try:
-            frames = piece_for(self._header["settings"])
+            frames = piece_for(self._settings)
             new = [each.write(self._folder, frames, self._gather) for each in self._new]
-            save_index(self._folder, self._header, self._state, self._kept + new)
+            header = {"kind": type(self._buffer).__name__, "settings": self._settings, "held": self._held}
+            save_index(self._folder, header, self._state, self._kept + new)
         finally:
             self.close()
 
