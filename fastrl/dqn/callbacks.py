@@ -47,7 +47,7 @@ class Callback:
         """An evaluation was played; ``games.film`` holds RGB pictures of its first game."""
 
     def on_checkpoint(self, run: Run, folder: Path) -> None:
-        """A checkpoint lies whole in ``folder``."""
+        """A checkpoint lies whole in ``folder``; a thread finished it, so the run may be some steps ahead of it."""
 
     def on_end(self, run: Run) -> None:
         """The run is over or stopped; its reporter still writes."""
