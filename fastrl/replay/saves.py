@@ -25,6 +25,7 @@ class Save:
     Making it takes a picture of all but the frames, 24 bytes a row, and is done in a moment. `write` takes its time and
     may run in a thread while rows are added, drawn and updated: what it writes is the buffer as it was in the picture.
     A row waits only where it would overwrite a frame that is yet to be written; the oldest are written first.
+    `write`, or `close` to do without, must follow.
 
     Parameters
     ----------
@@ -84,7 +85,6 @@ class Save:
         """Let no row wait any longer; a `write` under way gives up at its next piece."""
         with self._written:
             self._given_up = True
-            self._unsaved[:] = False
             if self._buffer._save is self:
                 self._buffer._save = None
             self._written.notify_all()

@@ -224,6 +224,40 @@ def test_rows_that_overwrite_nothing_unsaved_do_not_wait(tmp_path):
     assert_equal(PrioritizedReplayBuffer.load(tmp_path / "second"), then)
 
 
+class OneAtATime(RamStore):
+    """Bears no two threads at once; batches, of two arrays, are gathered when they may."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.inside, self.overlapped = threading.Lock(), False
+        self.gathering, self.may = threading.Event(), threading.Event()
+
+    def gather(self, ids, *outs):
+        free = self.inside.acquire(blocking=False)
+        self.overlapped |= not free
+        if len(outs) == 2:
+            self.gathering.set()
+            assert self.may.wait(20)
+        super().gather(ids, *outs)
+        if free:
+            self.inside.release()
+
+
+def test_a_store_is_read_by_one_thread_at_a_time(tmp_path):
+    buffer, plain = filled(20, store=OneAtATime), filled(20)
+    under_way = Save(buffer, tmp_path / "saved")
+    buffer.prefetch(4)
+    assert buffer._store.gathering.wait(20)
+    writing = threading.Thread(target=under_way.write)
+    writing.start()
+    writing.join(0.2)
+    assert writing.is_alive()
+    buffer._store.may.set()
+    writing.join(20)
+    assert not buffer._store.overlapped
+    assert np.array_equal(buffer.sample(4).obs, plain.sample(4).obs)
+
+
 @pytest.mark.parametrize("failing", ["store", "disk", "given up"])
 def test_a_save_that_fails_lets_rows_go_on_and_the_next_one_succeeds(tmp_path, monkeypatch, failing):
     buffer, plain = filled(20), filled(20)
