@@ -151,8 +151,7 @@ class SavedReplay:
         frames = piece_for(self.settings)
         for each in segments:
             for (env, row), piece in each.read(self._path, frames):
-                held = row >= count[env] - rows
-                store.write(env[held] * rows + row[held] % rows, piece[held, 0])
+                store.write(env * rows + row % rows, piece[:, 0])  # in order: later rows take the place of earlier ones
 
     def _open(self, name: str) -> IO[bytes]:
         require(self._archive.getinfo(name).file_size <= self._size, f"{name} is longer than the file that it is in")
