@@ -38,6 +38,10 @@ def what_lies_there(run):
     assert checkpoint.load_learner(newest) == {"frames": frames}
     checkpoint.load_weights(newest / "weights.safetensors")
     assert not list((run / "checkpoints").rglob(".*"))
+    for older in checkpoint.numbered(run):  # what is there of them is whole too
+        checkpoint.load_learner(older)
+        if (older / "replay").exists():
+            PrioritizedReplayBuffer.load(older / "replay")
     return frames, PrioritizedReplayBuffer.load(newest / "replay")
 
 
