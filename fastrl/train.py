@@ -72,7 +72,7 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str) -> int:
     run = train(config, resume=resume)
     print(f"checkpoint: {checkpoint.find(run.folder)}")
     if run.stop.signal is not None:
-        print(f"stopped after {run.frames:,} frames; go on with: {PROG} --resume {run.folder}")
+        print(f"stopped after {run.frames:,} frames; go on with: {folder.go_on(run.folder)}")
         return 128 + run.stop.signal
     print(f"look: tensorboard --logdir {config.runs_dir}; watch: python -m fastrl.watch {run.folder}")
     return 0
@@ -81,12 +81,10 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str) -> int:
 def _cartpole(default: SarsaConfig, resume: Path | None, rest: list[str]) -> int:
     from fastrl.sarsa_run import train
 
-    if resume is not None:
-        raise ConfigError("--resume is for DQN runs; a cartpole run takes a minute: start it anew")
     config = parse(
         SarsaConfig, default, rest, prog=f"{PROG} cartpole", description="Linear SARSA(lambda) on many CartPoles."
     )
-    return train(config)
+    return train(config, resume=resume)
 
 
 if __name__ == "__main__":

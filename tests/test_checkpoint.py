@@ -18,6 +18,7 @@ from make import filled, go_on_alike, small, snapshot, step
 from safetensors.torch import save_file
 from untrained import make_run
 
+from fastrl import saved
 from fastrl.config import ConfigError
 from fastrl.dqn import checkpoint
 from fastrl.replay import PrioritizedReplayBuffer, segments
@@ -27,12 +28,12 @@ WEIGHTS = {"w": torch.zeros(2)}
 
 def draft(run, frames, buffer, earlier=None):
     state = {"network": {}, "frames": frames}
-    return checkpoint.Draft(run, f"{frames:012d}", state, {"frames": frames}, WEIGHTS, buffer, earlier)
+    return checkpoint.Draft(run, f"{frames:012d}", state, WEIGHTS, {"frames": frames}, None, buffer, earlier)
 
 
 def what_lies_there(run):
     """Go on from what a killed save left in a run's folder: return the frames played, and the replay."""
-    checkpoint.tidy(run)
+    saved.recover(run)
     newest = checkpoint.find(run)
     frames = checkpoint.load_state(newest)["frames"]
     assert checkpoint.load_learner(newest) == {"frames": frames}
@@ -88,7 +89,7 @@ def test_a_save_killed_between_any_two_operations_leaves_the_former_or_the_new_s
     before_each_operation.append(take_picture)
     frames = 100 if same_name else 200
     draft(run, frames, buffer, first / "replay").finish()
-    checkpoint.prune(run, 1)
+    saved.prune(run, 1)
     take_picture()
     before_each_operation.clear()
     states = {"former": states[100], "new": snapshot(buffer)}
@@ -140,7 +141,7 @@ def test_only_the_newest_checkpoint_carries_the_replay_and_an_old_one_loses_it_w
     third = draft(run, 300, buffer, second / "replay").finish()
     assert [path.parent for path in sorted(run.rglob("replay"))] == [third]
     assert len(checkpoint.numbered(run)) == 3
-    checkpoint.prune(run, 1)
+    saved.prune(run, 1)
     assert checkpoint.numbered(run) == [third]
 
 
@@ -206,8 +207,8 @@ def test_without_a_thread_to_be_had_no_row_waits(tmp_path, monkeypatch):
 def test_tidying_up_a_run_that_is_whole_changes_nothing(tmp_path):
     make_run(tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("*"))
-    checkpoint.tidy(tmp_path / "run")
-    checkpoint.tidy(tmp_path / "no run")
+    saved.recover(tmp_path / "run")
+    saved.recover(tmp_path / "no run")
     assert sorted((tmp_path / "run").rglob("*")) == before
 
 
@@ -222,7 +223,7 @@ print("started", flush=True)
 for n in itertools.count(1):
     buffer.add(**t.step(n % 250))
     earlier = t.draft(run, n, buffer, earlier).finish() / "replay"
-    t.checkpoint.prune(run, 2)
+    t.saved.prune(run, 2)
 """
 
 

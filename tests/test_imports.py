@@ -16,7 +16,7 @@ MODULES = sorted(
 )
 # Each layer may import from itself and from those before it.
 LAYERS = [
-    {f"fastrl.{name}" for name in "config schedule extras folder machine stop".split()},
+    {f"fastrl.{name}" for name in "config schedule extras folder machine saved stop".split()},
     {m for m in MODULES if m.startswith("fastrl.replay")}
     | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _draw _frames".split()},
     {f"fastrl.{name}" for name in "atari cartpole curves report video".split()},
@@ -24,7 +24,10 @@ LAYERS = [
         "fastrl.games",
         "fastrl.sarsa",
         "fastrl.dqn",
-        *(f"fastrl.dqn.{n}" for n in "device frames graph groups inputs laps loss network optimizer staging".split()),
+        *(
+            f"fastrl.dqn.{n}"
+            for n in "device frames graph groups health inputs laps loss network optimizer staging".split()
+        ),
     },
     {"fastrl.dqn.learner", "fastrl.dqn.checkpoint", "fastrl.dqn.build"},
     {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.pretrained", "fastrl.sarsa_run"},

@@ -28,5 +28,5 @@ def make_run(path: Path, game: str = "catch", **settings: object) -> QNetwork:
         torch.manual_seed(seed)
         network = build_network(config, *SHAPES[game])
         state = {"game": game, "network": network.settings, "frames": frames, "seconds": frames / 4}
-        checkpoint.Draft(path, f"{frames:012d}", state, None, network.state_dict()).finish()
+        checkpoint.Draft(path, f"{frames:012d}", state, network.state_dict()).finish()
     return network

@@ -19,6 +19,7 @@ from fastrl.dqn.groups import Group
 from fastrl.extras import need
 from fastrl.machine import GIB, available_bytes, free_disk_bytes
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer, RamStore, segments
+from fastrl.saved import DamageError
 
 DEFAULT_CAPACITY = 1_000_000
 # Of the memory that is free, what a replay that nobody asked for may take, and one that somebody did.
@@ -102,7 +103,9 @@ def load_replay(
     Raises
     ------
     ConfigError
-        If a setting differs, the replay does not fit into memory, or the file is damaged.
+        If a setting differs, or the replay does not fit into memory.
+    DamageError
+        If the file is damaged.
     ImportError
         If the frames shall be compressed, but lz4 is not installed.
     """
@@ -123,8 +126,8 @@ def load_replay(
         buffer = PrioritizedReplayBuffer.load(path, store=place.store)
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{error}; delete {path} to go on with an empty replay") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(str(error)) from error
     return buffer, _words(buffer, place)
 
 

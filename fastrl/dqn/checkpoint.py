@@ -2,8 +2,10 @@
 
 RUN/checkpoints/000004000000/     frames played, so that names sort by age
     state.json                    counters, generators, callbacks: plain JSON
-    learner.pt                    tensors of the learner; read with weights_only=True, so it runs no code
+    learner.safetensors           networks, moments and counters of the learner
+    games.safetensors             the games in progress, of games that can be saved
     weights.safetensors           the online network alone, with what is needed to rebuild it
+    SHA256SUMS                    of all these
     replay/                       only in the newest; shares files with the one before while that is still there
 RUN/checkpoints/best/             weights.safetensors and state.json of the best evaluation
 """
@@ -11,22 +13,24 @@ RUN/checkpoints/best/             weights.safetensors and state.json of the best
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from fastrl import saved
 from fastrl.config import ConfigError
 from fastrl.dqn.network import QNetwork
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.replay.saves import Save
+from fastrl.saved import damaged, numbered, remove
 
 FORMAT = 2  # since 2 the dense layer reads the features of images position by position
 BEST = "best"
@@ -35,7 +39,7 @@ BEST = "best"
 class Draft:
     """A checkpoint that is being written: a hidden folder, which `finish` moves to its place.
 
-    Making it writes all but the replay's frames. `finish` may run in a thread while everything goes on.
+    Making it writes all but the replay's frames, as it is now. `finish` may run in a thread while everything goes on.
 
     Parameters
     ----------
@@ -45,10 +49,12 @@ class Draft:
         Name of the checkpoint's folder; one that exists is replaced.
     state : dict
         JSON-able.
-    learner : dict or None
-        What `Learner.state` returned.
     weights : dict of tensors
         State of the online network.
+    learner : dict, optional
+        What `Learner.state` returned.
+    games : dict, optional
+        State of the games: nested dicts of arrays and of what JSON has.
     replay : ReplayBuffer, optional
         Saved along with the rest; checkpoints that exist lose theirs once this one is whole.
     earlier : Path, optional
@@ -61,25 +67,22 @@ class Draft:
     """
 
     def __init__(
-        self, run_folder: Path, name: str, state: dict[str, Any], learner: dict[str, Any] | None,
-        weights: dict[str, Tensor], replay: PrioritizedReplayBuffer | None = None, earlier: Path | None = None,
+        self, run_folder: Path, name: str, state: dict[str, Any], weights: dict[str, Tensor],
+        learner: dict[str, Any] | None = None, games: dict[str, Any] | None = None,
+        replay: PrioritizedReplayBuffer | None = None, earlier: Path | None = None,
     ) -> None:  # fmt: skip
-        parent = run_folder / "checkpoints"
-        self.folder, self._partial, self._old = parent / name, parent / f".{name}.partial", parent / f".{name}.old"
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        self._run_folder, self.folder = run_folder, run_folder / "checkpoints" / name
+        self._partial = saved.new_partial(self.folder)
         self._replay: Save | None = None
         try:
-            save_file(
-                {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()},
-                self._partial / "weights.safetensors",
-                metadata=metadata(state["network"]),
-            )
+            self._write("weights.safetensors", pack_weights(weights, state["network"]))
             if learner is not None:
-                torch.save(learner, self._partial / "learner.pt")
-            (self._partial / "state.json").write_text(json.dumps({"format": FORMAT} | state))
+                self._write("learner.safetensors", saved.pack(saved.mapped(learner, _as_array)))
+            if games is not None:
+                self._write("games.safetensors", saved.pack(games))
+            self._write("state.json", json.dumps({"format": FORMAT} | state).encode())
             if replay is not None:
-                self._replay = Save(replay, self._partial / "replay", earlier)
+                self._replay = Save(replay, self._partial / saved.REPLAY, earlier)
         except BaseException:
             shutil.rmtree(self._partial, ignore_errors=True)
             raise
@@ -89,16 +92,14 @@ class Draft:
         try:
             if self._replay is not None:
                 self._replay.write()
-            for path in (*self._partial.rglob("*"), self._partial):
-                _sync(path)
-            self._move()
+            saved.put_in_place(self._partial, self.folder)
         except BaseException:
             shutil.rmtree(self._partial, ignore_errors=True)
             raise
         if self._replay is not None:
-            for other in numbered(self.folder.parent.parent):
+            for other in numbered(self._run_folder):
                 if other != self.folder:
-                    _remove(other / "replay")
+                    remove(other / saved.REPLAY)
         return self.folder
 
     def give_up(self) -> None:
@@ -106,18 +107,8 @@ class Draft:
         if self._replay is not None:
             self._replay.close()
 
-    def _move(self) -> None:
-        shutil.rmtree(self._old, ignore_errors=True)
-        if self.folder.exists():
-            os.replace(self.folder, self._old)
-        try:
-            os.replace(self._partial, self.folder)
-        except BaseException:
-            if self._old.exists():
-                os.replace(self._old, self.folder)
-            raise
-        _sync(self.folder.parent)
-        shutil.rmtree(self._old, ignore_errors=True)
+    def _write(self, name: str, content: bytes) -> None:
+        (self._partial / name).write_bytes(content)  # `finish` sees to it that it is on the disk
 
 
 class Background:
@@ -165,29 +156,6 @@ class Background:
             self._error = error
 
 
-def tidy(run_folder: Path) -> None:
-    """Put right what a save that was killed left behind; nothing else may be saving into this run."""
-    for old in (run_folder / "checkpoints").glob(".*.old"):
-        whole = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
-        if not whole.exists():  # it was killed between the two moves that replace a checkpoint
-            os.replace(old, whole)
-    for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone"):
-        for leftover in (run_folder / "checkpoints").glob(pattern):
-            shutil.rmtree(leftover)
-
-
-def prune(run_folder: Path, keep: int) -> None:
-    """Delete all numbered checkpoints but the newest ``keep``."""
-    for folder in numbered(run_folder)[:-keep]:
-        _remove(folder)
-
-
-def numbered(run_folder: Path) -> list[Path]:
-    """Return the whole checkpoints of a run, oldest first, without the best."""
-    folders = (run_folder / "checkpoints").glob("[0-9]*")
-    return sorted(folder for folder in folders if (folder / "state.json").exists())
-
-
 def find(run_folder: Path, name: str = "newest") -> Path:
     """Return the folder of a checkpoint: ``"newest"``, ``"best"`` or a folder's own name.
 
@@ -196,6 +164,8 @@ def find(run_folder: Path, name: str = "newest") -> Path:
     ConfigError
         If there is none; the message lists those that there are.
     """
+    if name != Path(name).name or name == "..":  # of the run's own folder alone
+        raise ConfigError(f"--checkpoint is {name!r}; give newest, best or the name of a folder in checkpoints/")
     known = [folder.name for folder in numbered(run_folder)]
     if name == "newest" and known:
         return run_folder / "checkpoints" / known[-1]
@@ -211,35 +181,40 @@ def find(run_folder: Path, name: str = "newest") -> Path:
 def load_state(folder: Path) -> dict[str, Any]:
     """Return the JSON part of a checkpoint."""
     try:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(folder / "state.json", error) from error
+        state: dict[str, Any] = dict(json.loads((folder / "state.json").read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise damaged(folder / "state.json", error) from error
     _check_format(folder, state.get("format"))
     return state
 
 
 def load_learner(folder: Path) -> dict[str, Any]:
-    """Return what `Learner.state` had returned, on the CPU; runs no code of the file."""
-    try:
-        state: dict[str, Any] = torch.load(folder / "learner.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # damage shows in many ways
-        raise _damaged(folder / "learner.pt", error) from error
-    return state
+    """Return what `Learner.state` had returned, on the CPU."""
+    return saved.mapped(saved.read(folder / "learner.safetensors"), _as_tensor)
 
 
-def metadata(network: dict[str, Any]) -> dict[str, str]:
-    """Return what a safetensors file of weights says of the network with these settings."""
-    return {"network": json.dumps(network), "format": str(FORMAT)}
+def load_games(folder: Path) -> dict[str, Any] | None:
+    """Return the state of the games, None if they could not be saved."""
+    path = folder / "games.safetensors"
+    return saved.read(path) if path.exists() else None
+
+
+def pack_weights(weights: dict[str, Tensor], network: dict[str, Any]) -> bytes:
+    """Return the content of a safetensors file of weights, of the network with these settings."""
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+    content: bytes = save(tensors, metadata={"network": json.dumps(network), "format": str(FORMAT)})
+    return content
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of a safetensors file and the settings of the network that they belong to."""
+    saved.check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             network, found = json.loads(file.metadata()["network"]), int(file.metadata().get("format", 1))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     _check_format(path, found)
     return weights, network
 
@@ -259,7 +234,7 @@ def load_network(path: Path) -> QNetwork:
         network = QNetwork(**settings)
         network.load_state_dict(weights)
     except Exception as error:  # damage shows in many ways
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return network.eval()
 
 
@@ -268,26 +243,9 @@ def _check_format(path: Path, found: Any) -> None:
         raise ConfigError(f"{path} has format {found}, this version reads {FORMAT}: use the version that wrote it")
 
 
-def _damaged(path: Path, error: Exception) -> ConfigError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ConfigError(f"{path} cannot be read ({reason}); use another checkpoint of the run")
+def _as_array(leaf: Any) -> Any:
+    return leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) else leaf
 
 
-def _remove(path: Path) -> None:
-    """Delete a file, or a folder so that nobody finds half of it; or nothing."""
-    if path.is_dir():
-        gone = path.with_name(f".{path.name}.gone")
-        shutil.rmtree(gone, ignore_errors=True)
-        os.replace(path, gone)
-        shutil.rmtree(gone)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file, or a folder's list of files, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _as_tensor(leaf: Any) -> Any:
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
