@@ -70,8 +70,9 @@ class _Run:
 
     def __init__(self, config: SarsaConfig, path: Path, stop: Stop, *, go_on: bool) -> None:
         self._config, self._path, self._stop = config, path, stop
-        versions = ("v0", "v1") if config.version == "both" else (config.version,)
-        self._tasks = [dataclasses.replace(config, version=version) for version in versions]
+        self._tasks = [config]
+        if config.version == "both":
+            self._tasks = [dataclasses.replace(config, version="v0"), dataclasses.replace(config, version="v1")]
         self._task = 0  # the one under way
         self._learners: sarsa.SarsaLearners | None = None  # of that task, if it goes on
         self._found: Path | None = None
@@ -164,8 +165,8 @@ class _Run:
 
         weights = self._path / "checkpoints" / f"sarsa-{version}.npz"
         weights.parent.mkdir(exist_ok=True)
-        arrays = {"weights": result.weights, "solved_at_episode": result.solved_at_episode, "returns": result.returns}
-        np.savez(weights, **arrays)
+        solved_at = result.solved_at_episode
+        np.savez(weights, weights=result.weights, solved_at_episode=solved_at, returns=result.returns)
         scores = evaluate(result.weights, config)
         reporter.write({f"{version}/evaluation_return_mean": float(scores.mean())}, at)
         reporter.line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import signal
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from number_games import NumberGames
 from number_run import CONFIG, batches, events, in_a_process, play, rows
 
 from fastrl import report, sarsa, sarsa_run, train
+from fastrl.atari import Step
 from fastrl.config import ConfigError, SarsaConfig
 from fastrl.dqn import checkpoint, run
+from fastrl.dqn.groups import Group
 
 pytestmark = pytest.mark.usefixtures("real_games_afterwards")
 
@@ -58,18 +62,38 @@ def test_two_thousand_steps_are_one_thousand_killed_resumed_and_one_thousand_mor
 
 @pytest.mark.parametrize(
     "options",
-    [{"env_groups": 2, "prioritized": False}, {"optimizer": "rmsprop", "distributional": True}, {"compile": True}],
+    [
+        {"env_groups": 2, "prioritized": False, "samples_per_step": 0.5},
+        {"optimizer": "rmsprop", "distributional": True},
+        {"compile": True},
+    ],
     ids=["two groups, uniform", "rmsprop, distributional", "compiled"],
 )
 @pytest.mark.parametrize("delayed", [False, True])
 def test_a_stop_at_any_step_changes_nothing(tmp_path, options, delayed):
     config = CONFIG.replace(total_frames=1_000, **options)
     whole = play(tmp_path / "whole", config=config, delayed=delayed)
-    for at in (5, 431, 702, 709):  # warm-up, learning, within the step of an evaluation, between two lines
+    for at in (5, 515, 702, 709):  # warm-up, right before a line, within the step of an evaluation, between two lines
         stopped = play(tmp_path / "cut", config=config, at=at, number=signal.SIGTERM, resume=at > 5, delayed=delayed)
         assert stopped.stop.signal == signal.SIGTERM
         assert at <= stopped.frames < at + 16
     assert_equal(whole, play(tmp_path / "cut", config=config, resume=True, delayed=delayed))
+
+
+def test_a_group_of_games_goes_on_as_it_was_within_a_step_too():
+    one, other = (Group(NumberGames(4, seed=seed), 0, stack=3) for seed in (1, 2))
+    one.reset()
+    for _ in range(20):
+        other.load_state(copy.deepcopy(one.state()))
+        seen = [group.observe().copy() for group in (one, other)]
+        assert np.array_equal(*seen)
+        actions = np.arange(4) % 3
+        one.send(actions)
+        other.load_state(copy.deepcopy(one.state()))  # with its step under way
+        before, after = zip(*(group.recv()[::2] for group in (one, other)), strict=True)
+        for pair in (before, after):
+            for field in dataclasses.fields(Step):
+                assert np.array_equal(*(getattr(step, field.name) for step in pair)), field.name
 
 
 CARTPOLE = SarsaConfig(learners=6, episodes=12, max_steps=5_000, epsilon=0.05)
