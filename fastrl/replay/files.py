@@ -7,6 +7,7 @@ Or as a folder, in which ``index`` is such a file without the frames, whose head
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zipfile
@@ -154,18 +155,21 @@ class SavedReplay:
                 store.write(env * rows + row % rows, piece[:, 0])  # in order: later rows take the place of earlier ones
 
     def _open(self, name: str) -> IO[bytes]:
-        require(self._archive.getinfo(name).file_size <= self._size, f"{name} is longer than the file that it is in")
+        # Members lie in the file as they are: none can be longer than it, whatever it says.
+        member = self._archive.getinfo(name)
+        fits = member.compress_type == zipfile.ZIP_STORED and member.file_size <= self._size
+        require(fits, f"{name} cannot be so long")
         try:
             return self._archive.open(name)
         except RuntimeError as error:  # a flipped bit may say that it is encrypted
             raise zipfile.BadZipFile(str(error)) from error
 
     def _array(self, name: str) -> NDArray[Any]:
-        with self._open(name) as member:  # of plain dtypes, so that NumPy writes version 1.0
-            np.lib.format.read_magic(member)
+        with self._open(name) as member:  # an array's size before its memory
+            require(np.lib.format.read_magic(member) == (1, 0), f"{name} has another format")
             shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            nbytes = dtype.itemsize * int(np.prod(shape, dtype=object))
-            require(member.tell() + nbytes == self._archive.getinfo(name).file_size, f"{name} has another size")
+            size = self._archive.getinfo(name).file_size - member.tell()
+            require(math.prod(shape) * dtype.itemsize == size, f"{name} is {size} bytes, not {dtype} {list(shape)}")
         with self._open(name) as member:
             array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
             member.read(1)  # makes zipfile compare the checksum
