@@ -73,7 +73,7 @@ def test_two_thousand_steps_are_one_thousand_killed_resumed_and_one_thousand_mor
 def test_a_stop_at_any_step_changes_nothing(tmp_path, options, delayed):
     config = CONFIG.replace(total_frames=1_000, **options)
     whole = play(tmp_path / "whole", config=config, delayed=delayed)
-    for at in (5, 515, 702, 709):  # warm-up, right before a line, within the step of an evaluation, between two lines
+    for at in (5, 515, 700, 709):  # warm-up, right before a line, within the step of an evaluation, between two lines
         stopped = play(tmp_path / "cut", config=config, at=at, number=signal.SIGTERM, resume=at > 5, delayed=delayed)
         assert stopped.stop.signal == signal.SIGTERM
         assert at <= stopped.frames < at + 16
