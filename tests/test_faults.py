@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from fastrl.config import ConfigError
 from fastrl.dqn import callbacks, checkpoint, run
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.health import NotFiniteError
+from fastrl.replay.saves import Save
 from fastrl.stop import RunError
 
 SMALL = CONFIG.replace(
@@ -77,18 +80,22 @@ def interrupted(path: Path, phase: str, send, monkeypatch) -> run.Run:
 
         monkeypatch.setattr(owner, name, both)
 
-    hooks = [At(300, send, update=True)] if phase == "learning" else [At(10, send)] if phase == "warm-up" else []
+    hooks = [At(250, lambda run: run.settle())]  # the first checkpoint is whole from here on
+    if phase in ("learning", "warm-up"):
+        hooks.append(At(300, send, update=True) if phase == "learning" else At(10, send))
     if phase == "compilation":
         before(run.Learner, "_build_functions")
     elif phase == "evaluation":
         before(callbacks, "play_games")
     elif phase == "saving":
+        before(saved, "pack")
+    elif phase == "finishing":  # a checkpoint, in its thread
         before(saved, "seal")
     return play(path, config=SMALL, hooks=hooks)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("phase", ["warm-up", "compilation", "learning", "evaluation", "saving"])
+@pytest.mark.parametrize("phase", ["warm-up", "compilation", "learning", "evaluation", "saving", "finishing"])
 def test_one_signal_saves_and_leaves(tmp_path, monkeypatch, phase, number):
     ended = interrupted(tmp_path / "run", phase, ask(number, 1), monkeypatch)
     assert ended.stop.signal == number
@@ -189,6 +196,39 @@ def test_a_full_disk_ends_a_run_with_what_to_do_and_costs_nothing_that_was_saved
     assert int(whole(small_disk / "run").name) > int(found.name)
 
 
+@pytest.mark.parametrize("first", ["the thread", "the loop", "a game"])
+def test_a_thread_that_finds_the_disk_full_costs_the_replay_alone(tmp_path, monkeypatch, capsys, first):
+    """Frames find no room, all else does, whether a step hears of that or an error ends the run before."""
+    ended, full = threading.Event(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    errors = {"the loop": full, "a game": ZeroDivisionError("the emulator died")}
+
+    def no_room(self):
+        self.close()
+        assert first == "the thread" or ended.wait(60)
+        raise full
+
+    def fail(run):
+        monkeypatch.setattr(Save, "write", no_room)
+
+    def end(run):
+        assert run._saving is not None
+        ended.set()
+        raise errors[first]
+
+    hooks = [At(250, fail), At(460, lambda run: first == "the thread" or end(run))]
+    error = RunError if first != "a game" else ZeroDivisionError
+    with pytest.raises(error, match="free some space, then go on with" if error is RunError else "emulator died"):
+        play(tmp_path / "run", config=SMALL, hooks=hooks, quiet=False)
+    assert "ended the run; what was learnt is saved without its replay; go on" in capsys.readouterr().out
+    before, newest = saved.numbered(tmp_path / "run")
+    assert whole(tmp_path / "run") == newest
+    assert int(newest.name) > 400
+    assert [(before / "replay").exists(), (newest / "replay").exists()] == [True, False]
+    assert not list(newest.parent.glob(".*"))
+    monkeypatch.undo()
+    assert len(play(tmp_path / "run", config=SMALL, resume=True).buffer)
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(small_disk):
     play(small_disk / "run", config=SMALL.replace(total_frames=200))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -222,9 +262,10 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(t
     assert steps == sorted(set(steps))
 
 
-def test_a_damaged_replay_is_named_and_the_run_goes_on_with_an_empty_one(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["index", "frames-000001"])
+def test_a_damaged_replay_is_named_and_the_run_goes_on_with_an_empty_one(tmp_path, capsys, name):
     ended = play(tmp_path / "run", config=SMALL.replace(total_frames=400))
-    harmed(checkpoint.find(ended.folder) / "replay")
+    harmed(checkpoint.find(ended.folder) / "replay" / name)
     again = play(ended.folder, config=SMALL, resume=True, quiet=False)
     said = capsys.readouterr().out
     assert "replay is no saved replay, or damaged" in said

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from fastrl import report, sarsa, sarsa_run, train
 from fastrl.atari import Step
 from fastrl.config import ConfigError, SarsaConfig
 from fastrl.dqn import checkpoint, run
+from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.groups import Group
+from fastrl.replay.saves import Save
 
 pytestmark = pytest.mark.usefixtures("real_games_afterwards")
 
@@ -58,6 +62,36 @@ def test_two_thousand_steps_are_one_thousand_killed_resumed_and_one_thousand_mor
     assert min(learned) == checkpoint.load_learner(checkpoint.numbered(whole.folder)[0])["updates"] + 1
     (tmp_path / "cut.batches").write_text("".join(f"{k} {v}\n" for k, v in (batches(whole.folder) | learned).items()))
     assert_equal(whole, resumed)
+
+
+def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_asked_for(tmp_path, monkeypatch):
+    whole, write, picture = tmp_path / "whole", Save.write, tmp_path / "cut"
+
+    def late(self):
+        if not picture.exists():
+            assert reached.wait(60)
+        write(self)
+
+    class Killed(Callback):
+        """Lets the thread go on late, and then takes a picture of the folder, as a kill would leave it."""
+
+        def on_step(self, run, actions):
+            if run.frames >= 1_350:  # after an evaluation and three lines of metrics
+                reached.set()
+
+        def on_checkpoint(self, run, folder):
+            if not picture.exists():
+                assert int(folder.name) < 1_010 < 1_350 <= run.frames
+                shutil.copytree(run.folder, picture)
+
+    reached = threading.Event()
+    monkeypatch.setattr(Save, "write", late)
+    ended = play(whole, hooks=[Killed()])
+    saved_at = checkpoint.load_learner(checkpoint.find(picture))["updates"]
+    resumed = play(picture, resume=True)
+    assert min(batches(picture)) == saved_at + 1
+    (tmp_path / "cut.batches").write_text("".join(f"{k} {v}\n" for k, v in (batches(whole) | batches(picture)).items()))
+    assert_equal(ended, resumed)
 
 
 @pytest.mark.parametrize(
