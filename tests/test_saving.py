@@ -67,6 +67,12 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name == "fastrl-checkpoint"]
 
 
+def no_threads_left():
+    for thread in threads():
+        thread.join(60)
+    return threads() == []
+
+
 def test_the_run_goes_on_while_a_checkpoint_is_written_and_waits_for_the_last(tmp_path, monkeypatch):
     fsync, frames_meanwhile = os.fsync, []
 
@@ -85,7 +91,7 @@ def test_the_run_goes_on_while_a_checkpoint_is_written_and_waits_for_the_last(tm
     (first, then), (last, now) = watcher.whole
     assert 1_000 <= first < 1_100 <= then
     assert last == now == ended.frames
-    assert threads() == []
+    assert no_threads_left()
     frames = checkpoint.find(ended.folder) / "replay" / "frames-000001"
     assert frames.stat().st_nlink == 1
 
@@ -100,15 +106,16 @@ def test_a_second_signal_leaves_at_once_and_the_last_whole_checkpoint_as_it_is(t
         fsync(handle)
 
     def interrupt(run):
-        if run.frames > 1_500 and not stopped.is_set():
+        if run.frames > 1_500 and run._saving is None and not stopped.is_set():
             stopped.set()
             os.kill(os.getpid(), signal.SIGINT)
 
     def again():
         assert reached.wait(60)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     stopped = threading.Event()
+    monkeypatch.setattr(segments, "PIECE", 100 * 200)  # a hundred frames: it is stuck before the others
     monkeypatch.setattr(stop, "TWICE_SECONDS", 0.0)
     monkeypatch.setattr(run, "LEAVE_SECONDS", 0.0)
     monkeypatch.setattr(os, "fsync", stuck)
@@ -118,12 +125,12 @@ def test_a_second_signal_leaves_at_once_and_the_last_whole_checkpoint_as_it_is(t
         start(QUICK, tmp_path, Watcher(interrupt))
     may.set()
     insisting.join()
-    for thread in threads():
-        thread.join()
+    assert no_threads_left()
     monkeypatch.undo()
     frames = int(checkpoint.find(tmp_path / "run").name)
     assert 1_000 <= frames < 1_500
-    assert len(saved.numbered(tmp_path / "run")) == 1
+    assert saved.newest_whole(tmp_path / "run") == (checkpoint.find(tmp_path / "run"), [])
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
     resumed = run.train(QUICK.replace(total_frames=frames + 500), resume=tmp_path / "run", quiet=True)
     assert resumed.learner.updates > (frames - 400) * 4 / 64 + 20  # with its replay: no new warm-up
 
@@ -153,7 +160,7 @@ def test_a_run_that_fails_waits_for_the_checkpoint_under_way(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         start(QUICK, tmp_path, Watcher(fail))
-    assert threads() == []
+    assert no_threads_left()
     assert 1_000 <= int(checkpoint.find(tmp_path / "run").name) < 1_100
 
 

@@ -112,29 +112,33 @@ class Draft:
 
 
 class Background:
-    """A thread that finishes a checkpoint.
+    """A thread that finishes a checkpoint, and then calls ``then``.
 
-    It is a daemon: who leaves at once does not wait for it.
+    It is a daemon: who leaves at once does not wait for it. Nor is it ever joined: a join that a signal interrupts
+    takes a thread that runs for one that is over.
     """
 
     def __init__(self, draft: Draft, then: Callable[[], None]) -> None:
         self._draft, self._then = draft, then
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._finish, name="fastrl-checkpoint", daemon=True)
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        """Begin; where no thread is to be had, finish here and now."""
         try:
-            self._thread.start()
-        except RuntimeError:  # no thread is to be had
-            draft.give_up()
-            raise
+            threading.Thread(target=self._finish, name="fastrl-checkpoint", daemon=True).start()
+        except RuntimeError:
+            self._finish()
 
     @property
     def done(self) -> bool:
         """Whether it is over, however it ended."""
-        return not self._thread.is_alive()
+        return self._over.is_set()
 
     def wait(self) -> None:
-        """Wait until it is over."""
-        self._thread.join()
+        """Wait until it is over; a signal is heard meanwhile, even one that came right before."""
+        while not self._over.wait(0.1):
+            pass
 
     def result(self) -> Path:
         """Wait for the checkpoint and return its folder, or raise what went wrong."""
@@ -146,7 +150,7 @@ class Background:
     def give_up(self, seconds: float) -> None:
         """Ask it to end, and wait for that so long at most."""
         self._draft.give_up()
-        self._thread.join(seconds)
+        self._over.wait(seconds)
 
     def _finish(self) -> None:
         try:
@@ -154,6 +158,8 @@ class Background:
             self._then()
         except BaseException as error:
             self._error = error
+        finally:
+            self._over.set()
 
 
 def find(run_folder: Path, name: str = "newest") -> Path:

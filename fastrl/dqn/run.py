@@ -341,15 +341,15 @@ class Run(Schedules):
             self.buffer if replay and self.config.checkpoint_replay else None, self._earlier,
         )  # fmt: skip
         self._saving = checkpoint.Background(draft, lambda: saved.prune(self.folder, self.config.keep_checkpoints))
-        if wait:
-            self.settle()
+        self._saving.start()  # once it is known to `give_up`
+        self.settle(wait=wait)
         return draft.folder
 
     def settle(self, *, wait: bool = True) -> None:
         """Tell callbacks of a checkpoint that is whole now, or raise what kept it from that; wait for one under way."""
         if self._saving is None or not (wait or self._saving.done):
             return
-        self._saving.wait()
+        self._saving.wait()  # may be interrupted: it is under way until then
         saving, self._saving = self._saving, None
         whole = saving.result()
         if (whole / saved.REPLAY).exists():
