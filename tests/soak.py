@@ -1,7 +1,8 @@
 """Faults at random moments: runs that are killed, stopped and damaged again and again, and what must hold after each.
 
-A run that was killed and stopped any number of times ends as the one that was left alone, to the bit. One whose files
-were damaged, or whose disk was full, goes on from what is whole. `tests/soak.sh` runs this for an hour.
+A run that was killed and stopped any number of times ends as the one that was not, to the bit. One whose files were
+damaged, or whose disk was full, goes on from what is whole. Beside them one run is left alone from beginning to end and
+saves all the time: its memory, threads and open files must not grow. `tests/soak.sh` runs this for an hour.
 """
 
 from __future__ import annotations
@@ -26,6 +27,43 @@ from fastrl.dqn import checkpoint
 # Checkpoints so often that a good part of all moments lies within one.
 OFTEN = {"checkpoint_every_frames": 60, "total_frames": 3_000, "evaluate_every_frames": 1_100}
 KILLS = 50  # of one run
+# A ring that is full after a moment, so that nothing but a leak can grow.
+STEADY = {
+    "total_frames": 1_000_000_000, "capacity": 2_000, "checkpoint_every_frames": 1_000, "log_every_frames": 5_000,
+    "evaluate_every_frames": 10_000,
+}  # fmt: skip
+
+
+class Steady:
+    """A run that is left alone, and what it takes of the machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.process = folder / "steady", in_a_process(folder / "steady", config=STEADY)
+        self.first: tuple[float, int, int] | None = None
+
+    def measured(self) -> tuple[float, int, int]:
+        """Return its resident memory in MB, its threads and its open files."""
+        proc = Path("/proc") / str(self.process.pid)
+        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+        return int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), len(list((proc / "fd").iterdir()))
+
+    def look(self) -> str:
+        """Return words on it; AssertionError if it ended, or takes more than a save under way could explain."""
+        assert self.process.is_alive(), "the run that is left alone ended"
+        now = self.measured()
+        words = "{:.0f} MB, {} threads, {} open files".format(*now)
+        self.first = self.first or now
+        grown = [now[0] > 1.25 * self.first[0], now[1] > self.first[1] + 8, now[2] > self.first[2] + 16]
+        assert not any(grown), f"what a run takes has grown: {words}; before {self.first}"
+        newest = saved.numbered(self.path)[-1:]
+        return f"left alone, {int(newest[0].name) if newest else 0:,} frames: {words}"
+
+    def end(self) -> None:
+        """Stop it; its newest checkpoint must be whole."""
+        os.kill(self.process.pid, signal.SIGTERM)
+        self.process.join(120)
+        assert not self.process.is_alive(), "a signal was not heard"
+        assert saved.newest_whole(self.path)[1] == []
 
 
 class Soak:
@@ -116,7 +154,7 @@ class Soak:
         shutil.rmtree(path, ignore_errors=True)
         play(path, config=CONFIG.replace(**OFTEN | {"total_frames": 400}))
         newest = checkpoint.find(path)
-        files = sorted(newest.iterdir())
+        files = sorted(path for path in newest.rglob("*") if path.is_file())
         file = files[self.rng.integers(len(files))]
         content = bytearray(file.read_bytes())
         where = int(self.rng.integers(len(content)))
@@ -156,13 +194,16 @@ def main(minutes: float, seed: int) -> int:
     """Draw faults until the time is up; return the exit status."""
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     started = time.monotonic()
-    soak = Soak(folder, seed)
-    while time.monotonic() - started < minutes * 60:
-        soak.exactly()
-        soak.harm()
-        soak.fill()
-        said = ", ".join(f"{count} x {fault}" for fault, count in sorted(soak.survived.items()))
-        print(f"{(time.monotonic() - started) / 60:.0f} min, seed {seed}: {said}", flush=True)
+    soak, steady = Soak(folder, seed), Steady(folder)
+    try:
+        while time.monotonic() - started < minutes * 60:
+            for round_of in (soak.exactly, soak.harm, soak.fill):
+                round_of()
+                print(f"{(time.monotonic() - started) / 60:.1f} min, seed {seed}: {steady.look()}", flush=True)
+            print(", ".join(f"{count} x {fault}" for fault, count in sorted(soak.survived.items())), flush=True)
+        steady.end()
+    finally:
+        steady.process.kill()
     shutil.rmtree(folder)
     return 0
 
