@@ -229,6 +229,18 @@ def test_a_thread_that_finds_the_disk_full_costs_the_replay_alone(tmp_path, monk
     assert len(play(tmp_path / "run", config=SMALL, resume=True).buffer)
 
 
+def test_an_error_right_after_a_checkpoint_leaves_it_as_it_is(tmp_path):
+    def end(run):
+        assert run._saving is not None or saved.numbered(run.folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunError, match="free some space"):
+        play(tmp_path / "run", config=SMALL, hooks=[At(200, end, update=True)])
+    newest = whole(tmp_path / "run")
+    assert (newest / "replay").exists()
+    assert checkpoint.load_games(newest) is not None
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(small_disk):
     play(small_disk / "run", config=SMALL.replace(total_frames=200))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)

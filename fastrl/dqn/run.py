@@ -303,10 +303,8 @@ class Run(Schedules):
         ----------
         name : str, optional
             Its name.
-        wait : bool
-            Return when it is whole.
-        replay, games : bool
-            Keep these too: the replay if the settings want that, the games if they can be saved.
+        wait, replay, games : bool
+            Return when it is whole; keep the replay too, if the settings want that, and games that can be saved.
 
         Raises
         ------
@@ -386,9 +384,11 @@ class Run(Schedules):
             self.settle()
         except Exception as another:
             self.reporter.line(f"the checkpoint under way could not be finished: {another}")
-        for replay in (False,) if folder.no_room(error) else (True, False):
+        here = self.folder / "checkpoints" / f"{self.frames:012d}"
+        for replay in (False,) if folder.no_room(error) and not here.exists() else (True, False):
             try:
-                self.save(replay=replay, games=False)
+                if not here.exists():  # one of this step has its games, and its replay
+                    self.save(replay=replay, games=False)
             except Exception as another:
                 self.reporter.line(f"what was learnt could not be saved: {another}")
             else:
