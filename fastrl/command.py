@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import NoReturn, TypeVar
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
+from fastrl.stop import RunError
 
 T = TypeVar("T")
 
@@ -58,7 +60,10 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
     except (ConfigError, ImportError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except RunError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt as asked:
         print(f"{prog}: left at once; what was saved before is whole", file=sys.stderr)
-        status = 130
+        status = 128 + (asked.args[0] if asked.args else signal.SIGINT)
     sys.exit(status)

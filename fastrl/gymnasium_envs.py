@@ -34,6 +34,11 @@ def is_own(game: str) -> bool:
     return ":" in game
 
 
+def same_game(one: str, other: str) -> bool:
+    """Whether two names may stand for one game: a user's own environment may have moved to another module."""
+    return one == other or (is_own(one) and is_own(other))
+
+
 def name_of(make_env: MakeEnv) -> str:
     """Return the ``module:callable`` that settings keep of a callable; in this process, `load` gives it back."""
     module = getattr(make_env, "__module__", None) or "__main__"

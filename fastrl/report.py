@@ -32,27 +32,28 @@ class MetricsCsv:
         The file; made with the first row.
     unit : str
         Name of the first column, which says when: ``"frames"`` or ``"steps"``.
-    resume_at : int, optional
-        Go on with the file after a resume: its rows later than that are dropped, and a row that a crash cut
-        short with them. Without it the file must not exist.
+    rows : int, optional
+        Go on with the file after a resume: rows after so many are dropped, and one that a crash cut short with
+        them. Without it the file must not exist.
 
     Raises
     ------
     ConfigError
-        If the file exists and ``resume_at`` is not given, or if it counts in another unit.
+        If the file exists and ``rows`` is not given, or if it counts in another unit.
     """
 
-    def __init__(self, path: Path, unit: str, resume_at: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, unit: str, rows: int | None = None) -> None:
+        self.path, self.rows = path, 0
         self._columns = [unit]
         if not path.exists():
             return
-        if resume_at is None:
+        if rows is None:
             raise ConfigError(f"{path} exists already; give --name another name, or resume that run")
-        rows = self._read()
+        known = self._read()
         if self._columns[0] != unit:
             raise ConfigError(f"{path} counts {self._columns[0]}, not {unit}; resume the run with its own command")
-        self._rewrite([row for row in rows if int(row[unit]) <= resume_at])
+        self._rewrite(known[:rows])
+        self.rows = len(known[:rows])
 
     def append(self, values: Mapping[str, float], at: int) -> None:
         """Add a row and flush it; a new key rewrites the file with a longer header first."""
@@ -64,13 +65,14 @@ class MetricsCsv:
         row = {self._columns[0]: str(int(at))} | {key: repr(float(value)) for key, value in values.items()}
         with self.path.open("a", newline="") as file:
             self._writer(file).writerow(row)
+        self.rows += 1
 
     def _read(self) -> list[dict[str, str]]:
         """Read the columns and every whole row."""
         whole = self.path.read_text().rpartition("\n")[0]  # what has no line end was cut short
         lines = csv.DictReader(whole.splitlines())
         self._columns = list(lines.fieldnames or self._columns)
-        return [row for row in lines if None not in row.values()]
+        return [row for row in lines if None not in row and None not in row.values()]
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """Replace the file in one move: a crash leaves the old one or the new one."""
@@ -100,30 +102,40 @@ class Reporter:
         Where the run ends, in ``unit``.
     unit : str
         What ``at`` counts everywhere: ``"frames"`` (emulator frames) or ``"steps"`` (agent steps).
-    resume_at : int, optional
-        Go on at this point: later rows and events of the run before are dropped, so that no curve is double.
+    resume : mapping, optional
+        Go on where this `state` was taken: rows and events written after it are dropped, so that no curve is double.
     quiet : bool
         Print nothing; the files are written all the same.
 
     Raises
     ------
     ConfigError
-        If the folder holds metrics already and ``resume_at`` is not given.
+        If the folder holds metrics already and ``resume`` is not given.
     ImportError
         If PyTorch, TensorBoard or rich is missing; the message names the extra.
     """
 
     def __init__(
-        self, folder: Path, *, total: int, unit: str = "frames", resume_at: int | None = None, quiet: bool = False
+        self,
+        folder: Path,
+        *,
+        total: int,
+        unit: str = "frames",
+        resume: Mapping[str, Any] | None = None,
+        quiet: bool = False,
     ) -> None:
         for package in ("torch", "tensorboard", "rich"):  # PyTorch's face of TensorBoard would not name the extra
             need(package, "train")
         board = need("torch.utils.tensorboard", "train")
         folder.mkdir(parents=True, exist_ok=True)
-        self._csv = MetricsCsv(folder / "metrics.csv", unit, resume_at)
-        purge = None if resume_at is None else resume_at + 1
+        self._folder = folder
+        self._csv = MetricsCsv(folder / "metrics.csv", unit, None if resume is None else resume["rows"])
+        self._at: int = 0 if resume is None else resume["resume_at"]
+        purge = None
+        if resume is not None:
+            _cut(folder, resume["events"])
+            purge = self._at + 1  # for a TensorBoard that has read the later events already
         self._board = board.SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
-        self._at = resume_at or 0
         self._screen = open_screen(total, unit, quiet)
         self._closed = False
         atexit.register(self.close)
@@ -144,6 +156,7 @@ class Reporter:
         self._csv.append(values, at)
         for key, value in values.items():
             self._board.add_scalar(key, float(value), at)
+        self._board.flush()  # its own clock for that is the wall's, which may be set back
 
     def histogram(self, tag: str, values: NDArray[Any], at: int) -> None:
         """Write the distribution of ``values``, an array, to TensorBoard; NaN and infinities have no place in it."""
@@ -185,10 +198,15 @@ class Reporter:
         """What a panel shows besides; set what you know."""
         return self._screen.extras
 
-    def state(self) -> dict[str, int]:
-        """Return what a resumed reporter needs, as ``{"resume_at": ...}``; what was written is on disk then."""
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed reporter needs, JSON-able; what was written is on disk then."""
         self._board.flush()
-        return {"resume_at": self._at}
+        written = [self._csv.path] if self._csv.path.exists() else []
+        for path in [*written, *_event_files(self._folder)]:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        events = {path.name: path.stat().st_size for path in _event_files(self._folder)}
+        return {"resume_at": self._at, "rows": self._csv.rows, "events": events}
 
     def close(self) -> None:
         """Flush all and give the terminal back; a second call does nothing."""
@@ -207,4 +225,21 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # or the error under way would not be heard of
+                raise
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("events.out.tfevents.*"))
+
+
+def _cut(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Cut TensorBoard's files down to the sizes that they had, and delete those that were not there."""
+    for path in _event_files(folder):
+        if path.name not in sizes:
+            path.unlink()
+        elif path.stat().st_size > sizes[path.name]:
+            os.truncate(path, sizes[path.name])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from fastrl import folder
 from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError, DQNConfig, Preset, RunConfig, SarsaConfig, own_preset, preset_for
-from fastrl.gymnasium_envs import GymnasiumEnvs, MakeEnv, is_own, name_of
+from fastrl.gymnasium_envs import GymnasiumEnvs, MakeEnv, is_own, name_of, same_game
 
 if TYPE_CHECKING:
     from fastrl.dqn.callbacks import Callback
@@ -105,11 +105,10 @@ def _default(game: str | None, device: str | None, resume: Path | None) -> tuple
     if resume is not None:
         config = folder.load_config(resume)
         its_game = getattr(config, "game", "cartpole")
-        if plain is not None and is_own(plain) and is_own(its_game):
-            return config.replace(game=plain), f"the settings of {resume}"
-        if plain not in (None, its_game):
+        if plain is not None and not same_game(plain, its_game):
             raise ConfigError(f"{resume} plays {its_game}, not {game}; leave the game out, or start a new run")
-        return config, f"the settings of {resume}"
+        moved = {"game": plain} if plain is not None and is_own(plain) else {}
+        return config.replace(**moved), f"the settings of {resume}"
     if plain is None or plain == "cartpole":
         return SarsaConfig(), ""
     from fastrl.dqn.device import pick_device
@@ -141,7 +140,7 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
     run = train(config, resume=resume, quiet=quiet)
     say(f"checkpoint: {checkpoint.find(run.folder)}")
     if run.stop.signal is not None:
-        say(f"stopped after {run.frames:,} frames; go on with: {PROG} --resume {run.folder}")
+        say(f"stopped after {run.frames:,} frames; go on with: {folder.go_on(run.folder)}")
         return 128 + run.stop.signal
     say(f"look: tensorboard --logdir {config.runs_dir}; watch: {program('watch')} {run.folder}")
     return 0
@@ -150,13 +149,11 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
 def _cartpole(default: SarsaConfig, resume: Path | None, rest: list[str], quiet: bool) -> int:
     from fastrl.sarsa_run import train
 
-    if resume is not None:
-        raise ConfigError("--resume is for DQN runs; a cartpole run takes a minute: start it anew")
     config = parse(
         SarsaConfig, default, rest, prog=f"{PROG} cartpole [--quiet]",
         description="Linear SARSA(lambda) on many CartPoles. --quiet prints nothing.", examples=examples(__doc__),
     )  # fmt: skip
-    return train(config, quiet=quiet)
+    return train(config, resume=resume, quiet=quiet)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ MODULES = sorted(
 )
 # Each layer may import from itself and from those before it.
 LAYERS = [
-    {f"fastrl.{name}" for name in "config rules schedule extras folder machine screen stop".split()},
+    {f"fastrl.{name}" for name in "config rules schedule extras folder machine saved screen stop".split()},
     {m for m in MODULES if m.startswith("fastrl.replay")}
     | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _draw _frames".split()},
     {f"fastrl.{name}" for name in "atari bars camera cartpole curves gymnasium_envs report steps video".split()},
@@ -30,7 +30,7 @@ LAYERS = [
         "fastrl.dqn",
         *(
             f"fastrl.dqn.{n}"
-            for n in "device frames graph groups inputs laps loss network optimizer staging tally".split()
+            for n in "device frames graph groups health inputs laps loss network optimizer staging tally".split()
         ),
     },
     {"fastrl.dqn.learner", "fastrl.dqn.checkpoint", "fastrl.dqn.build"},

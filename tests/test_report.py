@@ -57,9 +57,12 @@ class TestMetricsCsv:
 
     def test_drops_what_came_after_the_point_of_the_resume(self, tmp_path):
         with quiet(tmp_path) as out:
-            for at in (10, 20, 30):
+            for at in (10, 20):
                 out.write({"a": float(at)}, at)
-        with quiet(tmp_path, resume_at=20) as out:
+            state = out.state()
+            for at in (20, 30):
+                out.write({"a": float(at)}, at)
+        with quiet(tmp_path, resume=state) as out:  # of the two rows at 20 it knows the first
             out.write({"a": 31.0, "b": 1.0}, 30)
         expected = "frames,a,b\n10,10.0,\n20,20.0,\n30,31.0,1.0\n"
         assert (tmp_path / "metrics.csv").read_text() == expected
@@ -68,11 +71,11 @@ class TestMetricsCsv:
         path = tmp_path / "m.csv"
         for torn in ("20,1", "20", "20,1.0,2"):
             path.write_text("frames,a,b\n10,1.0,2.0\n" + torn)
-            MetricsCsv(path, "frames", resume_at=100)
+            MetricsCsv(path, "frames", rows=100)
             assert path.read_text() == "frames,a,b\n10,1.0,2.0\n"
         for torn in ("", "frames,a"):
             path.write_text(torn)
-            MetricsCsv(path, "frames", resume_at=100).append({"a": 1.0}, 10)
+            MetricsCsv(path, "frames", rows=100).append({"a": 1.0}, 10)
             assert path.read_text() == "frames,a\n10,1.0\n"
 
     def test_is_never_overwritten_without_a_resume(self, tmp_path):
@@ -81,9 +84,10 @@ class TestMetricsCsv:
             quiet(tmp_path)
 
     def test_refuses_another_unit(self, tmp_path):
-        quiet(tmp_path).write({"a": 1.0}, 10)
+        out = quiet(tmp_path)
+        out.write({"a": 1.0}, 10)
         with pytest.raises(ConfigError, match="counts frames, not steps"):
-            quiet(tmp_path, unit="steps", resume_at=10)
+            quiet(tmp_path, unit="steps", resume=out.state())
 
     def test_is_the_same_for_the_same_values(self, tmp_path):
         for name in ("one", "two"):
@@ -105,9 +109,14 @@ class TestTensorBoard:
 
     def test_shows_no_double_curve_after_a_resume(self, tmp_path):
         with quiet(tmp_path) as out:
-            for at in (10, 20, 30):
+            for at in (10, 20):
                 out.write({"a": float(at)}, at)
-        with quiet(tmp_path, resume_at=20) as out:
+            state = out.state()
+            for at in (20, 30):
+                out.write({"a": float(at)}, at)
+        with quiet(tmp_path, resume=state) as out:
+            out.write({"a": 30.5}, 30)
+        with quiet(tmp_path, resume=state) as out:  # what the one before wrote is undone too
             out.write({"a": 31.0}, 30)
         read = [(e.step, e.value) for e in events(tmp_path).Scalars("a")]
         assert read == [(10, 10.0), (20, 20.0), (30, 31.0)]
@@ -146,7 +155,8 @@ class TestTensorBoard:
     def test_is_on_disk_when_the_state_is_taken(self, tmp_path):
         with quiet(tmp_path) as out:
             out.write({"a": 1.0}, 10)
-            assert out.state() == {"resume_at": 10}
+            (file,) = tmp_path.glob("events.out.tfevents.*")
+            assert out.state() == {"resume_at": 10, "rows": 1, "events": {file.name: file.stat().st_size}}
             assert [e.step for e in events(tmp_path).Scalars("a")] == [10]
 
 

@@ -30,5 +30,5 @@ def make_run(path: Path, game: str = "catch", **settings: object) -> QNetwork:
         torch.manual_seed(seed)
         network = build_network(config, obs_shape, 18 if config.full_action_set else num_actions)
         state = {"game": config.game, "network": network.settings, "frames": frames, "seconds": frames / 4}
-        checkpoint.save(path, f"{frames:012d}", state, None, network.state_dict())
+        checkpoint.Draft(path, f"{frames:012d}", state, network.state_dict()).finish()
     return network

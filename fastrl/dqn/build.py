@@ -1,4 +1,4 @@
-"""From settings to games and replay, after asking how much memory there is."""
+"""From settings to games and replay, after asking how much memory and disk there is."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from fastrl.dqn.frames import DeviceStore
 from fastrl.dqn.groups import Group
 from fastrl.extras import need
 from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
-from fastrl.machine import GIB, available_bytes
-from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer, RamStore
+from fastrl.machine import GIB, available_bytes, free_disk_bytes
+from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer, RamStore, segments
+from fastrl.saved import DamageError
 from fastrl.steps import Envs
 
 DEFAULT_CAPACITY = 1_000_000
@@ -86,8 +87,7 @@ def build_replay(config: DQNConfig, envs: Envs, seed: int, device: torch.device)
         If the frames shall be compressed, but lz4 is not installed.
     """
     least = _least_capacity(config)
-    # Reset rows come on top of the agent steps: some percent, in Catch every tenth.
-    wanted = config.capacity or min(DEFAULT_CAPACITY, max(config.total_steps * 5 // 4, least))
+    wanted = config.capacity or min(DEFAULT_CAPACITY, max(_rows(config.total_steps), least))
     place = _place(config, envs, device, wanted)
     if config.capacity is None:
         memory = place.scarcest
@@ -119,7 +119,9 @@ def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device)
     Raises
     ------
     ConfigError
-        If a setting differs, the replay does not fit into memory, or the file is damaged.
+        If a setting differs, or the replay does not fit into memory.
+    DamageError
+        If the file is damaged.
     ImportError
         If the frames shall be compressed, but lz4 is not installed.
     """
@@ -133,16 +135,66 @@ def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device)
             if saved[name] != value:
                 raise ConfigError(
                     f"{path} was made with {name} {saved[name]}, this run has {value}; give the run's "
-                    "own settings, or delete that file to go on with an empty replay"
+                    "own settings, or delete it to go on with an empty replay"
                 )
         place = _place(config, envs, device, saved["capacity"])
         _require_memory(place, saved["capacity"], f"the capacity of {path}")
         buffer = PrioritizedReplayBuffer.load(path, store=place.store)
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{error}; delete {path} to go on with an empty replay") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(str(error)) from error
     return buffer, _words(buffer, place)
+
+
+def require_disk(
+    config: DQNConfig, buffer: PrioritizedReplayBuffer, steps: int, run_folder: Path, earlier: Path | None
+) -> str:
+    """Return words on the disk that checkpoints with the replay take at most, to go behind those on the replay.
+
+    Parameters
+    ----------
+    config, buffer : DQNConfig, PrioritizedReplayBuffer
+        Settings of the run, and its replay.
+    steps : int
+        Agent steps played so far.
+    run_folder : Path
+        Where the run's files go.
+    earlier : Path or None
+        The save that the replay was loaded from, or none.
+
+    Raises
+    ------
+    ConfigError
+        If there is less of it than that.
+    """
+    if not config.checkpoint_replay:
+        return ""
+    settings = buffer.settings
+    rows = min(settings["capacity"], len(buffer) + _rows(config.total_steps - steps))
+    added = min(rows, _rows(config.checkpoint_every_frames // config.frame_skip))
+    if earlier is not None and earlier.is_file():  # of which nothing can be shared
+        added = rows
+    most = int(rows * (1 + segments.LARGEST + segments.SMALL)) + added
+    need = most * (segments.frame_bytes(settings) + BYTES_BESIDE_FRAME)
+    free = free_disk_bytes(run_folder) + _bytes_below(run_folder / "checkpoints")
+    if free < need:
+        raise ConfigError(
+            f"{run_folder} needs up to {_gib(need)} of disk for checkpoints with the replay, {_gib(free)} are free; "
+            "free some, give another --runs-dir or a smaller --capacity, or leave it out with --no-checkpoint-replay"
+        )
+    return f"; up to {_gib(need)} of disk for checkpoints with it"
+
+
+def _rows(steps: int) -> int:
+    """Return how many rows so many agent steps bring at most: reset rows come on top, in Catch every tenth."""
+    return max(0, steps) * 5 // 4
+
+
+def _bytes_below(folder: Path) -> int:
+    """Return the bytes of all files in a folder, those with several names once."""
+    stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
 class _Memory(NamedTuple):

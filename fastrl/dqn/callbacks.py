@@ -9,12 +9,14 @@ import dataclasses
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastrl import video
+from fastrl import saved, video
 from fastrl.dqn import checkpoint
 from fastrl.games import Games, play_games
 from fastrl.plan import Protocol
@@ -49,7 +51,7 @@ class Callback:
         """An evaluation was played; ``games.film`` holds RGB pictures of its first game, with Q-values."""
 
     def on_checkpoint(self, run: Run, folder: Path) -> None:
-        """A checkpoint lies whole in ``folder``."""
+        """A checkpoint lies whole in ``folder``; a thread finished it, so the run may be some steps ahead of it."""
 
     def on_end(self, run: Run) -> None:
         """The run is over or stopped; its reporter still writes."""
@@ -60,6 +62,16 @@ class Callback:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned; an empty one if the run went on without this callback before."""
+
+
+def named(callbacks: Iterable[Callback]) -> dict[str, Callback]:
+    """Return callbacks by class, a second one of a class numbered, so that each finds its state again."""
+    known: dict[str, Callback] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        number = sum(type(other) is type(callback) for other in known.values())
+        known[f"{name}#{number + 1}" if number else name] = callback
+    return known
 
 
 class Clock:
@@ -91,7 +103,7 @@ class Metrics(Callback):
         self._lengths: deque[int] = deque(maxlen=100)
         self._games = 0
         self._actions: list[np.ndarray[Any, Any]] = []
-        self._batch: Batch | None = None
+        self._batch: Any = None  # the latest since the last line, or what is used of it
         self._shown: dict[str, float | str] = {}
 
     def on_start(self, run: Run) -> None:
@@ -100,6 +112,8 @@ class Metrics(Callback):
         self._mark = (time.monotonic(), run.frames)
         run.reporter.extras.scores = self._scores
         self._show_score()
+        if not len(run.buffer):
+            self._batch = None  # of a replay that is gone
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
         self._actions.append(actions)
@@ -117,7 +131,7 @@ class Metrics(Callback):
         self._show_score()
 
     def on_end(self, run: Run) -> None:
-        if self._actions:
+        if self._actions and not run.stop:  # a run that goes on adds to the line under way
             self._log(run)
 
     def _log(self, run: Run) -> None:
@@ -126,6 +140,7 @@ class Metrics(Callback):
             "steps": float(run.steps),
             "updates": float(run.learner.updates),
             "games/finished": float(self._games),
+            "games/abandoned": float(run.abandoned),
         }
         if self._scores:
             scores = np.array(self._scores)
@@ -185,12 +200,22 @@ class Metrics(Callback):
             self._shown["loss"] = f"{metrics['train/loss']:.4f}"
 
     def state(self) -> dict[str, Any]:
-        return {"scores": list(self._scores), "lengths": list(self._lengths), "games": self._games}
+        taken = np.bincount(np.concatenate(self._actions)) if self._actions else np.zeros(0, int)
+        batch = self._batch and {"index": self._batch.index.tolist(), "weight": self._batch.weight.tolist()}
+        return {
+            "scores": list(self._scores), "lengths": list(self._lengths), "games": self._games,
+            "actions": taken.tolist(), "batch": batch, "shown": self._shown,
+        }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._scores.extend(state.get("scores", []))
         self._lengths.extend(state.get("lengths", []))
         self._games = state.get("games", 0)
+        taken = state.get("actions", [])
+        self._actions = [np.repeat(np.arange(len(taken)), taken)] if taken else []
+        if batch := state.get("batch"):
+            self._batch = SimpleNamespace(index=np.array(batch["index"]), weight=np.array(batch["weight"], np.float32))
+        self._shown = state.get("shown", {})
 
 
 class Evaluation(Callback):
@@ -199,20 +224,26 @@ class Evaluation(Callback):
     def __init__(self) -> None:
         self.best: float | None = None
         self.last: Games | None = None
+        self._due = False  # and not played to the end yet
 
     def on_start(self, run: Run) -> None:
         self._clock = Clock(run.config.evaluate_every_frames)
         self._clock.set(run.frames)
         _announce(run, "evaluation", self._clock)
+        self._evaluate_if_due(run)  # a stop interrupted it
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
-        if self._clock.due(run.frames) and run.frames < run.config.total_frames:
-            self._evaluate(run, run.config.evaluate_episodes)
-            _announce(run, "evaluation", self._clock)
+        self._due = self._clock.due(run.frames)
+        self._evaluate_if_due(run)
 
     def on_end(self, run: Run) -> None:
         if not run.stop:
             self._evaluate(run, run.config.final_episodes)
+
+    def _evaluate_if_due(self, run: Run) -> None:
+        if self._due and run.frames < run.config.total_frames:
+            self._evaluate(run, run.config.evaluate_episodes)
+        self._due = False
 
     def _evaluate(self, run: Run, episodes: int) -> None:
         config = run.config
@@ -243,33 +274,45 @@ class Evaluation(Callback):
         self.last = dataclasses.replace(games, film=[])  # which takes up to 400 MB
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "due": self._due}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.best = state.get("best")
+        self.best, self._due = state.get("best"), state.get("due", False)
 
     def _best_so_far(self, run: Run) -> float:
         """Return the best score; the best checkpoint may be newer than the one that the run goes on from."""
-        folder = run.folder / "checkpoints" / checkpoint.BEST
-        saved = checkpoint.load_state(folder)["callbacks"][type(self).__name__]["best"] if folder.exists() else None
-        return max((score for score in (self.best, saved) if score is not None), default=-math.inf)
+        folder, score = run.folder / "checkpoints" / checkpoint.BEST, None
+        if folder.exists():
+            try:
+                saved.check(folder)
+                score = checkpoint.load_state(folder)["callbacks"][type(self).__name__]["best"]
+            except saved.DamageError as error:
+                run.reporter.line(f"{error}; this evaluation's weights replace it")
+                return -math.inf
+        return max((known for known in (self.best, score) if known is not None), default=-math.inf)
 
 
 class Checkpoints(Callback):
-    """A checkpoint every ``checkpoint_every_frames`` and at the end, however it comes."""
+    """A checkpoint every ``checkpoint_every_frames``, in a thread, and one at the end, however it comes."""
 
     def on_start(self, run: Run) -> None:
         self._clock = Clock(run.config.checkpoint_every_frames)
         self._clock.set(run.frames)
         _announce(run, "save", self._clock)
+        self._saved_at = -1
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
+        run.settle(wait=False)
         if self._clock.due(run.frames) and run.frames < run.config.total_frames:
-            run.save()
+            run.save(wait=False)
+            self._saved_at = run.frames
             _announce(run, "save", self._clock)
 
     def on_end(self, run: Run) -> None:
-        run.save()
+        if run.stop and self._saved_at == run.frames:  # a stop during the last save finds nothing new
+            run.settle()
+        else:
+            run.save()
 
 
 def _announce(run: Run, what: str, clock: Clock) -> None:

@@ -319,21 +319,15 @@ class Learner:
         return {"train/learning_rate": self._rate} | self._tally.read()
 
     def state(self) -> State:
-        """Return copies of all that learning goes on from: tensors, numbers and dicts of them.
-
-        Raises
-        ------
-        RuntimeError
-            Priorities are in flight: the replay must have them first, or its own state would lack them.
-        """
-        if self._pending is not None:
-            raise RuntimeError("priorities are in flight; hand those of flush() to the replay before state()")
+        """Return copies of all that learning goes on from, priorities in flight included: tensors, numbers, dicts."""
+        index, download = self._pending or (None, None)
         state = {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": {"name": self.config.optimizer, "moments": self._optimizer.state_dict()["state"]},
             "updates": self.updates,
             **self._tally.state(),
+            "pending": download and {"index": torch.from_numpy(index), "errors": torch.from_numpy(download.finish())},
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -354,10 +348,14 @@ class Learner:
         self.target.check_state(state["target"])
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
-        load_moments(self._optimizer, state["optimizer"]["moments"])
+        load_moments(self._optimizer, {int(i): moments for i, moments in state["optimizer"]["moments"].items()})
         self.updates = state["updates"]
         self._tally.load_state(state)
         self._pending = None
+        if state["pending"] is not None:
+            download = self._downloads[self.updates % 2]
+            download.start(state["pending"]["errors"])
+            self._pending = (state["pending"]["index"].numpy(), download)
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)

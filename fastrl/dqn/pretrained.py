@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from fastrl import folder
 from fastrl.config import ConfigError, DQNConfig
@@ -168,7 +167,7 @@ def _rounded(path: Path) -> bytes:
     """Return a file of weights with each rounded to the nearest bfloat16."""
     tensors, settings = checkpoint.load_weights(path)
     rounded = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
-    content: bytes = save(rounded, metadata=checkpoint.metadata(settings))
+    content = checkpoint.pack_weights(rounded, settings)
     if len(content) > LARGEST_BYTES:
         raise ConfigError(
             f"{path} takes {len(content) / 1e6:.1f} MB in bfloat16, and at most {LARGEST_BYTES / 1e6:g} MB ship; "
