@@ -107,8 +107,9 @@ def _default(game: str | None, device: str | None, resume: Path | None) -> tuple
         its_game = getattr(config, "game", "cartpole")
         if plain is not None and not same_game(plain, its_game):
             raise ConfigError(f"{resume} plays {its_game}, not {game}; leave the game out, or start a new run")
-        moved = {"game": plain} if plain is not None and is_own(plain) else {}
-        return config.replace(**moved), f"the settings of {resume}"
+        if isinstance(config, DQNConfig) and plain is not None:
+            config = config.replace(game=plain)
+        return config, f"the settings of {resume}"
     if plain is None or plain == "cartpole":
         return SarsaConfig(), ""
     from fastrl.dqn.device import pick_device

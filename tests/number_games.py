@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.atari import Step
+from fastrl.steps import Step
 
 SHAPE = (10, 5)
 
@@ -19,7 +19,7 @@ class NumberGames:
     """
 
     num_actions, action_names = 3, ["left", "stay", "right"]
-    frame_shape, frame_dtype, frame_skip = SHAPE, np.dtype(np.float32), 1
+    frame_shape, frame_dtype, frame_skip, autoreset = SHAPE, np.dtype(np.float32), 1, "next_step"
 
     def __init__(self, num_envs: int, seed: int, fault: Any = None) -> None:
         self.num_envs, self._fault = num_envs, fault

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from number_games import NumberGames
@@ -53,11 +54,13 @@ def play(
     fault: Any = None, hooks: Any = (), delayed: bool = False, quiet: bool = True,
 ) -> run.Run:  # fmt: skip
     """Train in a folder, on games in NumPy."""
-    build._build_envs = lambda config, seed: NumberGames(config.group_size, seed, fault)
-    run.Learner = functools.partial(Learner, delayed=True) if delayed else Learner
     config = config.replace(runs_dir=str(folder.parent), name=folder.name)
     witness = Witness(folder.with_name(folder.name + ".batches"), at=at, number=number)
-    return run.train(config, [witness, *hooks], resume=folder if resume else None, quiet=quiet)
+    with (
+        patch.object(build, "_build_envs", lambda config, seed: NumberGames(config.group_size, seed, fault)),
+        patch.object(run, "Learner", functools.partial(Learner, delayed=True) if delayed else Learner),
+    ):
+        return run.train(config, [witness, *hooks], resume=folder if resume else None, quiet=quiet)
 
 
 def batches(folder: Path) -> dict[int, str]:

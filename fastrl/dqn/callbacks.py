@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,7 +102,7 @@ class Metrics(Callback):
         self._lengths: deque[int] = deque(maxlen=100)
         self._games = 0
         self._actions: list[np.ndarray[Any, Any]] = []
-        self._batch: Any = None  # the latest since the last line, or what is used of it
+        self._look, self._seen = True, dict[str, float]()  # at the next batch; what was seen of one since the last line
         self._shown: dict[str, float | str] = {}
 
     def on_start(self, run: Run) -> None:
@@ -112,8 +111,6 @@ class Metrics(Callback):
         self._mark = (time.monotonic(), run.frames)
         run.reporter.extras.scores = self._scores
         self._show_score()
-        if not len(run.buffer):
-            self._batch = None  # of a replay that is gone
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
         self._actions.append(actions)
@@ -122,7 +119,8 @@ class Metrics(Callback):
             self._log(run)
 
     def on_update(self, run: Run, batch: Batch) -> None:
-        self._batch = batch
+        if self._look:
+            self._look, self._seen = False, self._look_at(batch, run)
 
     def on_game(self, run: Run, score: float, length: int) -> None:
         self._scores.append(score)
@@ -163,9 +161,8 @@ class Metrics(Callback):
         for action, name in enumerate(run.envs.action_names):
             metrics[f"actions/{name.lower()}"] = float((taken == action).mean()) if len(taken) else 0.0
         run.reporter.histogram("actions", taken, run.frames)
-        if self._batch is not None:
-            metrics |= self._look_at(self._batch, run)
-            self._batch = None
+        metrics |= self._seen
+        self._look, self._seen = True, {}
         now, (then, frames) = time.monotonic(), self._mark
         self._mark = (now, run.frames)
         metrics["time/frames_per_second"] = (run.frames - frames) / max(now - then, 1e-9)
@@ -178,7 +175,7 @@ class Metrics(Callback):
         self._show(metrics)
 
     def _look_at(self, batch: Batch, run: Run) -> dict[str, float]:
-        """Write how the last batch is distributed, and return means."""
+        """Write how a batch is distributed, the first one after each line, and return means."""
         age = run.buffer.age(batch.index)
         shown: dict[str, np.ndarray[Any, Any]] = {
             "replay/age": age,
@@ -201,10 +198,9 @@ class Metrics(Callback):
 
     def state(self) -> dict[str, Any]:
         taken = np.bincount(np.concatenate(self._actions)) if self._actions else np.zeros(0, int)
-        batch = self._batch and {"index": self._batch.index.tolist(), "weight": self._batch.weight.tolist()}
         return {
             "scores": list(self._scores), "lengths": list(self._lengths), "games": self._games,
-            "actions": taken.tolist(), "batch": batch, "shown": self._shown,
+            "actions": taken.tolist(), "look": self._look, "seen": self._seen, "shown": self._shown,
         }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -213,8 +209,7 @@ class Metrics(Callback):
         self._games = state.get("games", 0)
         taken = state.get("actions", [])
         self._actions = [np.repeat(np.arange(len(taken)), taken)] if taken else []
-        if batch := state.get("batch"):
-            self._batch = SimpleNamespace(index=np.array(batch["index"]), weight=np.array(batch["weight"], np.float32))
+        self._look, self._seen = state.get("look", True), state.get("seen", {})
         self._shown = state.get("shown", {})
 
 
@@ -229,7 +224,6 @@ class Evaluation(Callback):
     def on_start(self, run: Run) -> None:
         self._clock = Clock(run.config.evaluate_every_frames)
         self._clock.set(run.frames)
-        _announce(run, "evaluation", self._clock)
         self._evaluate_if_due(run)  # a stop interrupted it
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
@@ -244,6 +238,7 @@ class Evaluation(Callback):
         if self._due and run.frames < run.config.total_frames:
             self._evaluate(run, run.config.evaluate_episodes)
         self._due = False
+        _announce(run, "evaluation", self._clock)
 
     def _evaluate(self, run: Run, episodes: int) -> None:
         config = run.config
