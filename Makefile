@@ -1,5 +1,5 @@
 # Chores. `make build` first; every target works in a virtual environment with the extra `dev`.
-.PHONY: help build debug test asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds lint types
+.PHONY: help build debug test games asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds lint types
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/\t/'
@@ -12,6 +12,9 @@ debug: # the same with bounds checks
 
 test: # all tests
 	pytest
+
+games: # every Atari game that EnvPool has, two minutes; `make test` takes a few of them
+	FASTRL_GAMES=all pytest tests/test_all_games.py
 
 asan: # the replay's tests under AddressSanitizer and UndefinedBehaviorSanitizer (gcc), in build/asan
 	tools/instrumented.sh asan

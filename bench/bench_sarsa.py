@@ -86,7 +86,7 @@ class Plain:
             value_t = 0.0 if terminated else weights[a_t] @ s_t
             traces *= config.gamma * config.lam
             traces[a] += s
-            weights += config.alpha * (reward + config.gamma * value_t - weights[a] @ s) * traces
+            weights += config.learning_rate * (reward + config.gamma * value_t - weights[a] @ s) * traces
             s, a = s_t, a_t
             if terminated or truncated:
                 traces[:] = 0
@@ -130,7 +130,7 @@ class Floats:
                 w[i] += rate * e[i]
 
     def play(self, steps: int = PLAIN_STEPS) -> None:
-        alpha, gamma, decay = self._config.alpha, self._config.gamma, self._config.gamma * self._config.lam
+        alpha, gamma, decay = self._config.learning_rate, self._config.gamma, self._config.gamma * self._config.lam
         env, s, a = self._env, self._s, self._a
         for _ in range(steps):
             observation, reward, terminated, truncated, _ = env.step(a)

@@ -29,7 +29,7 @@ results() {
   cp "$run/metrics.csv" "$run/config.json" "$run/versions.json" "$out/"
   cp "$(ls -t "$run"/pictures/*.gif | head -1)" "$out/agent.gif" || true
   [ ! -f "$run/checkpoints/best/weights.safetensors" ] || cp "$run/checkpoints/best/weights.safetensors" "$out/"
-  timeout 60 python3 -m fastrl.evaluate "$run" --episodes 30 --json "$out/evaluation.json" --gif "$out/evaluation.gif" ||
+  timeout 60 python3 -m fastrl.evaluate "$run" --episodes 30 --json "$out/evaluation.json" --out "$out/evaluation.gif" ||
     echo "the evaluation did not end in its minute; the run's own are in metrics.csv"
 }
 

@@ -17,7 +17,8 @@ from fastrl.dqn import pretrained
 from fastrl.dqn.network import QNetwork
 from fastrl.evaluate import greedy
 from fastrl.folder import versions
-from fastrl.games import Backend, Protocol, play_games
+from fastrl.games import Backend, play_games
+from fastrl.plan import Protocol
 
 BACKENDS: tuple[Backend, ...] = ("envpool", "gymnasium")
 SEED = 0
@@ -31,7 +32,7 @@ def current_commit() -> str:
 
 def judge(network: QNetwork, config: DQNConfig, *, commit: str, games: int) -> pretrained.Judgement:
     """Play so many games on each backend."""
-    exported_at, protocol, scores = current_commit(), Protocol(frame_skip=config.frame_skip), {}
+    exported_at, protocol, scores = current_commit(), Protocol(**config.rules()), {}
     for backend in BACKENDS:
         played = play_games(
             config.game, greedy(network), games, seed=SEED, protocol=protocol, backend=backend, stack=config.stack

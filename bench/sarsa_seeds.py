@@ -35,7 +35,7 @@ from fastrl.sarsa import WINDOW, SarsaLearners, SarsaResult
 
 LEARNERS, EPISODES, SEED = 1_000, 300, 1
 GRID = {
-    "alpha": (0.5, 0.1, 0.01, 0.001),
+    "learning_rate": (0.5, 0.1, 0.01, 0.001),
     "gamma": (0.95, 0.99, 1.0),
     "lam": (0.0, 0.5, 0.9),
     "epsilon": (0.0, 0.01, 0.05),
@@ -49,10 +49,10 @@ CLAIM = 60
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "scaled-failure": {},
-    "scaled-survival": {"features": "scaled", "reward": "survival", "alpha": 0.5, "gamma": 0.99, "lam": 0.9},
-    "raw-failure": {"features": "raw", "reward": "failure", "alpha": 0.5, "gamma": 0.95, "lam": 0.0},
-    "raw-survival": {"features": "raw", "reward": "survival", "alpha": 0.5, "epsilon": 0.01},
-    "raw-survival-longest": {"features": "raw", "reward": "survival", "alpha": 0.001, "epsilon": 0.05},
+    "scaled-survival": {"features": "scaled", "reward": "survival", "learning_rate": 0.5, "gamma": 0.99, "lam": 0.9},
+    "raw-failure": {"features": "raw", "reward": "failure", "learning_rate": 0.5, "gamma": 0.95, "lam": 0.0},
+    "raw-survival": {"features": "raw", "reward": "survival", "learning_rate": 0.5, "epsilon": 0.01},
+    "raw-survival-longest": {"features": "raw", "reward": "survival", "learning_rate": 0.001, "epsilon": 0.05},
 }
 """What each differs in from `SarsaConfig`'s defaults: those that solved the task most often in the search, but for the
 first, which are the defaults, and the last, which lived longest of the source's variant's best five."""

@@ -9,17 +9,14 @@ The rules that everything else may forget:
 * **No-ops are played after a lost life too**, and a game that ends in them is replaced without a word.
   It shows in the lives alone; the reset row then carries ``game_over`` (of the old game) and ``first``.
 
-*Steps* are agent steps (one action), *frames* are emulator frames, ``frame_skip`` of them per step.
-Letters in shapes: ``N`` environments, ``n`` rows of one call (``n = N`` unless a subset was stepped).
+Words and letters as in `fastrl.steps`, whose `Envs` these are.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +24,8 @@ import numpy.typing as npt
 from fastrl.config import ConfigError
 from fastrl.extras import need
 from fastrl.machine import cpu_count
+from fastrl.steps import Array, Autoreset, Step, at_least, numbers, require
 
-Array = npt.NDArray[Any]
 CATCH_STEPS = 9  # length of every game of Catch: the ball falls through ten rows
 
 
@@ -67,8 +64,8 @@ def task_id(game: str) -> str:
 
 
 @functools.cache  # ale_py takes 0.2 s to load a game
-def action_names(name: str) -> tuple[str, ...]:
-    """Return the names of the actions of a game given by its plain name; none without ale_py."""
+def action_names(name: str, full: bool = False) -> tuple[str, ...]:
+    """Return the names of a game's actions (`full`: all that the console has), in order; none without ale_py."""
     if name == "catch":
         return ("LEFT", "STAY", "RIGHT")
     try:
@@ -78,38 +75,7 @@ def action_names(name: str) -> tuple[str, ...]:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
     ale.loadROM(str(ale_py.roms.get_rom_path(name)))
-    return tuple(action.name for action in ale.getMinimalActionSet())
-
-
-@dataclass(slots=True)
-class Step:
-    """What `n` environments returned, one row each."""
-
-    frame: Array
-    """[n, 84, 84] uint8, the newest frame, unstacked (Catch: [n, 10, 5] float32); fresh, the caller's to keep."""
-    reward: npt.NDArray[np.float32]
-    """[n] float32: the reward to learn from, clipped to its sign if so asked; 0 in reset rows."""
-    terminated: npt.NDArray[np.bool_]
-    """[n] bool: no value flows on past this frame: game over or, with episodic life, a lost life."""
-    truncated: npt.NDArray[np.bool_]
-    """[n] bool: cut off at `max_episode_steps`; never together with `terminated`."""
-    first: npt.NDArray[np.bool_]
-    """[n] bool: the frame opens a new game; frame stacks start over."""
-    reset: npt.NDArray[np.bool_]
-    """[n] bool: no agent step led here: the action was ignored for a reset, or the row is `reset()`'s."""
-    game_over: npt.NDArray[np.bool_]
-    """[n] bool: a whole game ended, by its own rules or by the time limit."""
-    score: npt.NDArray[np.float32]
-    """[n] float32: unclipped reward of the whole game so far; in `game_over` rows, the score of that game."""
-    length: npt.NDArray[np.int64]
-    """[n] int64: agent steps of the whole game so far, reset rows not counted; as `score` in `game_over` rows."""
-    env_id: npt.NDArray[np.int32]
-    """[n] int32: the environment of each row, in the order in which they were sent."""
-
-    def update(self, part: Step) -> None:
-        """Overwrite the rows of this step of all environments with those of another step's environments."""
-        for field in dataclasses.fields(self):
-            getattr(self, field.name)[part.env_id] = getattr(part, field.name)
+    return tuple(action.name for action in (ale.getLegalActionSet() if full else ale.getMinimalActionSet()))
 
 
 class AtariEnvs:
@@ -126,9 +92,11 @@ class AtariEnvs:
     frame_skip : emulator frames per agent step.
     episodic_life : a lost life is `terminated`. On also where whole games count: EnvPool presses FIRE after
         a lost life only then, and a policy that never fires stands still without it.
+    fire_reset : resets press FIRE, in games that have it among their actions.
+    full_action_set : all actions of the console (18; Lost Luggage: 9) instead of those that the game uses.
     reward_clip : `Step.reward` is the sign of the reward; `Step.score` is never clipped.
     repeat_action_probability : chance per emulator frame that the last action is repeated (sticky actions).
-    noop_max : resets play 1 to so many frames, no-ops and the FIRE.
+    noop_max : resets play 1 to so many frames, no-ops and the FIRE; at least one.
     max_episode_steps : agent steps after which a game is cut off; lost lives do not restart the count.
     dephase_steps : `reset()` opens each game with 0 to so many random actions, so that games do not end
         together. Scores and lengths of these games include them.
@@ -146,6 +114,8 @@ class AtariEnvs:
         threads: int = 0,
         frame_skip: int = 4,
         episodic_life: bool = True,
+        fire_reset: bool = True,
+        full_action_set: bool = False,
         reward_clip: bool = True,
         repeat_action_probability: float = 0.0,
         noop_max: int = 30,
@@ -154,8 +124,8 @@ class AtariEnvs:
         render: bool = False,
     ) -> None:
         counts = {"num_envs": num_envs, "frame_skip": frame_skip, "noop_max": noop_max}
-        _at_least(1, **counts, max_episode_steps=max_episode_steps)
-        _at_least(0, seed=seed, threads=threads, dephase_steps=dephase_steps)
+        at_least(1, **counts, max_episode_steps=max_episode_steps)
+        at_least(0, seed=seed, threads=threads, dephase_steps=dephase_steps)
         if not 0 <= repeat_action_probability <= 1:
             raise ConfigError(f"repeat_action_probability is {repeat_action_probability}; give 0 to 1")
         task = task_id(game)
@@ -173,6 +143,8 @@ class AtariEnvs:
                 "stack_num": 1,
                 "frame_skip": frame_skip,
                 "episodic_life": episodic_life,
+                "use_fire_reset": fire_reset,
+                "full_action_space": full_action_set,
                 "reward_clip": reward_clip,
                 "repeat_action_probability": repeat_action_probability,
                 "noop_max": noop_max,
@@ -182,10 +154,11 @@ class AtariEnvs:
         self._pool = need("envpool", "train").make(task, env_type="gymnasium", **options)
         self.num_envs = num_envs
         self.num_actions = int(self._pool.action_space.n)
-        self.action_names = list(action_names(game_name(game)) or map(str, range(self.num_actions)))
+        self.action_names = list(action_names(game_name(game), full_action_set) or map(str, range(self.num_actions)))
         self.frame_skip = 1 if self._catch else frame_skip
         self.frame_shape: tuple[int, ...] = (10, 5) if self._catch else (84, 84)
         self.frame_dtype: np.dtype[Any] = np.dtype(np.float32 if self._catch else np.uint8)
+        self.autoreset: Autoreset = "next_step"
         self._render = render and not self._catch
         self._episodic_life = episodic_life
         self._dephase_steps = dephase_steps
@@ -202,7 +175,7 @@ class AtariEnvs:
 
         Costs up to `dephase_steps` steps. With them a row may stand in the middle of a game (`first` unset).
         """
-        _require(self._sent <= 0, "reset() while actions are under way; call recv() first")
+        require(self._sent <= 0, "reset() while actions are under way; call recv() first")
         self._ended[:], self._score[:], self._opened[:] = False, 0, 0
         frame, info = self._pool.reset()
         self._sent = 0
@@ -222,11 +195,11 @@ class AtariEnvs:
         environments to step (default: all, in order); the others stand still. Raises ValueError for a wrong
         shape, type or range, RuntimeError before `reset()` or while a step is under way.
         """
-        _require(self._sent >= 0, "send() before reset(); call reset() first")
-        _require(self._sent == 0, "send() while actions are under way; call recv() first")
-        ids = None if env_id is None else _numbers("env_id", env_id, self.num_envs)
+        require(self._sent >= 0, "send() before reset(); call reset() first")
+        require(self._sent == 0, "send() while actions are under way; call recv() first")
+        ids = None if env_id is None else numbers("env_id", env_id, self.num_envs)
         rows = self.num_envs if ids is None else len(ids)
-        acts = _numbers("actions", actions, self.num_actions)
+        acts = numbers("actions", actions, self.num_actions)
         if len(acts) != rows or rows == 0:
             raise ValueError(f"actions has {len(acts)} entries for {rows} environments; give one action for each")
         if ids is not None and len(np.unique(ids)) < rows:
@@ -236,7 +209,7 @@ class AtariEnvs:
 
     def recv(self) -> Step:
         """Wait for the step that `send` started; its rows come in the order sent. RuntimeError if there is none."""
-        _require(self._sent > 0, "recv() without a step under way; call send() first")
+        require(self._sent > 0, "recv() without a step under way; call send() first")
         frame, reward, terminated, truncated, info = self._pool.recv()
         self._sent = 0
         return self._record(frame, reward, terminated, truncated, info)
@@ -251,9 +224,9 @@ class AtariEnvs:
 
         Raises RuntimeError if built without ``render=True``, for ``catch``, or while a step is under way.
         """
-        _require(self._render, "render() of envs without screens; build them with render=True (not catch)")
-        _require(self._sent == 0, "render() while actions are under way; call recv() first")
-        ids = _numbers("env_id", [env_id], self.num_envs)
+        require(self._render, "render() of envs without screens; build them with render=True (not catch)")
+        require(self._sent == 0, "render() while actions are under way; call recv() first")
+        ids = numbers("env_id", [env_id], self.num_envs)
         screen: npt.NDArray[np.uint8] = np.array(self._pool.render(env_ids=ids)[0])
         return screen
 
@@ -305,91 +278,3 @@ class AtariEnvs:
         ids = np.flatnonzero(self._ended)
         if len(ids):
             start.update(self.step(np.zeros(len(ids), np.int64), ids))
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise RuntimeError(message)
-
-
-def _at_least(least: int, **settings: int) -> None:
-    for name, value in settings.items():
-        if value < least:
-            raise ConfigError(f"{name} is {value!r}; give at least {least}")
-
-
-def _numbers(name: str, values: npt.ArrayLike, limit: int) -> npt.NDArray[np.int32]:
-    """Return `values` as [n] int32, checked: EnvPool itself would read past its tables."""
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}; give a flat array of integers")
-    if array.size and not (array.min() >= 0 and array.max() < limit):
-        raise ValueError(f"{name} runs from {array.min()} to {array.max()}; give numbers from 0 to {limit - 1}")
-    return array.astype(np.int32)
-
-
-class FrameStack:
-    """The last `stack` frames of each environment, oldest first: what the network sees.
-
-    Built for ``N`` environments and frames of one shape and type. `padding` stands in for the frames from
-    before a game: ``"first"`` repeats its first frame (as EnvPool does), ``"zero"`` is black. Raises
-    ConfigError for less than one environment or frame, or another padding.
-    """
-
-    def __init__(
-        self,
-        num_envs: int,
-        stack: int,
-        frame_shape: tuple[int, ...],
-        dtype: npt.DTypeLike,
-        padding: Literal["first", "zero"] = "first",
-    ) -> None:
-        _at_least(1, num_envs=num_envs, stack=stack)
-        if padding not in ("first", "zero"):
-            raise ConfigError(f"padding is {padding!r}; give 'first' or 'zero'")
-        self._stacks: Array = np.zeros((num_envs, stack, *frame_shape), dtype)
-        self._started = np.zeros(num_envs, np.bool_)
-        self._padding = padding
-
-    def push(self, frame: Array, first: Array, env_id: Array | None = None) -> Array:
-        """Append one frame to each stack and return the stacks.
-
-        Parameters
-        ----------
-        frame : [n, *frame_shape], the newest frame of each environment.
-        first : [n] bool, the frame opens a game: its stack starts over, as at an environment's first push
-            ever. A lost life is no such start.
-        env_id : [n] integers, the environment of each row (default: all, in order).
-
-        Returns [n, stack, *frame_shape]: without `env_id` the object's own array, valid until the next push;
-        with it a copy. Raises ValueError if the shape or type of the frames does not fit.
-        """
-        rows = len(self._stacks) if env_id is None else len(env_id)
-        shape = (rows, *self._stacks.shape[2:])
-        if frame.shape != shape or frame.dtype != self._stacks.dtype:
-            raise ValueError(f"frame is {frame.dtype} {frame.shape}; give {self._stacks.dtype} {shape}")
-        ids = np.arange(rows) if env_id is None else env_id
-        new = first | ~self._started[ids]
-        if env_id is None:
-            for k in range(self._stacks.shape[1] - 1):  # slot by slot: no temporary copy of the whole
-                self._stacks[:, k] = self._stacks[:, k + 1]
-        else:
-            self._stacks[ids, :-1] = self._stacks[ids, 1:]
-        self._stacks[ids[new]] = frame[new, None] if self._padding == "first" else 0
-        self._stacks[ids, -1] = frame
-        self._started[ids] = True
-        return self._stacks if env_id is None else self._stacks[ids]
-
-    def state(self) -> dict[str, Array]:
-        """Return copies of ``stacks`` [N, stack, *frame_shape] and ``started`` [N] bool."""
-        return {"stacks": self._stacks.copy(), "started": self._started.copy()}
-
-    def load_state(self, state: dict[str, Array]) -> None:
-        """Take over what `state` returned; ValueError, and no change, if shape or type differ."""
-        for name, mine in (("stacks", self._stacks), ("started", self._started)):
-            other = np.asarray(state[name])
-            if other.shape != mine.shape or other.dtype != mine.dtype:
-                wanted = f"load one of {mine.dtype} {mine.shape}, from a stack built with the same arguments"
-                raise ValueError(f"state[{name!r}] is {other.dtype} {other.shape}; {wanted}")
-        self._stacks[:] = state["stacks"]
-        self._started[:] = state["started"]

@@ -1,30 +1,47 @@
-"""What the commands share: from a command line to a config, and from an error to one clear line."""
+"""What the commands share: their names, from a command line to a config, and from an error to one clear line."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
+from fastrl.stop import RunError
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], default: T | None, arguments: Sequence[str], *, prog: str, description: str) -> T:
-    """Read flags into a dataclass: every field is a flag, its docstring the help; the description keeps its lines."""
+def program(command: str) -> str:
+    """Return how this process's user calls a command: ``fastrl train``, or ``python -m fastrl.train``."""
+    return f"fastrl {command}" if Path(sys.argv[0]).stem == "fastrl" else f"python -m fastrl.{command}"
+
+
+def examples(doc: str | None) -> str:
+    """Return what a command's docstring has below its first line, examples, as its user would type them."""
+    return (doc or "").partition("\n\n")[2].replace("python -m fastrl.", program(""))
+
+
+def parse(
+    kind: type[T], default: T | None, arguments: Sequence[str], *, prog: str, description: str, examples: str = ""
+) -> T:
+    """Read flags into a dataclass: every field is a flag, its docstring the help, which the examples end."""
     tyro = need("tyro", "train")
-    paragraphs = "\n\n".join(line.strip() for line in description.splitlines() if line)  # tyro joins single lines
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed: T = tyro.cli(kind, args=list(arguments), default=default, prog=prog, description=paragraphs)
+            parsed: T = tyro.cli(kind, args=list(arguments), default=default, prog=prog, description=description)
     except SystemExit as leaving:
         if leaving.code:
             raise ConfigError(f"{_first_words(said.getvalue())}; --help lists the flags and their values") from None
+        if examples:
+            print("\nexamples:\n" + textwrap.indent(examples, "  "), end="")
         raise
     return parsed
 
@@ -36,14 +53,17 @@ def _first_words(box: str) -> str:
     return " ".join(inside[:end]) or box.strip()
 
 
-def run_command(main: Callable[[list[str]], int], prog: str) -> None:
+def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit status; an error of the user's is one line, not a traceback."""
     try:
-        status = main(sys.argv[1:])
+        status = main(list(sys.argv[1:] if arguments is None else arguments))
     except (ConfigError, ImportError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except RunError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt as asked:
         print(f"{prog}: left at once; what was saved before is whole", file=sys.stderr)
-        status = 130
+        status = 128 + (asked.args[0] if asked.args else signal.SIGINT)
     sys.exit(status)

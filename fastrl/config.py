@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fastrl.rules import Rules
+
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -31,11 +33,11 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQNConfig(RunConfig):
+class DQNConfig(Rules, RunConfig):
     """Dueling double DQN with prioritized replay on EnvPool's vectorised games."""
 
     game: str = "breakout"
-    """Any of EnvPool's Atari games by its plain name, or `catch`."""
+    """Any of EnvPool's Atari games by its plain name, `catch`, or `my_module:make_env`."""
     device: Device = "auto"
     """Where the network learns; `auto` takes a GPU where there is one."""
     total_frames: int = 10_000_000
@@ -48,16 +50,8 @@ class DQNConfig(RunConfig):
     """Groups of games that take turns: while one is stepped, another is received, added and acted for."""
     env_threads: int = 0
     """EnvPool's threads for each group (0: one per CPU core that this process may use)."""
-    frame_skip: int = 4
-    """Emulator frames per agent step."""
-    episodic_life: bool = True
-    """A lost life ends the episode for the learner, though not the game."""
     reward_clip: bool = True
     """Learn from the sign of the reward; scores are always reported unclipped."""
-    repeat_action_probability: float = 0.0
-    """Sticky actions: the chance that the emulator repeats the last action instead (Machado et al.: 0.25)."""
-    noop_max: int = 30
-    """Up to so many no-ops open a game."""
     max_episode_steps: int = 27_000
     """A game is cut off after so many agent steps (27,000 = 108,000 frames)."""
     dephase_steps: int = 128
@@ -168,6 +162,7 @@ class DQNConfig(RunConfig):
     """Keep the replay in the newest checkpoint, so that a resumed run goes on without a new warm-up."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self)
         if self.num_envs % self.env_groups:
             raise ConfigError(
@@ -200,10 +195,6 @@ class DQNConfig(RunConfig):
         """Most rewards that are ever summed."""
         return max(self.n_step, self.n_step_end or 0)
 
-    def replace(self, **changes: Any) -> DQNConfig:
-        """Return a copy with other values in the named fields."""
-        return dataclasses.replace(self, **changes)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SarsaConfig(RunConfig):
@@ -215,8 +206,8 @@ class SarsaConfig(RunConfig):
     """Episodes of each learner that count; later ones are played until all have so many."""
     max_steps: int = 200_000
     """Agent steps per learner after which the run ends whatever happens."""
-    alpha: float = 0.1
-    """Step size."""
+    learning_rate: float = 0.1
+    """Step size, the alpha of the textbook."""
     gamma: float = 0.95
     """Discount per step."""
     lam: float = 0.5
@@ -362,7 +353,43 @@ PRESETS: dict[str, Preset] = {
         ),
         about="40k steps of Catch: about a minute",
     ),
+    # Own environments whose observations are vectors.
+    "vector": Preset(
+        config=DQNConfig(
+            total_frames=100_000,
+            num_envs=8,
+            frame_skip=1,
+            reward_clip=False,
+            trunk="vector",
+            hidden=128,
+            stack=1,
+            batch_size=64,
+            samples_per_step=8.0,
+            learn_start_steps=1_000,
+            epsilon_steps=10_000,
+            learning_rate=1e-3,
+            target_period_updates=200,
+            torch_threads=1,
+            log_every_frames=1_000,
+            evaluate_every_frames=10_000,
+            checkpoint_every_frames=50_000,
+        ),
+        about="own environment with vectors, 100k steps",
+    ),
 }
+
+
+def own_preset(game: str, device: str, *, images: bool, num_envs: int | None = None) -> Preset:
+    """Return the preset of a user's own environment: for vectors, or for images on a device.
+
+    `num_envs` is how many environments it makes at a time, None if one.
+    """
+    preset = PRESETS["vector"]
+    if images:
+        config = PRESETS[device].config.replace(total_frames=1_000_000, frame_skip=1, reward_clip=False, env_groups=1)
+        preset = Preset(config=config, about="own environment with images, 1M steps")
+    num_envs = num_envs or preset.config.num_envs
+    return dataclasses.replace(preset, config=preset.config.replace(game=game, num_envs=num_envs))
 
 
 def preset_for(game: str, device: str) -> Preset:

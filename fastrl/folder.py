@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
+import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastrl.config import ConfigError, DQNConfig, RunConfig, SarsaConfig
+from fastrl.stop import RunError
 
 CONFIGS: dict[str, type[RunConfig]] = {"dqn": DQNConfig, "sarsa": SarsaConfig}
 _REPORTED = "fastrl-atari numpy torch gymnasium ale-py envpool tensorboard".split()
@@ -33,7 +38,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def path_for(config: RunConfig, game: str) -> Path:
-    """Return where a new run goes; nothing is written yet.
+    """Return where a new run of a game, or of ``module:callable``, goes; nothing is written yet.
 
     Raises
     ------
@@ -41,7 +46,8 @@ def path_for(config: RunConfig, game: str) -> Path:
         If a run of that name exists.
     """
     started = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(config.runs_dir) / (config.name or f"{game}-s{config.seed}-{started}")
+    plain = re.sub(r"\W+", "-", game).strip("-")
+    folder = Path(config.runs_dir) / (config.name or f"{plain}-s{config.seed}-{started}")
     if folder.exists():
         raise _exists(folder)
     return folder
@@ -65,7 +71,69 @@ def open_run(folder: Path, config: RunConfig, *, new: bool) -> None:
     write_atomically(folder / "config.json", json.dumps({"agent": agent} | dataclasses.asdict(config), indent=2) + "\n")
     write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
     with (folder / "commands.txt").open("a") as file:
-        file.write(shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]) + "\n")
+        file.write(_command_line() + "\n")
+
+
+def _command_line() -> str:
+    """Return what was typed, as far as Python knows, without the folders that programs lie in."""
+    words = sys.orig_argv[1:]
+    if words and Path(words[0]).stem == "fastrl":  # the console script
+        return shlex.join(["fastrl", *words[1:]])
+    return shlex.join([Path(sys.executable).name, *words])
+
+
+def lock(folder: Path) -> IO[str]:
+    """Keep other processes' runs out of a run's folder until the file returned is closed or this process is gone.
+
+    Raises
+    ------
+    ConfigError
+        If another run has the folder, or no file can be written there.
+    """
+    try:
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written to ({error.strerror}); make it writable, or copy it and go on with the copy"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it with the process, however it ends
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(
+            f"{folder} belongs to {holder}, which is still running there; wait for it or stop it, or start a run of "
+            "another --name"
+        ) from None
+    except OSError:  # a file system without locks
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def go_on(folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    return shlex.join(["python", "-m", "fastrl.train", "--resume", str(folder)])
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that the disk is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def unwritable(folder: Path, error: BaseException) -> RunError | None:
+    """Return the error that says what to do if another says that a run's folder takes no files; None if it does not."""
+    if not isinstance(error, OSError):
+        return None
+    inside = str(error.filename).startswith(str(folder))
+    if not no_room(error) and not (inside and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)):
+        return None
+    remedy = "free some space" if no_room(error) else "make it writable"
+    reason = os.strerror(error.errno or 0)
+    return RunError(f"{folder} cannot be written to ({reason}); {remedy}, then go on with: {go_on(folder)}")
 
 
 def load_config(folder: Path) -> Any:

@@ -9,55 +9,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fastrl.atari import AtariEnvs, FrameStack, game_name, task_id
+from fastrl.ale import play_ale
+from fastrl.atari import AtariEnvs, game_name
+from fastrl.camera import Camera, Show
 from fastrl.config import ConfigError
-from fastrl.extras import need
+from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
+from fastrl.plan import Act, Epsilon, Plan, Protocol, Results
+from fastrl.steps import FrameStack
 from fastrl.video import frame_to_rgb
 
-Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
-"""Stacks [n, stack, *frame] to actions [n] integers; n is the number of games still running."""
-Show = Callable[[npt.NDArray[np.uint8]], object]
-"""Takes a picture [H, W, 3] uint8. What it raises ends the games and reaches the caller."""
-Backend = Literal["envpool", "gymnasium"]
+Backend = Literal["envpool", "gymnasium", "own"]
 AT_ONCE = 256
 """Most games to hold in memory side by side, about 1 MB each."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """The rules of an evaluation: scores compare only under the same ones."""
-
-    epsilon: float = 0.01
-    """Share of random actions, each game tossing its own coin."""
-    noop_max: int = 30
-    """Up to so many no-op frames open a game."""
-    repeat_action_probability: float = 0.0
-    """Sticky actions: chance per frame that the last action is repeated."""
-    max_steps: int = 27_000
-    """A game is cut off after so many agent steps, over all its lives."""
-    frame_skip: int = 4
-    """Emulator frames per agent step."""
-
-    def __post_init__(self) -> None:
-        for name in ("epsilon", "repeat_action_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; give a number between 0 and 1")
-        for name in ("noop_max", "max_steps", "frame_skip"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; give at least 1")
-
-    def describe(self) -> str:
-        """Return the rules in one line."""
-        return (
-            f"whole games, unclipped scores, epsilon {self.epsilon:g}, up to {self.noop_max} no-op frames, "
-            f"sticky actions {self.repeat_action_probability:g}, at most {self.max_steps:,} steps "
-            f"({self.max_steps * self.frame_skip:,} frames)"
-        )
+OWN_AT_ONCE = 16
+"""The same of environments of which nothing is known."""
 
 
 @dataclass
@@ -109,7 +79,8 @@ class Games:
         return (
             f"{self.game}: mean {self.mean:,.1f}, median {self.median:,.1f}, std {self.std:,.1f}, "
             f"min {self.min:,.1f}, max {self.max:,.1f} over {len(self.scores)} games "
-            f"of {self.lengths.mean():,.0f} steps on average ({self.backend})"
+            f"of {self.lengths.mean():,.0f} steps on average "
+            + ("(own)" if self.backend == "own" else f"({self.backend}, protocol {self.protocol.protocol_name})")
         )
 
 
@@ -126,6 +97,7 @@ def play_games(
     film_every: int = 1,
     film_steps: int = 2_000,
     show: Show | None = None,
+    bars: bool = False,
     threads: int = 0,
 ) -> Games:
     """Play `episodes` whole games with `act` and return their scores.
@@ -133,10 +105,12 @@ def play_games(
     Parameters
     ----------
     game : str
-        Any spelling that `fastrl.atari.task_id` takes.
+        Any spelling that `fastrl.atari.task_id` takes, or ``module:callable`` of an own environment: see
+        `fastrl.gymnasium_envs`. Of the rules such a one knows epsilon and max_steps alone, and films are of what it
+        draws, if that is "rgb_array".
     act : callable
-        Stacks [n, stack, *frame] to actions [n] integers. The stacks are valid during the call only. With
-        EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
+        Stacks [n, stack, *frame] to actions [n] integers or Q-values [n, A] floats. The stacks are valid during the
+        call only. With EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
     episodes : int
         Number of games. EnvPool plays them side by side, about 1 MB each; Gymnasium one after another.
     seed : int
@@ -144,7 +118,7 @@ def play_games(
     protocol : Protocol, optional
         The rules (default: ``Protocol()``).
     backend : {"envpool", "gymnasium"}
-        Who makes the games. Gymnasium with ale_py is slower: an independent second opinion.
+        Who makes Atari games. Gymnasium with ale_py is slower: an independent second opinion.
     stack : int
         Frames in one observation.
     film : bool
@@ -153,6 +127,8 @@ def play_games(
     show : callable, optional
         Called with pictures as they come: on Gymnasium with each emulator frame of every game, 60 to a second
         of play; with EnvPool, which shows what agents see alone, once per agent step of the first game.
+    bars : bool
+        Draw the Q-values that `act` returns beside the pictures, the action taken marked (`fastrl.bars`).
     threads : int
         EnvPool's threads; 0: one per CPU core that this process may use.
 
@@ -161,77 +137,29 @@ def play_games(
     ConfigError
         For a setting out of its range, an unknown game or backend, or ``catch`` on Gymnasium.
     ValueError
-        If `act` returns other than one action of the game per row.
+        If `act` returns other than one action of the game, or the values of all, per row.
     """
     for name, value in (("episodes", episodes), ("stack", stack), ("film_every", film_every)):
         if value < 1:
             raise ConfigError(f"{name} is {value!r}; give at least 1")
     if seed < 0 or film_steps < 0:
         raise ConfigError(f"seed is {seed!r} and film_steps {film_steps!r}; give at least 0")
-    if backend not in _BACKENDS:
+    if backend not in ("envpool", "gymnasium"):
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
+    own = is_own(game)
+    backend = "own" if own else backend
     protocol = protocol or Protocol()
-    camera = _Camera(film_every, film_steps if film else -1)
-    plan = _Plan(game_name(game), act, episodes, seed, protocol, stack, camera, show, threads)
+    camera = Camera(film_every, film_steps if film else -1, show, bars)
+    plan = Plan(game if own else game_name(game), act, episodes, seed, protocol, stack, camera, threads)
     results = []
     for done in range(0, episodes, AT_ONCE):
         part = replace(plan, episodes=min(AT_ONCE, episodes - done), seed=seed + done)
-        results.append(_BACKENDS[backend](part if done == 0 else replace(part, camera=_Camera(1, -1))))
+        results.append(_BACKENDS[backend](part if done == 0 else replace(part, camera=camera.without_film())))
     scores, lengths = (np.concatenate(parts) for parts in zip(*results, strict=True))
     return Games(plan.game, scores, lengths, protocol, backend, camera.film)
 
 
-Results = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
-
-
-class _Camera:
-    """Films one game: a picture every `every` agent steps, up to step `last` (-1: none at all)."""
-
-    def __init__(self, every: int, last: int) -> None:
-        self.film: list[npt.NDArray[np.uint8]] = []
-        self.on = last >= 0
-        self._every, self._last = every, last
-
-    def shoot(self, step: int, picture: Callable[[], npt.NDArray[np.uint8]]) -> None:
-        if step <= self._last and step % self._every == 0:
-            self.film.append(picture())
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Games to play, `episodes` of them; fields as the arguments of `play_games`, `game` by its plain name."""
-
-    game: str
-    act: Act
-    episodes: int
-    seed: int
-    protocol: Protocol
-    stack: int
-    camera: _Camera
-    show: Show | None
-    threads: int
-
-
-class _Epsilon:
-    """Replaces a share of the actions with random ones, each game by its own coin."""
-
-    def __init__(self, epsilon: float, num_actions: int, games: int, seed: int) -> None:
-        self._rng = np.random.default_rng([seed, 1])
-        self._epsilon, self._num_actions, self._games = epsilon, num_actions, games
-
-    def __call__(self, actions: npt.ArrayLike, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the actions [n] int64 of the games `ids` [n]; the draws do not depend on which still run."""
-        greedy = np.asarray(actions)
-        if greedy.shape != ids.shape or greedy.dtype.kind not in "iu":
-            raise ValueError(f"act returned {greedy.dtype} {greedy.shape}; return integers of shape {ids.shape}")
-        if greedy.min() < 0 or greedy.max() >= self._num_actions:
-            raise ValueError(f"act returned {greedy.tolist()}; the game's actions are 0 to {self._num_actions - 1}")
-        explore = self._rng.random(self._games) < self._epsilon
-        random = self._rng.integers(self._num_actions, size=self._games)
-        return np.where(explore[ids], random[ids], greedy.astype(np.int64))
-
-
-def _play_envpool(plan: _Plan) -> Results:
+def _play_envpool(plan: Plan) -> Results:
     """Give each episode an environment of its own, and stop stepping it when its game is over."""
     protocol, camera, catch = plan.protocol, plan.camera, plan.game == "catch"
     envs = AtariEnvs(
@@ -240,136 +168,84 @@ def _play_envpool(plan: _Plan) -> Results:
         seed=plan.seed,
         threads=plan.threads,
         frame_skip=protocol.frame_skip,
-        episodic_life=True,  # for the FIRE after a lost life; scores are of whole games all the same
+        episodic_life=protocol.episodic_life,  # for the FIRE after a lost life; scores are of whole games all the same
+        fire_reset=protocol.fire_reset,
+        full_action_set=protocol.full_action_set,
         reward_clip=False,
         repeat_action_probability=protocol.repeat_action_probability,
         noop_max=protocol.noop_max,
         max_episode_steps=protocol.max_steps,
-        render=(camera.on or plan.show is not None) and not catch,
+        render=camera.on and not catch,
     )
     frames = FrameStack(plan.episodes, plan.stack, envs.frame_shape, envs.frame_dtype)
-    explore = _Epsilon(protocol.epsilon, envs.num_actions, plan.episodes, plan.seed)
+    explore = Epsilon(protocol.epsilon, envs.num_actions, plan.episodes, plan.seed)
     scores, lengths = np.zeros(plan.episodes), np.zeros(plan.episodes, np.int64)
 
     def screen() -> npt.NDArray[np.uint8]:
         return frame_to_rgb(step.frame[0]) if catch else envs.render(0)
 
     with contextlib.closing(envs):
+        camera.names(envs.action_names)
         step = envs.reset()
         playing = np.arange(plan.episodes)
         while True:
             stacks = frames.push(step.frame, step.first, step.env_id)
-            if playing[0] == 0 and (step.length[0] == 0 or not step.reset[0]):
-                camera.shoot(int(step.length[0]), screen)
-                if plan.show:
-                    plan.show(screen())
+            filmed = playing[0] == 0 and (step.length[0] == 0 or not step.reset[0])
             over = step.game_over
             scores[step.env_id[over]], lengths[step.env_id[over]] = step.score[over], step.length[over]
             playing, stacks = playing[~over], stacks[~over]
+            if len(playing):
+                values = plan.act(stacks)
+                actions = explore(values, playing)
+            if filmed:
+                camera.decided(*((None, None) if over[0] else (values, int(actions[0]))))
+                camera.shoot(int(step.length[0]), screen)
+                camera.show(screen)
             if not len(playing):
                 return scores, lengths
-            step = envs.step(explore(plan.act(stacks), playing), playing)
+            step = envs.step(actions, playing)
 
 
-def _play_gymnasium(plan: _Plan) -> Results:
-    """Play one game after another through Gymnasium's own preprocessing; `threads` has no meaning here."""
-    env = _gymnasium_env(plan)
-    explore = _Epsilon(plan.protocol.epsilon, int(env.action_space.n), 1, plan.seed)
-    game_seeds = np.random.SeedSequence(plan.seed).generate_state(plan.episodes).tolist()
-    results = []
-    with contextlib.closing(env):
-        for episode, game_seed in enumerate(game_seeds):
-            shoot = plan.camera.shoot if episode == 0 else None
-            results.append(_one_gymnasium_game(env, plan, explore, game_seed, shoot))
-    scores, lengths = zip(*results, strict=True)
-    return np.array(scores, np.float64), np.array(lengths, np.int64)
+def _play_own(plan: Plan) -> Results:
+    """Play rounds of one game in each environment."""
+    envs = GymnasiumEnvs(plan.game, min(plan.episodes, OWN_AT_ONCE), seed=plan.seed)
+    explore = Epsilon(plan.protocol.epsilon, envs.num_actions, envs.num_envs, plan.seed)
+    plan.camera.names(envs.action_names)
+    with contextlib.closing(envs):
+        rounds = [
+            _own_round(envs, plan, explore, min(envs.num_envs, plan.episodes - done), filmed=done == 0)
+            for done in range(0, plan.episodes, envs.num_envs)
+        ]
+    scores, lengths = (np.concatenate(parts) for parts in zip(*rounds, strict=True))
+    return scores, lengths
 
 
-def _gymnasium_env(plan: _Plan) -> Any:
-    """Return ``ALE/<Game>-v5`` with the protocol's rules in place of its own; [84, 84] uint8 frames."""
-    if plan.game == "catch":
-        raise ConfigError("backend is 'gymnasium', which has no catch; give 'envpool'")
-    gymnasium, ale_py = need("gymnasium", "train"), need("ale_py", "train")
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    gymnasium.register_envs(ale_py)
-    wanted = f"ale/{task_id(plan.game)}".lower()  # the two spell one game differently: TicTacToe3d, TicTacToe3D
-    env = gymnasium.make(
-        next(known for known in gymnasium.registry if known.lower() == wanted),
-        frameskip=1,
-        repeat_action_probability=plan.protocol.repeat_action_probability,
-        max_num_frames_per_episode=0,  # the protocol's cap is counted in agent steps, below
-        render_mode="rgb_array" if plan.camera.on or plan.show else None,
-    )
-    if plan.show:
-        _show_every_frame(env, plan.show)
-    return need("gymnasium.wrappers", "train").AtariPreprocessing(
-        env,
-        noop_max=plan.protocol.noop_max,
-        frame_skip=plan.protocol.frame_skip,
-        screen_size=84,
-        terminal_on_life_loss=False,
-        grayscale_obs=True,
-    )
+def _own_round(envs: GymnasiumEnvs, plan: Plan, explore: Epsilon, games: int, *, filmed: bool) -> Results:
+    """Play one game in each of the first environments; where it is over they play on unseen, and so do the others."""
+    frames, camera = FrameStack(envs.num_envs, plan.stack, envs.frame_shape, envs.frame_dtype), plan.camera
+    scores, lengths, playing = np.zeros(games), np.zeros(games, np.int64), np.arange(games)
+    step = envs.reset()
+    while True:
+        stacks = frames.push(step.frame, step.first)
+        over = step.game_over | (step.length >= plan.protocol.max_steps)
+        gone_on = over[0] and envs.autoreset != "next_step"  # to its next game: the last picture is missed
+        shown = filmed and playing[0] == 0 and envs.has_pictures and not gone_on
+        ended, playing = playing[over[playing]], playing[~over[playing]]
+        scores[ended], lengths[ended] = step.score[ended], step.length[ended]
+        if len(playing):
+            values = plan.act(stacks[playing])
+            chosen = explore(values, playing)
+        if shown:
+            camera.decided(*((None, None) if over[0] else (values, int(chosen[0]))))
+            camera.shoot(int(step.length[0]), envs.render)
+            camera.show(envs.render)
+        if not len(playing):
+            return scores, lengths
+        actions = np.zeros(envs.num_envs, np.int64)
+        actions[playing] = chosen
+        step = envs.step(actions)
 
 
-def _show_every_frame(env: Any, show: Show) -> None:
-    """Have an emulator show what each of its steps drew: many games draw some things in every other frame only."""
-    step = env.step
-
-    def step_and_show(action: int) -> Any:
-        result = step(action)
-        show(env.render())
-        return result
-
-    env.step = step_and_show
-
-
-def _one_gymnasium_game(
-    env: Any,
-    plan: _Plan,
-    explore: _Epsilon,
-    seed: int,
-    shoot: Callable[[int, Callable[[], npt.NDArray[np.uint8]]], None] | None,
-) -> tuple[float, int]:
-    """Play one whole game and return its score and its length in agent steps.
-
-    Where the game has a FIRE, it is pressed for the player after the reset and after each lost life, for one emulator
-    frame as EnvPool does; that is no step of the agent's, but what it earns counts.
-    """
-    names = env.unwrapped.get_action_meanings()
-    fire = names.index("FIRE") if "FIRE" in names else None
-    frames = FrameStack(1, plan.stack, (84, 84), np.uint8)
-    game_0 = np.array([0])
-    frame, info = env.reset(seed=seed)
-    first, score, length, over, press = True, 0.0, 0, False, fire is not None
-    while not over:
-        if press:
-            if not first:
-                frames.push(frame[None], np.array([False]))  # the one that lost the life
-            frame, reward, over, _, after = _one_frame(env, fire)
-        else:
-            stacks = frames.push(frame[None], np.array([first]))
-            if first and shoot:
-                shoot(0, env.render)
-            action = int(explore(plan.act(stacks), game_0)[0])
-            frame, reward, over, _, after = env.step(action)
-            first, length = False, length + 1
-            if shoot:
-                shoot(length, env.render)
-        score += float(reward)
-        press = fire is not None and after["lives"] < info["lives"]
-        info, over = after, over or length >= plan.protocol.max_steps
-    return score, length
-
-
-def _one_frame(env: Any, action: int | None) -> Any:
-    """Step an `AtariPreprocessing` by one emulator frame instead of an agent step."""
-    env.obs_buffer[1][:] = 0  # or the frame before would shine through
-    frame_skip, env.frame_skip = env.frame_skip, 1
-    try:
-        return env.step(action)
-    finally:
-        env.frame_skip = frame_skip
-
-
-_BACKENDS: dict[str, Callable[[_Plan], Results]] = {"envpool": _play_envpool, "gymnasium": _play_gymnasium}
+_BACKENDS: dict[str, Callable[[Plan], Results]] = {
+    "envpool": _play_envpool, "gymnasium": play_ale, "own": _play_own,
+}  # fmt: skip

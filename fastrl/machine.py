@@ -1,4 +1,4 @@
-"""What this process may use of the machine, cores and memory, containers' limits included; and how it keeps memory.
+"""What this process may use of the machine, cores, memory and disk, limits included; and how it keeps memory.
 
 NumPy maps pages only when they are written, so that taking too much memory fails hours later, by the kernel's
 hand; hence the question comes first.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from pathlib import Path
 
 GIB = 1 << 30
@@ -41,6 +42,13 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
     """Return the bytes that may still be taken, the smaller of machine and cgroup; None where nobody says."""
     known = [free for free in (_machine(proc), _cgroup(proc, cgroups)) if free is not None]
     return min(known) if known else None
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Return the bytes that may still be written where a path is, or would be made."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _machine(proc: Path) -> int | None:

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.command import parse, run_command
+from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError
 from fastrl.curves import Band, Curve, Grouping, Run, band_of, curve_of, group_runs, name_groups, read_run, spoken
 from fastrl.extras import need
 from fastrl.folder import write_atomically
 
-PROG = "python -m fastrl.plot"
+PROG = program("plot")
 COLUMNS = {"minutes": "time/minutes", "score": "games/return_mean_100", "evaluation": "evaluation/return_mean"}
 TITLES = {
     "time/minutes": "minutes",
@@ -92,18 +92,16 @@ class Arguments:
     """Draw these levels, and curves that others published; over frames alone."""
     x_max: float | None = None
     """Draw no further than this, in frames, minutes, ... as `x` says."""
-    width: float = 8.0
-    """Inches."""
-    height: float = 4.5
-    """Inches."""
+    size: tuple[float, float] = (8.0, 4.5)
+    """Width and height in inches."""
     dpi: int = 100
     """Pixels per inch of the PNG."""
 
     def __post_init__(self) -> None:
-        for name, least, most in (("width", 2, 20), ("height", 2, 20), ("dpi", 20, 600)):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ConfigError(f"--{name} is {value!r}; give between {least} and {most}")
+        if not all(2 <= side <= 20 for side in self.size):
+            raise ConfigError(f"--size is {self.size[0]:g} {self.size[1]:g}; give two numbers between 2 and 20")
+        if not 20 <= self.dpi <= 600:
+            raise ConfigError(f"--dpi is {self.dpi!r}; give between 20 and 600")
         if self.x_max is not None and not self.x_max > 0:
             raise ConfigError(f"--x-max is {self.x_max!r}; give more than 0")
 
@@ -116,7 +114,11 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     paths = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), arguments)]
-    args = parse(Arguments, None, arguments[len(paths) :], prog=f"{PROG} RUN...", description=__doc__ or "")
+    args = parse(
+        Arguments, None, arguments[len(paths) :], prog=f"{PROG} RUN...",
+        description="Draw learning curves, one line for each run or one band for its seeds, as PNG and SVG.",
+        examples=examples(__doc__),
+    )  # fmt: skip
     if not paths:
         raise ConfigError(f"no run is given first; try {PROG} runs/NAME")
     for path in plot(paths, args):
@@ -184,7 +186,7 @@ def _game(groups: Sequence[Sequence[Run]], args: Arguments) -> str | None:
 
 def draw(bands: Sequence[Band], labels: Sequence[str], game: str | None, args: Arguments) -> Any:
     """Return the `matplotlib.figure.Figure`; pyplot and its global state stay out."""
-    figure = need("matplotlib.figure", "train").Figure(figsize=(args.width, args.height), layout="constrained")
+    figure = need("matplotlib.figure", "train").Figure(figsize=args.size, layout="constrained")
     axes = figure.subplots()
     for number, (band, label) in enumerate(zip(bands, labels, strict=True)):
         _draw_band(axes, band, label, number, points=args.columns[1].startswith("evaluation/"))
@@ -257,7 +259,7 @@ def _footnote(bands: Sequence[Band], published: Sequence[str], levels: Sequence[
     notes += dict.fromkeys(one.protocol for curves in PUBLISHED.values() for one in curves if one.name in published)
     if levels:
         notes.append("Random and human: Wang et al. 2016.")
-    return "\n".join(textwrap.fill(note, int(args.width * 15)) for note in notes)
+    return "\n".join(textwrap.fill(note, int(args.size[0] * 15)) for note in notes)
 
 
 def _render(figure: Any, **options: Any) -> bytes:

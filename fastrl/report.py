@@ -10,23 +10,17 @@ import atexit
 import csv
 import os
 import struct
-import sys
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from time import monotonic
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
-
-PLAIN_EVERY_SECONDS: Final = 10.0
-"""Least time between two progress lines where stdout is not a terminal."""
-REDRAW_EVERY_SECONDS: Final = 0.2
-"""Least time between two pictures of the progress line where it is."""
-RATE_OVER_SECONDS: Final = 60.0
-"""The rate shown is the one of so many last seconds."""
+from fastrl.screen import Extras, open_screen
 
 
 class MetricsCsv:
@@ -38,27 +32,28 @@ class MetricsCsv:
         The file; made with the first row.
     unit : str
         Name of the first column, which says when: ``"frames"`` or ``"steps"``.
-    resume_at : int, optional
-        Go on with the file after a resume: its rows later than that are dropped, and a row that a crash cut
-        short with them. Without it the file must not exist.
+    rows : int, optional
+        Go on with the file after a resume: rows after so many are dropped, and one that a crash cut short with
+        them. Without it the file must not exist.
 
     Raises
     ------
     ConfigError
-        If the file exists and ``resume_at`` is not given, or if it counts in another unit.
+        If the file exists and ``rows`` is not given, or if it counts in another unit.
     """
 
-    def __init__(self, path: Path, unit: str, resume_at: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, unit: str, rows: int | None = None) -> None:
+        self.path, self.rows = path, 0
         self._columns = [unit]
         if not path.exists():
             return
-        if resume_at is None:
+        if rows is None:
             raise ConfigError(f"{path} exists already; give --name another name, or resume that run")
-        rows = self._read()
+        known = self._read()
         if self._columns[0] != unit:
             raise ConfigError(f"{path} counts {self._columns[0]}, not {unit}; resume the run with its own command")
-        self._rewrite([row for row in rows if int(row[unit]) <= resume_at])
+        self._rewrite(known[:rows])
+        self.rows = len(known[:rows])
 
     def append(self, values: Mapping[str, float], at: int) -> None:
         """Add a row and flush it; a new key rewrites the file with a longer header first."""
@@ -70,13 +65,14 @@ class MetricsCsv:
         row = {self._columns[0]: str(int(at))} | {key: repr(float(value)) for key, value in values.items()}
         with self.path.open("a", newline="") as file:
             self._writer(file).writerow(row)
+        self.rows += 1
 
     def _read(self) -> list[dict[str, str]]:
         """Read the columns and every whole row."""
         whole = self.path.read_text().rpartition("\n")[0]  # what has no line end was cut short
         lines = csv.DictReader(whole.splitlines())
         self._columns = list(lines.fieldnames or self._columns)
-        return [row for row in lines if None not in row.values()]
+        return [row for row in lines if None not in row and None not in row.values()]
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """Replace the file in one move: a crash leaves the old one or the new one."""
@@ -94,7 +90,7 @@ class MetricsCsv:
 
 
 class Reporter:
-    """Where a run says what happens: TensorBoard, ``metrics.csv`` and one progress line.
+    """Where a run says what happens: TensorBoard, ``metrics.csv`` and the screen.
 
     Use it as a context manager: whatever ends the run, the terminal is left as it was.
 
@@ -106,31 +102,41 @@ class Reporter:
         Where the run ends, in ``unit``.
     unit : str
         What ``at`` counts everywhere: ``"frames"`` (emulator frames) or ``"steps"`` (agent steps).
-    resume_at : int, optional
-        Go on at this point: later rows and events of the run before are dropped, so that no curve is double.
+    resume : mapping, optional
+        Go on where this `state` was taken: rows and events written after it are dropped, so that no curve is double.
     quiet : bool
         Print nothing; the files are written all the same.
 
     Raises
     ------
     ConfigError
-        If the folder holds metrics already and ``resume_at`` is not given.
+        If the folder holds metrics already and ``resume`` is not given.
     ImportError
         If PyTorch, TensorBoard or rich is missing; the message names the extra.
     """
 
     def __init__(
-        self, folder: Path, *, total: int, unit: str = "frames", resume_at: int | None = None, quiet: bool = False
+        self,
+        folder: Path,
+        *,
+        total: int,
+        unit: str = "frames",
+        resume: Mapping[str, Any] | None = None,
+        quiet: bool = False,
     ) -> None:
         for package in ("torch", "tensorboard", "rich"):  # PyTorch's face of TensorBoard would not name the extra
             need(package, "train")
         board = need("torch.utils.tensorboard", "train")
         folder.mkdir(parents=True, exist_ok=True)
-        self._csv = MetricsCsv(folder / "metrics.csv", unit, resume_at)
-        purge = None if resume_at is None else resume_at + 1
+        self._folder = folder
+        self._csv = MetricsCsv(folder / "metrics.csv", unit, None if resume is None else resume["rows"])
+        self._at: int = 0 if resume is None else resume["resume_at"]
+        purge = None
+        if resume is not None:
+            _cut(folder, resume["events"])
+            purge = self._at + 1  # for a TensorBoard that has read the later events already
         self._board = board.SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
-        self._at = resume_at or 0
-        self._progress = _progress_for(total, unit, quiet)
+        self._screen = open_screen(total, unit, quiet)
         self._closed = False
         atexit.register(self.close)
 
@@ -150,10 +156,13 @@ class Reporter:
         self._csv.append(values, at)
         for key, value in values.items():
             self._board.add_scalar(key, float(value), at)
+        self._board.flush()  # its own clock for that is the wall's, which may be set back
 
-    def histogram(self, tag: str, values: Any, at: int) -> None:
-        """Write the distribution of ``values``, an array or a tensor, to TensorBoard."""
-        self._board.add_histogram(tag, values, at)
+    def histogram(self, tag: str, values: NDArray[Any], at: int) -> None:
+        """Write the distribution of ``values``, an array, to TensorBoard; NaN and infinities have no place in it."""
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            self._board.add_histogram(tag, finite, at)
 
     def image(self, tag: str, gif: Path, at: int) -> None:
         """Write a GIF file to TensorBoard, whose page plays it.
@@ -173,21 +182,31 @@ class Reporter:
         self._board.file_writer.add_summary(summary(value=[summary.Value(tag=tag, image=image)]), at)
 
     def progress(self, at: int, **shown: float | str) -> None:
-        """Renew the progress line: how far, how fast, how long still, and then the fields given.
+        """Renew the picture of how far, how fast and how long still, and the fields given.
 
         Cheap enough to be called at every step: what is too soon to be seen is not drawn.
         """
         self._at = at
-        self._progress.show(at, shown)
+        self._screen.show(at, shown)
 
     def line(self, text: str) -> None:
-        """Print a message above the progress line."""
-        self._progress.line(text)
+        """Print a message; it stays, above whatever is redrawn."""
+        self._screen.line(text)
 
-    def state(self) -> dict[str, int]:
-        """Return what a resumed reporter needs, as ``{"resume_at": ...}``; what was written is on disk then."""
+    @property
+    def extras(self) -> Extras:
+        """What a panel shows besides; set what you know."""
+        return self._screen.extras
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed reporter needs, JSON-able; what was written is on disk then."""
         self._board.flush()
-        return {"resume_at": self._at}
+        written = [self._csv.path] if self._csv.path.exists() else []
+        for path in [*written, *_event_files(self._folder)]:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        events = {path.name: path.stat().st_size for path in _event_files(self._folder)}
+        return {"resume_at": self._at, "rows": self._csv.rows, "events": events}
 
     def close(self) -> None:
         """Flush all and give the terminal back; a second call does nothing."""
@@ -196,7 +215,7 @@ class Reporter:
         self._closed = True
         atexit.unregister(self.close)
         try:
-            self._progress.close()
+            self._screen.close()
         finally:
             self._board.close()
 
@@ -206,92 +225,21 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            if error is None:  # or the error under way would not be heard of
+                raise
 
 
-def _progress_for(total: int, unit: str, quiet: bool) -> _Silent:
-    if quiet:
-        return _Silent()
-    redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return _Live(total, unit) if redraws else _Plain(total, unit)
+def _event_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("events.out.tfevents.*"))
 
 
-class _Silent:
-    """Shows nothing."""
-
-    def show(self, at: int, shown: Mapping[str, float | str]) -> None:
-        pass
-
-    def line(self, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Plain(_Silent):
-    """Prints a line now and then: for files, pipes and notebooks."""
-
-    pause_seconds = PLAIN_EVERY_SECONDS
-
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit = total, unit
-        self._marks: deque[tuple[float, int]] = deque()  # (seconds, at) of the lines of the last minute
-        self._next_seconds = 0.0
-        self._last = -1
-
-    def show(self, at: int, shown: Mapping[str, float | str]) -> None:
-        now = monotonic()
-        ends = at >= self.total > self._last
-        if now < self._next_seconds and not ends:
-            return
-        self._next_seconds, self._last = now + self.pause_seconds, at
-        self._marks.append((now, at))
-        while len(self._marks) > 2 and now - self._marks[1][0] >= RATE_OVER_SECONDS:
-            self._marks.popleft()
-        self.draw(at, self._describe(at, shown))
-
-    def draw(self, at: int, text: str) -> None:
-        self.line(text)
-
-    def line(self, text: str) -> None:
-        print(text, flush=True)
-
-    def _describe(self, at: int, shown: Mapping[str, float | str]) -> str:
-        """Say it all in one line: how far, rate, time to go, fields."""
-        (then, done), (now, _) = self._marks[0], self._marks[-1]
-        rate = (at - done) / (now - then) if now > then else 0.0
-        left = f"{_clock((self.total - at) / rate)} left" if rate > 0 else "- left"
-        fields = (f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in shown.items())
-        return "  ".join([f"{at:,}/{self.total:,} {self.unit}", f"{rate:,.0f} {self.unit}/s", left, *fields])
-
-
-class _Live(_Plain):
-    """Redraws one line of a terminal, with a bar."""
-
-    pause_seconds = REDRAW_EVERY_SECONDS
-
-    def __init__(self, total: int, unit: str) -> None:
-        super().__init__(total, unit)
-        rich = need("rich.progress", "train")
-        # Redrawn by hand: no thread beside the run, and none left over when it dies.
-        bar, text = rich.BarColumn(bar_width=20), rich.TextColumn("{task.description}", markup=False)
-        self._bar = rich.Progress(bar, text, auto_refresh=False)
-        self._task = self._bar.add_task("", total=total)
-        self._bar.start()
-
-    def draw(self, at: int, text: str) -> None:
-        self._bar.update(self._task, completed=at, description=text, refresh=True)
-
-    def line(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False)
-
-    def close(self) -> None:
-        self._bar.stop()
-
-
-def _clock(seconds: float) -> str:
-    """Write a duration as ``1:02:03`` or ``2:03``."""
-    minutes, second = divmod(round(max(seconds, 0.0)), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+def _cut(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Cut TensorBoard's files down to the sizes that they had, and delete those that were not there."""
+    for path in _event_files(folder):
+        if path.name not in sizes:
+            path.unlink()
+        elif path.stat().st_size > sizes[path.name]:
+            os.truncate(path, sizes[path.name])

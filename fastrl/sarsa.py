@@ -215,8 +215,8 @@ class SarsaLearners:
     A learner whose weights grow without bound (large steps on raw features) ends up with NaN ones. That is an outcome,
     no error: it goes on playing, at random, and its episodes count like any other's (`SarsaResult.lost`).
 
-    ``alpha``, ``gamma``, ``lam`` and ``epsilon`` are the config's; an array ``[L]`` put in the place of one gives each
-    learner its own, so that one run can try many settings.
+    ``learning_rate``, ``gamma``, ``lam`` and ``epsilon`` are the config's; an array ``[L]`` put in the place of one
+    gives each learner its own, so that one run can try many settings.
     """
 
     def __init__(self, config: SarsaConfig) -> None:
@@ -224,7 +224,7 @@ class SarsaLearners:
             raise ConfigError("--version is 'both', but these learners play one CartPole; give v0 or v1")
         learners = config.learners
         self.config = config
-        self.alpha: float | Floats = config.alpha
+        self.learning_rate: float | Floats = config.learning_rate
         self.gamma: float | Floats = config.gamma
         self.lam: float | Floats = config.lam
         self.epsilon: float | Floats = config.epsilon
@@ -258,7 +258,7 @@ class SarsaLearners:
             reward,
             next_value,
             discount=np.where(terminated, 0.0, self.gamma),
-            alpha=np.where(live, self.alpha, 0.0),
+            alpha=np.where(live, self.learning_rate, 0.0),
             decay=np.where(self.first, 0.0, self.gamma * self.lam),
         )
         self.features, self.action = next_features, next_action

@@ -2,85 +2,182 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl import folder, report, sarsa, video
+from fastrl import folder, report, sarsa, saved, video
 from fastrl.cartpole import SOLVED_RETURN, CartPoles
-from fastrl.config import SarsaConfig
+from fastrl.config import ConfigError, SarsaConfig
 from fastrl.extras import need
 from fastrl.stop import Stop, Stopped
 
 FILM_FPS = 50  # CartPole's own clock: 0.02 s a step
+CHECKPOINT_EVERY_STEPS = 10_000  # a few seconds
+KEEP_CHECKPOINTS = 2
+_UNCHANGED = ("version", "features", "reward")  # what weights and tasks of a resumed run stand for
 
 
-def train(config: SarsaConfig, *, quiet: bool = False) -> int:
-    """Run the learners on each version of CartPole asked for; return the exit status."""
-    path = folder.path_for(config, "cartpole")
-    for package in ("gymnasium", "pygame", "torch", "tensorboard", "rich", "PIL"):  # before anything is written
-        need(package, "train")
-    folder.open_run(path, config, new=True)
-    tasks = (
-        [dataclasses.replace(config, version="v0"), dataclasses.replace(config, version="v1")]
-        if config.version == "both"
-        else [config]
-    )
-    with (
-        Stop() as stop,
-        report.Reporter(path, total=config.episodes * len(tasks), unit="episodes", quiet=quiet) as reporter,
-    ):
+def train(config: SarsaConfig, *, resume: Path | None = None, quiet: bool = False) -> int:
+    """Run the learners on each version of CartPole asked for; return the exit status.
+
+    Parameters
+    ----------
+    config : SarsaConfig
+        All settings.
+    resume : Path, optional
+        Go on from the newest whole checkpoint in this run's folder, all to the bit.
+    quiet : bool
+        Print nothing.
+
+    Raises
+    ------
+    ConfigError
+        If a setting does not fit the checkpoint, or another run has the folder; nothing was written then.
+    RunError
+        If the folder takes no more files.
+    """
+    path = resume or folder.path_for(config, "cartpole")
+    for package in ("gymnasium", "pygame", "torch", "tensorboard", "rich", "PIL", "safetensors"):
+        need(package, "train")  # before anything is written
+    with Stop() as stop, contextlib.ExitStack() as held:
         try:
-            for number, task in enumerate(tasks):
-                _train_version(task, path, reporter, stop, before=number * config.episodes)
-        except Stopped:
-            reporter.line(f"stopped; what was logged is in {path}; a whole run takes about a minute: start it anew")
-            return 128 + (stop.signal or 0)
-        reporter.line(f"look: tensorboard --logdir {config.runs_dir}")
-    return 0
+            if resume is not None:
+                held.enter_context(folder.lock(path))
+            run = _Run(config, path, stop, go_on=resume is not None)
+            folder.open_run(path, config, new=resume is None)
+            if resume is None:
+                held.enter_context(folder.lock(path))
+            return run.play(quiet)
+        except OSError as error:
+            if refused := folder.unwritable(path, error):
+                raise refused from error
+            raise
 
 
-def _train_version(config: SarsaConfig, path: Path, reporter: report.Reporter, stop: Stop, before: int) -> None:
-    """Train on one version, then judge, save, evaluate and film. ``before``: episodes of earlier versions."""
-    version, learners = config.version, sarsa.SarsaLearners(config)
+class _Run:
+    """The versions of CartPole, one task after another, and how far the run is.
 
-    def log(values: dict[str, float], steps: int) -> None:
-        stop.check()
-        at = before + int(values["games/episodes_least"])
-        reporter.write({_key(version, key): value for key, value in values.items()} | {f"{version}/steps": steps}, at)
-        solved, score = values["sarsa/solved_share"], values["games/return_mean_100"]
-        reporter.progress(at, task=f"CartPole-{version}", score=f"{score:.0f}", solved=f"{solved:.0%}")
+    It is saved at the beginning of a task and now and then right after a line of metrics, where no statistics are
+    under way.
+    """
 
-    result = learners.run(log)
-    at = before + config.episodes
-    reporter.progress(at)
-    for line in _verdict(config, result):
-        reporter.line(line)
-    solved = result.solved_at_episode[result.solved_at_episode >= 0]
-    reporter.write(
-        {f"{version}/solved_learners": len(solved)}
-        | ({f"{version}/solved_at_episode_mean": float(solved.mean())} if len(solved) else {}),
-        at,
-    )
-    reporter.histogram(f"{version}/solved_at_episode", result.solved_at_episode, at)
+    def __init__(self, config: SarsaConfig, path: Path, stop: Stop, *, go_on: bool) -> None:
+        self._config, self._path, self._stop = config, path, stop
+        self._tasks = [config]
+        if config.version == "both":
+            self._tasks = [dataclasses.replace(config, version="v0"), dataclasses.replace(config, version="v1")]
+        self._task = 0  # the one under way
+        self._learners: sarsa.SarsaLearners | None = None  # of that task, if it goes on
+        self._found: Path | None = None
+        self._reported: dict[str, Any] | None = None
+        self._notes: list[str] = []
+        if go_on:
+            saved.recover(path)
+            self._found, self._notes = saved.newest_whole(path)
+            self._restore(self._found)
 
-    checkpoint = path / "checkpoints" / f"sarsa-{version}.npz"
-    checkpoint.parent.mkdir(exist_ok=True)
-    np.savez(checkpoint, weights=result.weights, solved_at_episode=result.solved_at_episode, returns=result.returns)
-    scores = evaluate(result.weights, config)
-    reporter.write({f"{version}/evaluation_return_mean": float(scores.mean())}, at)
-    reporter.line(
-        f"  evaluation, one greedy episode for each: mean {scores.mean():.1f}, median {np.median(scores):g}, "
-        f"min {scores.min()}, max {scores.max()}; weights: {checkpoint}"
-    )
-    gif = path / "pictures" / f"cartpole-{version}.gif"
-    best = int(np.argmax(scores))
-    video.write_gif(gif, sarsa.film(result.weights[best], config, config.seed), fps=FILM_FPS)
-    reporter.image(f"{version}/agent", gif, at)
-    reporter.line(f"  film: {gif}")
+    def _restore(self, found: Path) -> None:
+        try:
+            state = json.loads((found / "state.json").read_text())
+            needs = {name: state["unchanged"][name] for name in _UNCHANGED}
+            self._task, self._reported = state["task"], state["reporter"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise saved.damaged(found / "state.json", error) from error
+        for name, value in needs.items():
+            mine = getattr(self._config, name)
+            if mine != value:
+                raise ConfigError(f"--{name} is {mine!r}, but {found} needs {value!r}; give that, or start a new run")
+        if self._task < len(self._tasks):
+            arrays = saved.read(found / "arrays.safetensors")
+            self._learners = sarsa.SarsaLearners(self._tasks[self._task]) if arrays else None
+            if self._learners:
+                self._learners.load_state(arrays)
+
+    def play(self, quiet: bool) -> int:
+        """Run the tasks that are left; return the exit status."""
+        total = self._config.episodes * len(self._tasks)
+        with report.Reporter(
+            self._path, total=total, unit="episodes", resume=self._reported, quiet=quiet
+        ) as self._reporter:
+            if self._found:
+                for note in [*self._notes, *saved.set_aside(self._path, self._found)]:
+                    self._reporter.line(note)
+                self._reporter.line(f"going on from {self._found}")
+            else:
+                self._save(None)
+            try:
+                while self._task < len(self._tasks):
+                    self._train(self._tasks[self._task])
+                    self._task, self._learners = self._task + 1, None
+                    self._save(None)
+            except Stopped:
+                self._reporter.line(f"stopped; go on with: {folder.go_on(self._path)}")
+                return 128 + (self._stop.signal or 0)
+            self._reporter.line(f"look: tensorboard --logdir {self._config.runs_dir}")
+        return 0
+
+    def _save(self, learners: sarsa.SarsaLearners | None) -> None:
+        """Write a checkpoint; without learners, at the beginning of a task or at the end of all."""
+        state = {
+            "unchanged": {name: getattr(self._config, name) for name in _UNCHANGED},
+            "task": self._task,
+            "reporter": self._reporter.state(),
+        }
+        steps = 0 if learners is None else learners.steps
+        arrays = {} if learners is None else learners.state()
+        saved.write_checkpoint(self._path, f"{self._task:03d}-{steps:09d}", state, arrays)
+        saved.prune(self._path, KEEP_CHECKPOINTS)
+
+    def _train(self, config: SarsaConfig) -> None:
+        """Train on one version, then judge, save, evaluate and film."""
+        version, reporter, before = config.version, self._reporter, self._task * config.episodes
+        learners = self._learners or sarsa.SarsaLearners(config)
+
+        def log(values: dict[str, float], steps: int) -> None:
+            at = before + int(values["games/episodes_least"])
+            shown = {_key(version, key): value for key, value in values.items()}
+            reporter.write(shown | {f"{version}/steps": steps}, at)
+            solved, score = values["sarsa/solved_share"], values["games/return_mean_100"]
+            reporter.progress(at, task=f"CartPole-{version}", score=f"{score:.0f}", solved=f"{solved:.0%}")
+            if self._stop or steps % CHECKPOINT_EVERY_STEPS == 0:
+                self._save(learners)
+            self._stop.check()
+
+        result = learners.run(log)
+        at = before + config.episodes
+        reporter.progress(at)
+        for line in _verdict(config, result):
+            reporter.line(line)
+        solved = result.solved_at_episode[result.solved_at_episode >= 0]
+        reporter.write(
+            {f"{version}/solved_learners": len(solved)}
+            | ({f"{version}/solved_at_episode_mean": float(solved.mean())} if len(solved) else {}),
+            at,
+        )
+        reporter.histogram(f"{version}/solved_at_episode", result.solved_at_episode, at)
+
+        weights = self._path / "checkpoints" / f"sarsa-{version}.npz"
+        weights.parent.mkdir(exist_ok=True)
+        solved_at = result.solved_at_episode
+        np.savez(weights, weights=result.weights, solved_at_episode=solved_at, returns=result.returns)
+        scores = evaluate(result.weights, config)
+        reporter.write({f"{version}/evaluation_return_mean": float(scores.mean())}, at)
+        reporter.line(
+            f"  evaluation, one greedy episode for each: mean {scores.mean():.1f}, median {np.median(scores):g}, "
+            f"min {scores.min()}, max {scores.max()}; weights: {weights}"
+        )
+        gif = self._path / "pictures" / f"cartpole-{version}.gif"
+        best = int(np.argmax(scores))
+        video.write_gif(gif, sarsa.film(result.weights[best], config, config.seed), fps=FILM_FPS)
+        reporter.image(f"{version}/agent", gif, at)
+        reporter.line(f"  film: {gif}")
 
 
 def _verdict(config: SarsaConfig, result: sarsa.SarsaResult) -> Iterator[str]:
@@ -98,7 +195,7 @@ def _verdict(config: SarsaConfig, result: sarsa.SarsaResult) -> Iterator[str]:
     if result.lost.any():
         yield (
             f"  the weights of {int(result.lost.sum())} learners grew without bound, and they played on at random: "
-            f"--alpha is {config.alpha!r}; give a smaller --alpha or --lam"
+            f"--learning-rate is {config.learning_rate!r}; give a smaller --learning-rate or --lam"
         )
     yield (
         f"  {result.learner_steps:,} learner steps in {result.seconds:.1f} s: "

@@ -1,4 +1,4 @@
-"""Leaving in good order: the first SIGINT or SIGTERM asks, the second one ends."""
+"""Leaving in good order: the first SIGINT, SIGTERM or SIGHUP asks, the second one ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ class Stopped(Exception):  # noqa: N818 - no error
     """Raised out of work that may be left halfway, such as an evaluation, once a stop was asked for."""
 
 
+class RunError(RuntimeError):
+    """A run cannot go on; the message says why and what to do."""
+
+
 class Stop:
     """Within ``with Stop() as stop:``, ``stop.signal`` is the signal that asked to stop, or None.
 
-    The work looks at it between two steps, where its state is whole. A second signal raises
-    KeyboardInterrupt wherever the program is. Outside the main thread no signal arrives, and none is caught.
+    The work looks at it between two steps, where its state is whole. A second signal raises KeyboardInterrupt, with
+    its number, wherever the program is. A SIGHUP that is ignored, as under `nohup`, stays so. Outside the main thread
+    no signal arrives, and none is caught.
     """
 
     def __init__(self) -> None:
@@ -36,7 +41,9 @@ class Stop:
             raise Stopped
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             try:
                 self._before[number] = signal.signal(number, self._ask)
             except ValueError:  # not the main thread
@@ -51,6 +58,6 @@ class Stop:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self and time.monotonic() - self._asked > TWICE_SECONDS:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         if not self:
             self.signal, self._asked = number, time.monotonic()

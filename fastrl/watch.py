@@ -1,8 +1,9 @@
-"""Watch a trained agent play: in a window where there is a display, as a GIF where there is none.
+"""Watch a trained agent play: in a window where there is a display, as a film where there is none.
 
 python -m fastrl.watch breakout                         the weights that ship
-python -m fastrl.watch runs/NAME --checkpoint best
-python -m fastrl.watch runs/NAME --no-window --gif film.gif
+python -m fastrl.watch runs/NAME --checkpoint best --seed 7
+python -m fastrl.watch runs/NAME --no-window --out film.gif
+python -m fastrl.watch breakout --episodes 5 --out best.mp4
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrl.command import parse, run_command
+from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError
-from fastrl.evaluate import Agent, greedy, load_agent
+from fastrl.evaluate import NO_PICTURES, Agent, greedy, load_agent, rules_for
 from fastrl.extras import need
+from fastrl.gymnasium_envs import is_own
+from fastrl.rules import ProtocolName
 from fastrl.stop import Stop, Stopped
-from fastrl.video import PICTURES_PER_SECOND, write_gif
+from fastrl.video import PICTURES_PER_SECOND, check_film, write_film
 
 if TYPE_CHECKING:
     from fastrl.games import Games
 
-PROG = "python -m fastrl.watch"
+PROG = program("watch")
 FRAMES_PER_SECOND = 60.0  # the emulator's
 WINDOW_HEIGHT = 640
 
@@ -40,37 +43,46 @@ def has_display() -> bool:
 class Arguments:
     """What to play and where to show it."""
 
-    games: int = 1
+    episodes: int = 1
     """Whole games to play, one after another."""
     checkpoint: str = "newest"
     """Of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
+    make_env: str | None = None
+    """Makes the environment of a run of an own one, `my_module:make_env` (default: what the run was given)."""
+    protocol: ProtocolName | None = None
+    """Whose rules count (default: those of the training). The agent keeps its frame skip and its actions."""
     epsilon: float = 0.01
     """Share of random actions."""
     seed: int = 0
     """Seeds games and exploration."""
     window: bool = field(default_factory=has_display)
-    """Play in a window, which Escape closes; off: film a GIF."""
-    gif: Path | None = None
-    """Where the film of the best game goes (default: nowhere beside a window, else into a run's folder pictures/ or the
-    current folder)."""
+    """Play in a window, which Escape closes; off: make a film."""
+    out: Path | None = None
+    """Where the film of the best game goes, .gif or .mp4 (default: nowhere beside a window, else a GIF in a run's
+    folder pictures/ or the current folder)."""
+    q_values: bool = True
+    """Draw the values of all actions beside the pictures, the one taken marked."""
     max_pictures: int = 2_000
     """The film ends after so many pictures, 15 to a second."""
 
     def __post_init__(self) -> None:
-        for name in ("games", "max_pictures"):
+        for name in ("episodes", "max_pictures"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1")
-        if self.gif is not None and self.gif.is_dir():
-            raise ConfigError(f"--gif is {self.gif}, a folder; give the name of a file")
+        check_film(self.out)
 
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     given = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    args = parse(Arguments, None, arguments, prog=f"{PROG} RUN|GAME", description=__doc__ or "")
+    args = parse(
+        Arguments, None, arguments, prog=f"{PROG} RUN|GAME",
+        description="Watch a trained agent play: in a window where there is a display, as a film where there is none.",
+        examples=examples(__doc__),
+    )  # fmt: skip
     if given is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} breakout")
-    agent = load_agent(given, args.checkpoint)
+    agent = load_agent(given, args.checkpoint, args.make_env)
     import torch
 
     torch.set_num_threads(1)  # for one observation at a time, more threads wait for each other longer than they help
@@ -92,41 +104,44 @@ def watch(agent: Agent, args: Arguments) -> int:
         finally:
             if window:
                 window.close()
-    if best and best.film:
-        gif = args.gif or agent.films / f"watch-{agent.origin.stem}.gif"
-        write_gif(gif, best.film)
-        print(f"film of the best game: {gif}")
+    if best and not best.film and not args.window:
+        print(NO_PICTURES)
+    elif best and best.film:
+        film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
+        write_film(film, best.film)
+        print(f"film of the best game: {film}")
     return 0 if stop.signal is None else 128 + stop.signal
 
 
 def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> Iterator[Games]:
     """Play one game after another, the same ones with a window and without."""
-    from fastrl.games import Protocol, play_games
+    from fastrl.games import play_games
 
-    best_action = greedy(agent.network)
+    q_values = greedy(agent.network)
 
     def act(stacks: npt.NDArray[Any]) -> npt.ArrayLike:
         stop.check()
-        return best_action(stacks)
+        return q_values(stacks)
 
-    for seed in range(args.seed, args.seed + args.games):
+    for seed in range(args.seed, args.seed + args.episodes):
         yield play_games(
             agent.game,
             act,
             1,
             seed=seed,
-            protocol=Protocol(epsilon=args.epsilon, frame_skip=agent.frame_skip),
+            protocol=rules_for(agent, args.protocol, epsilon=args.epsilon),
             backend="envpool" if agent.game == "catch" else "gymnasium",  # which shows every frame
             stack=agent.stack,
-            film=args.gif is not None or window is None,
+            film=args.out is not None or window is None,
             film_steps=args.max_pictures - 1,  # and the first picture
             show=window.draw if window else None,
+            bars=args.q_values,
             threads=1,
         )
 
 
 def _pictures_per_second(game: str) -> float:
-    return PICTURES_PER_SECOND if game == "catch" else FRAMES_PER_SECOND
+    return PICTURES_PER_SECOND if game == "catch" or is_own(game) else FRAMES_PER_SECOND
 
 
 class Window:
@@ -182,7 +197,7 @@ class Window:
 
 
 def _no_display(reason: str) -> ConfigError:
-    return ConfigError(f"--window is on, but no window can be opened ({reason}); give --no-window for a GIF")
+    return ConfigError(f"--window is on, but no window can be opened ({reason}); give --no-window for a film")
 
 
 if __name__ == "__main__":

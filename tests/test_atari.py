@@ -8,8 +8,9 @@ import pytest
 envpool = pytest.importorskip("envpool")
 
 from fastrl import atari, extras  # noqa: E402
-from fastrl.atari import AtariEnvs, FrameStack, task_id  # noqa: E402
+from fastrl.atari import AtariEnvs, task_id  # noqa: E402
 from fastrl.config import ConfigError  # noqa: E402
+from fastrl.steps import FrameStack  # noqa: E402
 
 FIELDS = "frame reward terminated truncated first reset game_over score length env_id".split()
 

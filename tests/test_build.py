@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fastrl import machine
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import build
 from fastrl.dqn.frames import DeviceStore
 from fastrl.replay import Lz4Store, PrioritizedReplayBuffer, RamStore
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-ENVS = SimpleNamespace(frame_shape=(84, 84), frame_dtype=np.dtype(np.uint8))
+ENVS = SimpleNamespace(frame_shape=(84, 84), frame_dtype=np.dtype(np.uint8), autoreset="next_step")
 FRAME, ROW = 84 * 84, 84 * 84 + build.BYTES_BESIDE_FRAME
 SMALL = 1_000 + build.BYTES_BESIDE_FRAME  # a row whose frame is compressed
 CONFIG = DQNConfig(num_envs=2, env_groups=1, total_frames=4_000, learn_start_steps=50, capacity=1_000)
@@ -162,3 +164,39 @@ def test_without_lz4_there_are_fewer_frames_and_a_word_on_what_it_would_bring(fr
 @pytest.mark.parametrize(("game", "frame_skip", "least", "most"), [("breakout", 4, 350, 600), ("catch", 1, 50, 90)])
 def test_what_compressed_frames_take_is_measured_on_the_game_itself(game, frame_skip, least, most):
     assert 2 * least < build._compressed_bytes(CONFIG.replace(game=game, frame_skip=frame_skip)) < 2 * most
+
+
+def test_what_disk_checkpoints_need_is_said_and_asked_for(monkeypatch, tmp_path):
+    config = CONFIG.replace(total_frames=400_000, checkpoint_every_frames=800)
+    buffer, _ = build.build_replay(config.replace(capacity=1_000), ENVS, 0, CPU)
+    asked = []
+
+    def free_disk_bytes(path):
+        asked.append(path)
+        return free
+
+    monkeypatch.setattr(build, "free_disk_bytes", free_disk_bytes)
+    need = (1_078 + 250) * ROW  # what is held, a file of overwritten rows and a small one; and a clock's rows
+    run = tmp_path / "run"
+    free = need
+    assert build.require_disk(config, buffer, 0, run, None) == "; up to 0.0 GiB of disk for checkpoints with it"
+    free = need - 1
+    with pytest.raises(ConfigError, match=rf"{run} needs up to 0.0 GiB of disk .*, 0.0 GiB are free; free some"):
+        build.require_disk(config, buffer, 0, run, None)
+    assert asked == [run, run]
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "replay").write_bytes(b"x")  # what lies there will give way
+    build.require_disk(config, buffer, 0, run, run / "checkpoints")
+    with pytest.raises(ConfigError):  # of a single file nothing can be shared
+        build.require_disk(config, buffer, 0, run, run / "checkpoints" / "replay")
+    free = (200 + 15 + 200) * ROW
+    build.require_disk(config, buffer, config.total_steps - 160, run, None)  # no more rows come
+    free = 0
+    assert build.require_disk(config.replace(checkpoint_replay=False), buffer, 0, run, None) == ""
+
+
+def test_the_disk_is_asked_where_a_folder_would_be_made(tmp_path):
+    free = machine.free_disk_bytes(tmp_path)
+    assert free > 0
+    assert machine.free_disk_bytes(tmp_path / "no" / "folder") == pytest.approx(free, rel=0.1)
+    assert machine.free_disk_bytes(Path("no") / "folder") > 0

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import shlex
+import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from recorded import record
+from untrained import make_run
 
 from fastrl.replay import ReplayBuffer
 
@@ -25,11 +32,66 @@ CHANGES = [  # a diff is two programs: the lines without a plus, and those witho
     for side, other in (("before", "+"), ("after", "-"))
 ]
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "training.md").read_text(), re.S | re.M)
+    for line in block.splitlines()
+]
+
+
+class Begun(Exception):  # noqa: N818 - no error
+    """A command has understood its flags, and begins."""
+
+
+@pytest.fixture
+def somewhere(tmp_path, monkeypatch):
+    """An empty folder to work in, with a module in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    Path("my_module.py").write_text(
+        "import gymnasium as gym\n\ndef make_env():\n    return gym.make('CartPole-v1', render_mode='rgb_array')\n"
+    )
+    return tmp_path
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_every_python_block_runs(code):
+def test_every_python_block_runs(code, somewhere):
     exec(compile(code, "block", "exec"), {"__name__": "block"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_in_the_page_on_training_is_understood(command, somewhere, monkeypatch):
+    """Runs and games begin, and are not played; curves are drawn."""
+    from fastrl import games, sarsa_run
+    from fastrl.dqn import run
+
+    def begin(*args, **kwargs):
+        raise Begun
+
+    for module, name in ((run, "train"), (sarsa_run, "train"), (games, "play_games")):
+        monkeypatch.setattr(module, name, begin)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", ModuleType("imageio_ffmpeg"))  # no film is made
+    python, dash_m, module, *arguments = shlex.split(command)
+    assert (python, dash_m) == ("python", "-m")
+    Path("runs").mkdir()
+    if module == "fastrl.plot":
+        for seed, name in enumerate(("NAME", "A", "B", "A-s1", "A-s2", "A-s3")):
+            record(Path("runs"), name, seed=seed)
+    elif "--make-env" in arguments:
+        make_run(Path("runs/NAME"), game="own")
+    else:
+        make_run(Path("runs/NAME"), "breakout")
+        shutil.copytree("runs/NAME/checkpoints/000000000400", "runs/NAME/checkpoints/best")
+    main = importlib.import_module(module).main
+    if module == "fastrl.plot":
+        assert main(arguments) == 0
+    elif "--help" in arguments:
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+    else:
+        with pytest.raises(Begun):
+            main(arguments)
 
 
 @pytest.mark.parametrize(("code", "side"), CHANGES)

@@ -9,7 +9,8 @@ pytest.importorskip("cv2")
 
 from fastrl.atari import AtariEnvs
 from fastrl.config import ConfigError
-from fastrl.games import Games, Protocol, _Epsilon, play_games
+from fastrl.games import Games, play_games
+from fastrl.plan import Epsilon, Protocol
 from fastrl.stop import Stopped
 
 BACKENDS = ["envpool", "gymnasium"]
@@ -146,10 +147,10 @@ def test_epsilon_is_the_share_of_random_actions_in_each_game():
 
 def test_each_game_tosses_its_own_coin_whichever_others_still_run():
     everyone, some = np.arange(1_000), np.arange(0, 1_000, 3)
-    actions = _Epsilon(0.3, 50, 1_000, seed=1)(np.zeros(1_000, int), everyone)
+    actions = Epsilon(0.3, 50, 1_000, seed=1)(np.zeros(1_000, int), everyone)
     assert 0.25 < (actions > 0).mean() < 0.35
     assert len(set(actions.tolist())) == 50
-    assert np.array_equal(_Epsilon(0.3, 50, 1_000, seed=1)(np.zeros(len(some), int), some), actions[some])
+    assert np.array_equal(Epsilon(0.3, 50, 1_000, seed=1)(np.zeros(len(some), int), some), actions[some])
 
 
 def test_catch_can_be_won_and_filmed():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,19 +18,24 @@ MODULES = sorted(
 )
 # Each layer may import from itself and from those before it.
 LAYERS = [
-    {f"fastrl.{name}" for name in "config schedule extras folder machine stop".split()},
+    {f"fastrl.{name}" for name in "config rules schedule extras folder machine saved screen stop".split()},
     {m for m in MODULES if m.startswith("fastrl.replay")}
     | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _draw _frames".split()},
-    {f"fastrl.{name}" for name in "atari cartpole curves report video".split()},
+    {f"fastrl.{name}" for name in "atari bars camera cartpole curves gymnasium_envs report steps video".split()},
     {
         "fastrl.games",
+        "fastrl.plan",
+        "fastrl.ale",
         "fastrl.sarsa",
         "fastrl.dqn",
-        *(f"fastrl.dqn.{n}" for n in "device frames graph groups inputs laps loss network optimizer staging".split()),
+        *(
+            f"fastrl.dqn.{n}"
+            for n in "device frames graph groups health inputs laps loss network optimizer staging tally".split()
+        ),
     },
     {"fastrl.dqn.learner", "fastrl.dqn.checkpoint", "fastrl.dqn.build"},
     {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.pretrained", "fastrl.sarsa_run"},
-    {"fastrl.command", "fastrl.train", "fastrl.evaluate", "fastrl.plot", "fastrl.watch"},
+    {"fastrl.command", "fastrl.train", "fastrl.evaluate", "fastrl.plot", "fastrl.watch", "fastrl.__main__"},
     {m for m in MODULES if m.startswith("fastrl.integrations")},  # nothing of the package imports these
     {"fastrl"},  # imports nothing until it is asked to
 ]
@@ -57,6 +64,12 @@ def imported(module: str) -> set[str]:
 def test_imports_run_one_way(module):
     for other in imported(module):
         assert layer(other) <= layer(module), f"{module} imports {other}"
+
+
+def test_the_picture_of_the_design_shows_every_module_once():
+    picture = re.search(r"^```text\ncsrc.*?^```", (ROOT / "docs" / "design.md").read_text(), re.S | re.M)[0]
+    files = Counter(path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    assert Counter(re.findall(r"\w+\.py\b", picture)) == files
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("fastrl.integrations")])

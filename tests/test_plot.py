@@ -65,7 +65,7 @@ class TestPictures:
         assert draw(tmp_path, *folders, "--published") == draw(tmp_path, *folders, "--published")
 
     def test_the_size_is_as_asked(self, make, tmp_path):
-        png, _ = draw(tmp_path, make("a"), "--width", 4, "--height", 3, "--dpi", 150)
+        png, _ = draw(tmp_path, make("a"), "--size", 4, 3, "--dpi", 150)
         assert size(png) == (600, 450)
 
     def test_a_single_runs_pictures_lie_in_its_folder(self, make, tmp_path, monkeypatch):
@@ -173,8 +173,8 @@ class TestPublished:
         (["--x-max", "50"], "--x-max is 50, where .* give at least 100"),
         (["--x-max", "0"], r"--x-max is 0\.0; give more than 0"),
         (["--x-max", "nan"], "--x-max is nan"),
-        (["--width", "0"], r"--width is 0\.0; give between 2 and 20"),
-        (["--height", "-1"], r"--height is -1\.0"),
+        (["--size", "0", "4"], r"--size is 0 4; give two numbers between 2 and 20"),
+        (["--size", "8", "-1"], r"--size is 8 -1"),
         (["--dpi", "0"], "--dpi is 0; give between 20 and 600"),
         (["--group", "some"], "--group"),
         (["--bogus"], "--bogus"),

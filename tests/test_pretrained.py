@@ -26,7 +26,8 @@ import fastrl
 from fastrl import evaluate
 from fastrl.config import ConfigError
 from fastrl.dqn import checkpoint, pretrained
-from fastrl.games import Protocol, play_games
+from fastrl.games import play_games
+from fastrl.plan import Protocol
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = pretrained.games()
@@ -212,7 +213,7 @@ def test_a_maintainers_scores_are_those_that_anyone_gets(weights, tmp_path, monk
     card = pretrained.card("breakout")
     assert (card.commit, card.exported_at) == ("abc", "def")
     for env in ("envpool", "gymnasium"):
-        flags = ["--episodes", "2", "--env", env, "--json", "figures.json", "--max-steps", "20"]
+        flags = ["--episodes", "2", "--env", env, "--json", "figures.json", "--max-episode-steps", "20"]
         assert evaluate.main(["ALE/Breakout-v5", *flags]) == 0
         figures = json.loads(Path("figures.json").read_text())
         assert figures["protocol"] == card.protocol
@@ -270,7 +271,7 @@ def test_each_shipped_network_is_small_and_described_by_its_card(game):
 @pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
 def test_each_shipped_network_plays(game, backend):
     agent = evaluate.load_agent(game)
-    protocol = Protocol(max_steps=20, frame_skip=agent.frame_skip)
+    protocol = Protocol(max_steps=20, frame_skip=agent.rules.frame_skip)
     games = play_games(
         game, evaluate.greedy(agent.network), 1, seed=1, protocol=protocol, backend=backend, stack=agent.stack
     )

@@ -1,18 +1,13 @@
-"""The reporter: what it leaves in metrics.csv, in TensorBoard and on the screen."""
+"""The reporter: what it leaves in metrics.csv and in TensorBoard."""
 
 import io
-import os
-import pty
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastrl import report
 from fastrl.config import ConfigError
 from fastrl.report import MetricsCsv, Reporter
 
@@ -62,9 +57,12 @@ class TestMetricsCsv:
 
     def test_drops_what_came_after_the_point_of_the_resume(self, tmp_path):
         with quiet(tmp_path) as out:
-            for at in (10, 20, 30):
+            for at in (10, 20):
                 out.write({"a": float(at)}, at)
-        with quiet(tmp_path, resume_at=20) as out:
+            state = out.state()
+            for at in (20, 30):
+                out.write({"a": float(at)}, at)
+        with quiet(tmp_path, resume=state) as out:  # of the two rows at 20 it knows the first
             out.write({"a": 31.0, "b": 1.0}, 30)
         expected = "frames,a,b\n10,10.0,\n20,20.0,\n30,31.0,1.0\n"
         assert (tmp_path / "metrics.csv").read_text() == expected
@@ -73,11 +71,11 @@ class TestMetricsCsv:
         path = tmp_path / "m.csv"
         for torn in ("20,1", "20", "20,1.0,2"):
             path.write_text("frames,a,b\n10,1.0,2.0\n" + torn)
-            MetricsCsv(path, "frames", resume_at=100)
+            MetricsCsv(path, "frames", rows=100)
             assert path.read_text() == "frames,a,b\n10,1.0,2.0\n"
         for torn in ("", "frames,a"):
             path.write_text(torn)
-            MetricsCsv(path, "frames", resume_at=100).append({"a": 1.0}, 10)
+            MetricsCsv(path, "frames", rows=100).append({"a": 1.0}, 10)
             assert path.read_text() == "frames,a\n10,1.0\n"
 
     def test_is_never_overwritten_without_a_resume(self, tmp_path):
@@ -86,9 +84,10 @@ class TestMetricsCsv:
             quiet(tmp_path)
 
     def test_refuses_another_unit(self, tmp_path):
-        quiet(tmp_path).write({"a": 1.0}, 10)
+        out = quiet(tmp_path)
+        out.write({"a": 1.0}, 10)
         with pytest.raises(ConfigError, match="counts frames, not steps"):
-            quiet(tmp_path, unit="steps", resume_at=10)
+            quiet(tmp_path, unit="steps", resume=out.state())
 
     def test_is_the_same_for_the_same_values(self, tmp_path):
         for name in ("one", "two"):
@@ -110,9 +109,14 @@ class TestTensorBoard:
 
     def test_shows_no_double_curve_after_a_resume(self, tmp_path):
         with quiet(tmp_path) as out:
-            for at in (10, 20, 30):
+            for at in (10, 20):
                 out.write({"a": float(at)}, at)
-        with quiet(tmp_path, resume_at=20) as out:
+            state = out.state()
+            for at in (20, 30):
+                out.write({"a": float(at)}, at)
+        with quiet(tmp_path, resume=state) as out:
+            out.write({"a": 30.5}, 30)
+        with quiet(tmp_path, resume=state) as out:  # what the one before wrote is undone too
             out.write({"a": 31.0}, 30)
         read = [(e.step, e.value) for e in events(tmp_path).Scalars("a")]
         assert read == [(10, 10.0), (20, 20.0), (30, 31.0)]
@@ -122,6 +126,16 @@ class TestTensorBoard:
             out.histogram("actions", np.array([0, 0, 1, 3]), 10)
         (entry,) = events(tmp_path).Histograms("actions")
         assert (entry.step, entry.histogram_value.num, entry.histogram_value.sum) == (10, 4, 4)
+
+    def test_leaves_out_of_a_histogram_what_is_no_number(self, tmp_path):
+        with quiet(tmp_path) as out:
+            out.histogram("q", np.array([[1.0, np.nan], [np.inf, 2.0]]), 10)
+            out.histogram("nothing", np.array([np.nan]), 10)
+            out.histogram("nothing", np.zeros(0), 20)
+        read = events(tmp_path)
+        (entry,) = read.Histograms("q")
+        assert (entry.histogram_value.num, entry.histogram_value.sum) == (2, 3)
+        assert read.Tags()["histograms"] == ["q"]
 
     def test_has_the_gif_itself_with_all_its_pictures(self, tmp_path):
         pictures = [Image.new("RGB", (7, 5), colour) for colour in ("red", "blue", "lime")]
@@ -141,89 +155,15 @@ class TestTensorBoard:
     def test_is_on_disk_when_the_state_is_taken(self, tmp_path):
         with quiet(tmp_path) as out:
             out.write({"a": 1.0}, 10)
-            assert out.state() == {"resume_at": 10}
+            (file,) = tmp_path.glob("events.out.tfevents.*")
+            assert out.state() == {"resume_at": 10, "rows": 1, "events": {file.name: file.stat().st_size}}
             assert [e.step for e in events(tmp_path).Scalars("a")] == [10]
 
 
-class TestTheScreen:
-    @pytest.fixture
-    def clock(self, monkeypatch):
-        clock = [0.0]
-        monkeypatch.setattr(report, "monotonic", lambda: clock[0])
-        return clock
-
-    def test_gets_a_plain_line_every_ten_seconds_and_one_at_the_end(self, tmp_path, capsys, clock):
-        with Reporter(tmp_path, total=4000) as out:
-            for at in range(0, 4001, 100):
-                clock[0] = 100.0 + at / 100
-                out.progress(at, score=at / 7, phase="learn")
-            out.progress(4001)
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split("/")[0] for line in lines] == ["0", "1,000", "2,000", "3,000", "4,000"]
-        assert lines[1] == "1,000/4,000 frames  100 frames/s  0:30 left  score 142.9  phase learn"
-
-    def test_gets_the_rate_of_the_last_minute(self, tmp_path, capsys, clock):
-        with Reporter(tmp_path, total=100_000, unit="steps") as out:
-            for second in range(0, 200, 10):
-                clock[0] = 50.0 + second
-                out.progress(min(second, 100) * 10 + max(second - 100, 0) * 30)
-        assert "  30 steps/s  " in capsys.readouterr().out.splitlines()[-1]
-
-    def test_gets_messages_and_nothing_at_all_when_quiet(self, tmp_path, capsys):
-        with Reporter(tmp_path / "a", total=10) as out:
-            out.line("[bold] stays as it is")
-        assert capsys.readouterr().out == "[bold] stays as it is\n"
-        with Reporter(tmp_path / "b", total=10, quiet=True) as out:
-            out.line("never")
-            out.progress(10)
-        assert capsys.readouterr().out == ""
-
-    @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "raise RuntimeError", "out.progress(100)"])
-    def test_has_its_cursor_back_whatever_ends_the_run(self, tmp_path, end):
-        script = f"""
-            from pathlib import Path
-            from fastrl.report import Reporter
-            with Reporter(Path({str(tmp_path)!r}), total=100) as out:
-                out.progress(50, score=1.25, phase="[warm]-up")
-                out.line("a [message]")
-                {end}
-        """
-        shown = in_a_terminal(script)
-        assert "50/100 frames" in shown
-        assert "score 1.25  phase [warm]-up" in shown
-        assert "a [message]" in shown
-        assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # shown again after it was hidden
-
-    def test_closes_twice_without_harm(self, tmp_path):
-        out = quiet(tmp_path)
-        out.close()
-        out.close()
-
-
-def in_a_terminal(script):
-    """Run a script with a terminal as its stdout; return what it showed."""
-    ours, theirs = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
-    child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        stdout=theirs,
-        stderr=subprocess.DEVNULL,
-        env=env,
-        cwd=Path(__file__).parents[1],
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(ours, 4096)
-        except OSError:  # Linux's way to say that the other end is closed
-            piece = b""
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    child.wait()
-    return shown.decode()
+def test_a_reporter_closes_twice_without_harm(tmp_path):
+    out = quiet(tmp_path)
+    out.close()
+    out.close()
 
 
 def test_importing_the_module_brings_in_neither_torch_nor_rich_nor_gymnasium():

@@ -197,7 +197,7 @@ class TestTheLearners:
     def test_equal_a_plain_loop_that_skips_the_reset_rows(self, epsilon, features, alpha, reward_kind, dynamics):
         """An independent account of 1,200 rows: transitions rebuilt from the rows, learned one by one."""
         config = SarsaConfig(
-            version="v0", learners=3, epsilon=epsilon, seed=5, alpha=alpha,
+            version="v0", learners=3, epsilon=epsilon, seed=5, learning_rate=alpha,
             features=features, reward=reward_kind, dynamics=dynamics,
         )  # fmt: skip
         scale = SCALE if features == "scaled" else 1.0
@@ -217,7 +217,7 @@ class TestTheLearners:
                 delta = reward[i] + config.gamma * next_value - weights[i, action[i]] @ state[i]
                 traces[i] *= config.gamma * config.lam
                 traces[i, action[i]] += state[i]
-                weights[i] += config.alpha * delta * traces[i]
+                weights[i] += config.learning_rate * delta * traces[i]
                 steps, failures = steps + 1, failures + int(terminated[i])
                 truncations += int(truncated[i] and not terminated[i])
             ended = terminated | truncated
@@ -263,7 +263,7 @@ class TestTheLearners:
     def test_may_each_have_settings_of_their_own(self):
         learners = SarsaLearners(SMALL)
         learners.gamma, learners.lam, learners.epsilon = np.full(8, 0.95), np.full(8, 0.5), np.zeros(8)
-        learners.alpha = np.repeat([0.1, 0.0], 4)
+        learners.learning_rate = np.repeat([0.1, 0.0], 4)
         for _ in range(100):
             learners.step()
         assert learners.weights.any(axis=(0, 1)).tolist() == [True] * 4 + [False] * 4
@@ -288,10 +288,10 @@ class TestTheLearners:
         assert not recwarn.list
 
     def test_play_to_the_end_where_all_weights_overflow(self, recwarn):
-        config = SarsaConfig(version="v0", learners=4, episodes=30, alpha=1.0, gamma=1.0, lam=1.0, features="raw")
+        config = SarsaConfig(version="v0", learners=4, episodes=30, learning_rate=1, gamma=1, lam=1, features="raw")
         learners, logged = SarsaLearners(config), []
         learners.weights[..., :3], learners.weights[..., 3] = 1e300, 2e307
-        learners.alpha = np.array([1.0, 1.0, 1.0, 0.0])  # the last one's TD errors overflow when they are summed up
+        learners.learning_rate = np.array([1.0, 1.0, 1.0, 0.0])  # the last one's TD errors overflow in their sum
         result = learners.run(lambda values, steps: logged.append(values))
         assert result.lost.tolist() == [True, True, True, False]
         assert (result.played == 30).all()

@@ -1,6 +1,8 @@
 """Films: readable, exact, in real time, whole."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ import pytest
 image_module = pytest.importorskip("PIL.Image")
 
 from fastrl.config import ConfigError  # noqa: E402
-from fastrl.video import PICTURES_PER_SECOND, frame_to_rgb, gif_bytes, upscale, write_gif  # noqa: E402
+from fastrl.video import (  # noqa: E402
+    PICTURES_PER_SECOND,
+    check_film,
+    frame_to_rgb,
+    gif_bytes,
+    upscale,
+    write_film,
+    write_gif,
+)
 
 
 def read(gif):
@@ -145,3 +155,44 @@ def test_a_bad_option_is_named(film, options, message):
 def test_pictures_that_do_not_fit_are_named(frames):
     with pytest.raises(ValueError, match="all of one shape"):
         gif_bytes(frames)
+
+
+def test_an_mp4_is_as_long_as_the_game_and_shows_it(film, tmp_path):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    path = tmp_path / "new" / "film.mp4"
+    write_film(path, film)
+    pictures, seconds = imageio_ffmpeg.count_frames_and_secs(str(path))
+    assert (pictures, seconds) == (45, pytest.approx(45 / PICTURES_PER_SECOND, abs=0.1))
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-loglevel",
+        "error",
+        "-i",
+        path,
+        *"-f rawvideo -pix_fmt rgb24 -".split(),
+    ]
+    shown = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)
+    shown = shown.reshape(45, 60 * 8, 40 * 8, 3)[:, 4::8, 4::8]
+    assert np.abs(shown.astype(int) - film).mean() < 8
+    assert [child.name for child in path.parent.iterdir()] == ["film.mp4"]
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="frames is empty"):
+        write_film(path, [])
+    with pytest.raises(OSError, match=r"film\.mp4 could not be made"):
+        write_film(path, [film[0][:, :0]])
+    assert path.read_bytes() == before
+    assert [child.name for child in path.parent.iterdir()] == ["film.mp4"]
+
+
+def test_a_film_is_what_its_name_says(film, tmp_path):
+    write_film(tmp_path / "film.gif", film)
+    assert (tmp_path / "film.gif").read_bytes()[:6] == b"GIF89a"
+    with pytest.raises(ConfigError, match=r"film\.avi; give a name that ends in \.gif or \.mp4"):
+        write_film(tmp_path / "film.avi", film)
+    check_film(None)
+
+
+def test_an_mp4_without_its_library_is_answered_with_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ImportError, match=r"\[mp4\]"):
+        check_film(tmp_path / "film.mp4")

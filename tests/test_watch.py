@@ -22,10 +22,11 @@ import pygame
 from PIL import Image, ImageSequence
 from untrained import make_run
 
-from fastrl import games, watch
+from fastrl import bars, games, watch
 from fastrl.config import ConfigError
 from fastrl.dqn import pretrained
-from fastrl.games import Games, Protocol
+from fastrl.games import Games
+from fastrl.plan import Protocol
 from fastrl.stop import Stopped
 
 
@@ -97,7 +98,7 @@ def pictures_of(gif):
 
 
 def test_without_a_display_a_run_is_filmed_and_the_path_is_the_last_word(run, windows, capsys):
-    assert watch.main([str(run), "--games", "2"]) == 0
+    assert watch.main([str(run), "--episodes", "2"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"catch, {run}/checkpoints/000000000400"
     assert [line.split(":")[0] for line in said[1:3]] == ["game 1", "game 2"]
@@ -141,13 +142,16 @@ def test_a_window_shows_every_frame_at_the_games_pace_and_films_nothing(shipped,
     (window,) = windows
     assert (window.title, window.pace, window.closed) == ("fastrl: breakout", 60, True)
     assert len(window.pictures) >= 4 * 12
-    assert window.pictures[0].shape == (210, 160, 3)
+    assert {picture.shape for picture in window.pictures} == {(210, 160 + bars.WIDTH, 3)}
     assert "film" not in capsys.readouterr().out
     assert list(Path().iterdir()) == []
+    assert watch.main(["breakout", "--window", "--no-q-values"]) == 0
+    assert {picture.shape for picture in windows[1].pictures} == {(210, 160, 3)}
+    assert np.array_equal([picture[:, :160] for picture in window.pictures], windows[1].pictures)
 
 
 def test_a_window_and_a_film_show_the_same_games(shipped, short, windows, capsys):
-    flags = ["breakout", "--games", "2", "--seed", "3", "--epsilon", "0.5", "--gif", "film.gif"]
+    flags = ["breakout", "--episodes", "2", "--seed", "3", "--epsilon", "0.5", "--out", "film.gif"]
     assert watch.main([*flags, "--window"]) == 0
     filmed = Path("film.gif").read_bytes()
     shown = capsys.readouterr().out
@@ -166,19 +170,21 @@ def test_the_best_game_is_the_one_filmed(run, monkeypatch):
         return Games(game, np.array([score]), np.array([9]), protocol, "envpool", [np.full((8, 8, 3), score, np.uint8)])
 
     monkeypatch.setattr(games, "play_games", play)
-    assert watch.main([str(run), "--games", "3", "--seed", "4", "--epsilon", "0.2", "--gif", str(run / "a.gif")]) == 0
+    assert (
+        watch.main([str(run), "--episodes", "3", "--seed", "4", "--epsilon", "0.2", "--out", str(run / "a.gif")]) == 0
+    )
     assert asked == [("catch", 1, seed, 0.2, 1, 1) for seed in (4, 5, 6)]
     assert set(np.unique(pictures_of(run / "a.gif"))) == {7}
 
 
 def test_the_film_ends_after_the_pictures_asked_for(run):
-    assert watch.main([str(run), "--max-pictures", "4", "--gif", str(run / "a.gif")]) == 0
+    assert watch.main([str(run), "--max-pictures", "4", "--out", str(run / "a.gif")]) == 0
     assert len(pictures_of(run / "a.gif")) == 4
 
 
 def test_closing_the_window_ends_calmly_with_the_film_of_what_was_played(run, windows, monkeypatch, capsys):
     monkeypatch.setattr(FakeWindow, "patience", 15)  # in the second game
-    assert watch.main([str(run), "--window", "--games", "5", "--gif", str(run / "a.gif")]) == 0
+    assert watch.main([str(run), "--window", "--episodes", "5", "--out", str(run / "a.gif")]) == 0
     assert windows[0].closed
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said[1:]] == ["game 1", "stopped", "film of the best game"]
@@ -202,7 +208,7 @@ def test_a_signal_ends_calmly_whatever_is_shown(run, windows, monkeypatch, capsy
         return play
 
     monkeypatch.setattr(watch, "greedy", interrupted)
-    assert watch.main([str(run), flag, "--games", "5"]) == 128 + number
+    assert watch.main([str(run), flag, "--episodes", "5"]) == 128 + number
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said[1:3]] == ["game 1", "stopped"]
     assert len(calls) == 12
@@ -213,15 +219,16 @@ def test_a_signal_ends_calmly_whatever_is_shown(run, windows, monkeypatch, capsy
     ("arguments", "message"),
     [
         ([], "neither a run nor a game is given; try python -m fastrl.watch breakout"),
-        (["--games", "2"], "neither a run nor a game is given"),
+        (["--episodes", "2"], "neither a run nor a game is given"),
         (["nowhere"], r"nowhere is no run folder \(it holds no config.json\), and game is 'nowhere'"),
         (["braekout"], "did you mean breakout"),
         (["pong"], "game is 'pong', for which no weights ship; give one of breakout"),
         (["breakout", "--checkpoint", "best"], "--checkpoint is 'best', but one network ships for breakout"),
         (["RUN", "--checkpoint", "best"], "has no checkpoint 'best'; there is 000000000200, 000000000400"),
-        (["RUN", "--games", "0"], "--games is 0; give at least 1"),
+        (["RUN", "--episodes", "0"], "--episodes is 0; give at least 1"),
         (["RUN", "--max-pictures", "0"], "--max-pictures is 0; give at least 1"),
-        (["RUN", "--gif", "."], r"--gif is \., a folder"),
+        (["RUN", "--out", "."], r"--out is \., a folder"),
+        (["RUN", "--out", "film.avi"], r"--out is film.avi; give a name that ends in .gif or .mp4"),
         (["RUN", "--epsilon", "2"], "epsilon is 2"),
         (["RUN", "--seed", "-1"], "seed is -1"),
     ],
@@ -282,7 +289,9 @@ def test_where_no_display_answers_the_message_names_the_other_way(monkeypatch):
     monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
     monkeypatch.setattr(pygame.display, "init", lambda: None)
     monkeypatch.setattr(pygame.display, "get_driver", lambda: "offscreen")
-    with pytest.raises(ConfigError, match=r"--window is on, but .* \(no display answers\); give --no-window for a GIF"):
+    with pytest.raises(
+        ConfigError, match=r"--window is on, but .* \(no display answers\); give --no-window for a film"
+    ):
         REAL("title", 60)
 
     def fail():

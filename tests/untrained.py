@@ -14,19 +14,21 @@ from fastrl.dqn.network import QNetwork, build_network
 CONFIGS = {
     "catch": PRESETS["catch"].config,
     "breakout": DQNConfig(game="breakout", trunk="small", hidden=16),
+    "own": PRESETS["vector"].config.replace(game="moved:make_env"),
 }
-SHAPES = {"catch": ((1, 10, 5), 3), "breakout": ((4, 84, 84), 4)}
+SHAPES = {"catch": ((1, 10, 5), 3), "breakout": ((4, 84, 84), 4), "own": ((1, 4), 2)}
 COMMAND = "python -u -m fastrl.train catch --runs-dir /somewhere --name=mine --seed 5\n"
 
 
 def make_run(path: Path, game: str = "catch", **settings: object) -> QNetwork:
     """Make the folder of a run of 400 frames with two checkpoints, of 200 and 400; return the newer network."""
     config = CONFIGS[game].replace(seed=5, **settings)
+    obs_shape, num_actions = SHAPES[game]
     folder.open_run(path, config, new=True)
     (path / "commands.txt").write_text(COMMAND + "python -m fastrl.train --resume /somewhere/mine\n")
     for seed, frames in enumerate((200, 400)):
         torch.manual_seed(seed)
-        network = build_network(config, *SHAPES[game])
-        state = {"game": game, "network": network.settings, "frames": frames, "seconds": frames / 4}
-        checkpoint.save(path, f"{frames:012d}", state, None, network.state_dict())
+        network = build_network(config, obs_shape, 18 if config.full_action_set else num_actions)
+        state = {"game": config.game, "network": network.settings, "frames": frames, "seconds": frames / 4}
+        checkpoint.Draft(path, f"{frames:012d}", state, network.state_dict()).finish()
     return network

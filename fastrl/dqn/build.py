@@ -1,4 +1,4 @@
-"""From settings to games and replay, after asking how much memory there is."""
+"""From settings to games and replay, after asking how much memory and disk there is."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from fastrl.dqn.device import gpu_free_bytes
 from fastrl.dqn.frames import DeviceStore
 from fastrl.dqn.groups import Group
 from fastrl.extras import need
-from fastrl.machine import GIB, available_bytes
-from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer, RamStore
+from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
+from fastrl.machine import GIB, available_bytes, free_disk_bytes
+from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer, RamStore, segments
+from fastrl.saved import DamageError
+from fastrl.steps import Envs
 
 DEFAULT_CAPACITY = 1_000_000
 # Of the memory that is free, what a replay that nobody asked for may take, and one that somebody did.
@@ -36,16 +39,20 @@ def build_groups(config: DQNConfig, seed: int) -> list[Group]:
         If a setting does not fit the game.
     """
     seeds = np.random.SeedSequence(seed).generate_state(config.env_groups)
-    return [Group(_build_envs(config, int(s)), number, config.stack) for number, s in enumerate(seeds)]
+    groups = [Group(_build_envs(config, int(s)), number, config.stack) for number, s in enumerate(seeds)]
+    made = groups[0].envs.num_envs
+    if made != config.group_size:  # an own vector decides it
+        for group in groups:
+            group.envs.close()
+        raise ConfigError(
+            f"--num-envs is {config.num_envs} in {config.env_groups} groups, and {config.game} makes {made} at a time; "
+            f"give {made * config.env_groups}"
+        )
+    return groups
 
 
-def _build_envs(config: DQNConfig, seed: int) -> AtariEnvs:
-    envs = AtariEnvs(
-        config.game, config.group_size, seed=seed, threads=config.env_threads, frame_skip=config.frame_skip,
-        episodic_life=config.episodic_life, reward_clip=config.reward_clip, noop_max=config.noop_max,
-        repeat_action_probability=config.repeat_action_probability,
-        max_episode_steps=config.max_episode_steps, dephase_steps=config.dephase_steps,
-    )  # fmt: skip
+def _build_envs(config: DQNConfig, seed: int) -> Envs:
+    envs = _build_own(config, seed) if is_own(config.game) else _build_atari(config, seed)
     if envs.frame_skip != config.frame_skip:  # or frames would be counted wrong
         envs.close()
         raise ConfigError(
@@ -54,9 +61,21 @@ def _build_envs(config: DQNConfig, seed: int) -> AtariEnvs:
     return envs
 
 
-def build_replay(
-    config: DQNConfig, envs: AtariEnvs, seed: int, device: torch.device
-) -> tuple[PrioritizedReplayBuffer, str]:
+def _build_own(config: DQNConfig, seed: int) -> Envs:
+    return GymnasiumEnvs(config.game, config.group_size, seed=seed, reward_clip=config.reward_clip)
+
+
+def _build_atari(config: DQNConfig, seed: int) -> Envs:
+    return AtariEnvs(
+        config.game, config.group_size, seed=seed, threads=config.env_threads, frame_skip=config.frame_skip,
+        episodic_life=config.episodic_life, fire_reset=config.fire_reset, full_action_set=config.full_action_set,
+        noop_max=config.noop_max, repeat_action_probability=config.repeat_action_probability,
+        reward_clip=config.reward_clip,
+        max_episode_steps=config.max_episode_steps, dephase_steps=config.dephase_steps,
+    )  # fmt: skip
+
+
+def build_replay(config: DQNConfig, envs: Envs, seed: int, device: torch.device) -> tuple[PrioritizedReplayBuffer, str]:
     """Build an empty replay, its frames where `--frame-store` says; return it with words on its size and place.
 
     Raises
@@ -68,8 +87,7 @@ def build_replay(
         If the frames shall be compressed, but lz4 is not installed.
     """
     least = _least_capacity(config)
-    # Reset rows come on top of the agent steps: some percent, in Catch every tenth.
-    wanted = config.capacity or min(DEFAULT_CAPACITY, max(config.total_steps * 5 // 4, least))
+    wanted = config.capacity or min(DEFAULT_CAPACITY, max(_rows(config.total_steps), least))
     place = _place(config, envs, device, wanted)
     if config.capacity is None:
         memory = place.scarcest
@@ -93,9 +111,7 @@ def build_replay(
     return buffer, _words(buffer, place) + reason
 
 
-def load_replay(
-    path: Path, config: DQNConfig, envs: AtariEnvs, device: torch.device
-) -> tuple[PrioritizedReplayBuffer, str]:
+def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device) -> tuple[PrioritizedReplayBuffer, str]:
     """Load a saved replay if these settings would have built the same; return it with words on its size and place.
 
     Where its frames lay when it was saved does not matter.
@@ -103,7 +119,9 @@ def load_replay(
     Raises
     ------
     ConfigError
-        If a setting differs, the replay does not fit into memory, or the file is damaged.
+        If a setting differs, or the replay does not fit into memory.
+    DamageError
+        If the file is damaged.
     ImportError
         If the frames shall be compressed, but lz4 is not installed.
     """
@@ -117,16 +135,66 @@ def load_replay(
             if saved[name] != value:
                 raise ConfigError(
                     f"{path} was made with {name} {saved[name]}, this run has {value}; give the run's "
-                    "own settings, or delete that file to go on with an empty replay"
+                    "own settings, or delete it to go on with an empty replay"
                 )
         place = _place(config, envs, device, saved["capacity"])
         _require_memory(place, saved["capacity"], f"the capacity of {path}")
         buffer = PrioritizedReplayBuffer.load(path, store=place.store)
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{error}; delete {path} to go on with an empty replay") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(str(error)) from error
     return buffer, _words(buffer, place)
+
+
+def require_disk(
+    config: DQNConfig, buffer: PrioritizedReplayBuffer, steps: int, run_folder: Path, earlier: Path | None
+) -> str:
+    """Return words on the disk that checkpoints with the replay take at most, to go behind those on the replay.
+
+    Parameters
+    ----------
+    config, buffer : DQNConfig, PrioritizedReplayBuffer
+        Settings of the run, and its replay.
+    steps : int
+        Agent steps played so far.
+    run_folder : Path
+        Where the run's files go.
+    earlier : Path or None
+        The save that the replay was loaded from, or none.
+
+    Raises
+    ------
+    ConfigError
+        If there is less of it than that.
+    """
+    if not config.checkpoint_replay:
+        return ""
+    settings = buffer.settings
+    rows = min(settings["capacity"], len(buffer) + _rows(config.total_steps - steps))
+    added = min(rows, _rows(config.checkpoint_every_frames // config.frame_skip))
+    if earlier is not None and earlier.is_file():  # of which nothing can be shared
+        added = rows
+    most = int(rows * (1 + segments.LARGEST + segments.SMALL)) + added
+    need = most * (segments.frame_bytes(settings) + BYTES_BESIDE_FRAME)
+    free = free_disk_bytes(run_folder) + _bytes_below(run_folder / "checkpoints")
+    if free < need:
+        raise ConfigError(
+            f"{run_folder} needs up to {_gib(need)} of disk for checkpoints with the replay, {_gib(free)} are free; "
+            "free some, give another --runs-dir or a smaller --capacity, or leave it out with --no-checkpoint-replay"
+        )
+    return f"; up to {_gib(need)} of disk for checkpoints with it"
+
+
+def _rows(steps: int) -> int:
+    """Return how many rows so many agent steps bring at most: reset rows come on top, in Catch every tenth."""
+    return max(0, steps) * 5 // 4
+
+
+def _bytes_below(folder: Path) -> int:
+    """Return the bytes of all files in a folder, those with several names once."""
+    stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
 class _Memory(NamedTuple):
@@ -160,7 +228,7 @@ class _Place(NamedTuple):
         return min(self.memories, key=lambda memory: memory.rows(1.0))
 
 
-def _place(config: DQNConfig, envs: AtariEnvs, device: torch.device, rows: int) -> _Place:
+def _place(config: DQNConfig, envs: Envs, device: torch.device, rows: int) -> _Place:
     """Decide where the frames of so many rows lie; their columns and the tree always lie in the host's memory."""
     frame = int(np.prod(envs.frame_shape)) * envs.frame_dtype.itemsize
     host, on_device = available_bytes(), partial(DeviceStore, device=device)
@@ -212,8 +280,8 @@ def _compressed_bytes(config: DQNConfig) -> int:
     Twice, because better play sees other frames, those of the network that ships for Breakout up to 1.4 times as
     large, and because memory is handed out in pieces that do not quite fit.
     """
-    num_envs, steps = 8, 50
-    envs = _build_envs(config.replace(num_envs=num_envs, env_groups=1), seed=0)
+    envs = _build_envs(config.replace(num_envs=8, env_groups=1), seed=0)
+    num_envs, steps = envs.num_envs, 50
     store, rng = Lz4Store(num_envs * steps, envs.frame_shape, envs.frame_dtype), np.random.default_rng(0)
     shown = envs.reset()
     for ids in np.arange(num_envs * steps).reshape(steps, num_envs):
@@ -224,12 +292,13 @@ def _compressed_bytes(config: DQNConfig) -> int:
     return 2 * store.nbytes // (num_envs * steps)
 
 
-def _settings(config: DQNConfig, envs: AtariEnvs) -> dict[str, Any]:
+def _settings(config: DQNConfig, envs: Envs) -> dict[str, Any]:
     return {
         "num_envs": config.num_envs,
         "obs_shape": envs.frame_shape,
         "obs_dtype": envs.frame_dtype,
         "stack": config.stack,
+        "autoreset": envs.autoreset,
         "n_step": config.n_step,
         "gamma": config.gamma,
         "alpha": config.alpha if config.prioritized else 0.0,

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.atari import AtariEnvs, FrameStack, Step
+from fastrl.steps import Envs, FrameStack, Step
 
 Array = NDArray[Any]
+
+
+@runtime_checkable
+class Saveable(Protocol):
+    """Games with these methods go on in the middle at a resume; EnvPool's have none and begin anew."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all that they go on from, a step under way included: nested dicts of arrays and of what JSON has."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken, in place of `reset`."""
 
 
 class Group:
@@ -19,14 +33,17 @@ class Group:
     ----------
     envs
         The games, n of them.
+    number : int
+        Of the group.
     env_id : [n] int64
         Their numbers among the games of all groups.
     """
 
-    def __init__(self, envs: AtariEnvs, number: int, stack: int) -> None:
-        self.envs = envs
+    def __init__(self, envs: Envs, number: int, stack: int) -> None:
+        self.envs, self.number = envs, number
         self.env_id = np.arange(envs.num_envs) + number * envs.num_envs
         self._stack = FrameStack(envs.num_envs, stack, envs.frame_shape, envs.frame_dtype)
+        self._actions: NDArray[np.int64] | None = None  # of the newest step
 
     def reset(self) -> None:
         """Open the games."""
@@ -44,5 +61,33 @@ class Group:
 
     def recv(self) -> tuple[Step, NDArray[np.int64], Step]:
         """Wait for the step; return the one before it, the actions, and the one that they led to."""
+        assert self._actions is not None
         before, self._now = self._now, self.envs.recv()
         return before, self._actions, self._now
+
+    def state(self) -> dict[str, Any] | None:
+        """Return all that these games go on from, None if they cannot be saved; see `Saveable`."""
+        if not isinstance(self.envs, Saveable):
+            return None
+        now = {field.name: getattr(self._now, field.name) for field in dataclasses.fields(Step)}
+        return {"envs": self.envs.state(), "stack": self._stack.state(), "now": now, "actions": self._actions}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        assert isinstance(self.envs, Saveable)
+        self.envs.load_state(state["envs"])
+        self._stack.load_state(state["stack"])
+        self._now, self._actions = Step(**state["now"]), state["actions"]
+
+
+def states_of(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """Return the state of groups that take turns, and whose turn it is; None if they cannot be saved."""
+    states = {str(group.number): group.state() for group in groups}
+    return None if None in states.values() else {"turn": groups[0].number, "groups": states}
+
+
+def load_states(groups: deque[Group], state: dict[str, Any]) -> None:
+    """Go on from where `states_of` was called."""
+    for group in groups:
+        group.load_state(state["groups"][str(group.number)])
+    groups.rotate(-state["turn"])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import graph
@@ -34,6 +34,7 @@ from fastrl.dqn.loss import (
 from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.optimizer import build_optimizer, load_moments, set_rate
 from fastrl.dqn.staging import Download, Upload
+from fastrl.dqn.tally import Tally
 from fastrl.machine import cpu_count, keep_freed_memory
 
 State = dict[str, Any]
@@ -80,6 +81,13 @@ class Learner:
     delayed : bool, optional
         Hand priorities back one update late, through staging buffers, so that the host never waits
         for the update that it has just asked for. Default: on CUDA only.
+
+    Attributes
+    ----------
+    updates : int
+        Updates made so far.
+    errors : [B] float32
+        Errors of the last batch whose priorities were handed back; [0] before the first.
 
     Raises
     ------
@@ -130,10 +138,8 @@ class Learner:
         self._uploads = {name: Upload(device, staged=self.delayed) for name in [*self._specs, "acting"]}
         self._downloads = [Download(config.batch_size, device) for _ in range(2)]
         self._pending: tuple[NDArray[np.int64], Download] | None = None
-        self._summed = 0
-        # Sums of loss, errors, mean q and gradient norm; largest q; norms of parameters and update (-1: not measured).
-        self._no_totals = torch.tensor((0.0, 0.0, 0.0, 0.0, -torch.inf, -1.0, -1.0), device=device)
-        self._totals = self._no_totals.clone()
+        self._tally = Tally(dict(self.online.named_parameters()), device)
+        self.errors = np.zeros(0, np.float32)
         self._build_functions()
 
     def _build_functions(self) -> None:
@@ -182,8 +188,7 @@ class Learner:
             grad_norm = clip_grad_norm_(self._params, config.max_grad_norm)
             self._optimizer.step()
             with torch.no_grad():
-                self._totals[:4] += torch.stack((*stats[:3], grad_norm))
-                self._totals[4].clamp_(min=stats[3])
+                self._tally.add(stats, grad_norm)
             return errors
 
         self._q_values = q_values
@@ -209,7 +214,7 @@ class Learner:
     def _tensors(self) -> list[Tensor]:
         """Return all tensors that an update changes."""
         moments = [t for state in self._optimizer.state.values() for t in state.values()]
-        return [*self._params, *moments, self._totals]
+        return [*self._params, *moments, self._tally.totals]
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group."""
@@ -268,14 +273,13 @@ class Learner:
         before = [p.detach().clone() for p in self._params] if measure else []
         errors = self._update()
         self.updates += 1
-        self._summed += 1
+        self._tally.updates += 1
         with torch.no_grad():
             if self.updates % self.config.target_period_updates == 0:
                 # In place: compiled functions and CUDA graphs keep reading the same memory.
                 torch._foreach_copy_(list(self.target.parameters()), self._params)
             if before:
-                change = [p - old for p, old in zip(self._params, before, strict=True)]
-                self._totals[5:] = torch.stack((get_total_norm(before), get_total_norm(change)))
+                self._tally.measure(before, self._params)
         # Two downloads take turns: the one used now was fetched an update ago.
         download = self._downloads[self.updates % 2]
         download.start(errors)
@@ -292,7 +296,11 @@ class Learner:
     def flush(self) -> Priorities | None:
         """Wait for the priorities that `learn` still owes and return them, or None."""
         pending, self._pending = self._pending, None
-        return None if pending is None else (pending[0], pending[1].finish())
+        if pending is None:
+            return None
+        index, download = pending
+        self.errors = download.finish()
+        return index, self.errors
 
     def _check(self, batch: Batch) -> None:
         for name, (shape, _) in self._specs.items():
@@ -306,38 +314,20 @@ class Learner:
     def metrics(self) -> dict[str, float]:
         """Return means since the last call (q_max: the maximum) and start anew; waits for the device.
 
-        Means are missing when nothing was learned since, and norms when no update was measured.
+        Means are missing when nothing was learned since, and norms, by layer too, when no update was measured.
         """
-        (*sums, q_max, param_norm, update_norm), summed = self._totals.tolist(), self._summed
-        self._totals.copy_(self._no_totals)
-        self._summed = 0
-        metrics = {"train/learning_rate": self._rate}
-        if summed:
-            names = ("train/loss", "train/td_error", "train/q_mean", "train/grad_norm")
-            metrics |= {name: total / summed for name, total in zip(names, sums, strict=True)}
-            metrics["train/q_max"] = q_max
-        if param_norm >= 0:
-            metrics["train/param_norm"], metrics["train/update_norm"] = param_norm, update_norm
-            metrics["train/update_ratio"] = update_norm / max(param_norm, 1e-12)
-        return metrics
+        return {"train/learning_rate": self._rate} | self._tally.read()
 
     def state(self) -> State:
-        """Return copies of all that learning goes on from: tensors, numbers and dicts of them.
-
-        Raises
-        ------
-        RuntimeError
-            Priorities are in flight: the replay must have them first, or its own state would lack them.
-        """
-        if self._pending is not None:
-            raise RuntimeError("priorities are in flight; hand those of flush() to the replay before state()")
+        """Return copies of all that learning goes on from, priorities in flight included: tensors, numbers, dicts."""
+        index, download = self._pending or (None, None)
         state = {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": {"name": self.config.optimizer, "moments": self._optimizer.state_dict()["state"]},
             "updates": self.updates,
-            "summed": self._summed,
-            "totals": self._totals,
+            **self._tally.state(),
+            "pending": download and {"index": torch.from_numpy(index), "errors": torch.from_numpy(download.finish())},
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -358,11 +348,14 @@ class Learner:
         self.target.check_state(state["target"])
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
-        load_moments(self._optimizer, state["optimizer"]["moments"])
+        load_moments(self._optimizer, {int(i): moments for i, moments in state["optimizer"]["moments"].items()})
         self.updates = state["updates"]
-        self._summed = state["summed"]
-        self._totals.copy_(state["totals"])
+        self._tally.load_state(state)
         self._pending = None
+        if state["pending"] is not None:
+            download = self._downloads[self.updates % 2]
+            download.start(state["pending"]["errors"])
+            self._pending = (state["pending"]["index"].numpy(), download)
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)

@@ -27,7 +27,8 @@ class QNetwork(nn.Module):
     Parameters
     ----------
     obs_shape : tuple of int
-        Shape of one observation: [stack, height, width] for an image trunk, anything for `vector`.
+        Shape of one observation: [stack, height, width] for an image trunk, or [stack, channels, height, width];
+        anything for `vector`.
     num_actions : int
         Number of actions A.
     trunk : {"nature", "small", "impala", "vector"}
@@ -91,6 +92,7 @@ class QNetwork(nn.Module):
 
     def outputs(self, obs: Tensor) -> Tensor:
         """Return what the last layer gives, float32: Q [B, A], or with atoms their logits [B, A, atoms]."""
+        obs = obs.flatten(1, 2) if obs.dim() == 5 else obs  # a stack of images in colour
         # Channels last already here: eager convolutions on a CPU otherwise lose up to half of their speed.
         layout = torch.channels_last if obs.dim() == 4 else torch.preserve_format
         x = obs.to(torch.float32, memory_format=layout)
@@ -144,6 +146,8 @@ def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int
         return nn.Sequential(*dense), hidden
     if trunk not in (*IMAGE_TRUNKS, "impala"):
         raise ConfigError(f"--trunk is {trunk!r}; give nature, small, impala or vector")
+    if len(obs_shape) == 4:
+        obs_shape = (obs_shape[0] * obs_shape[1], *obs_shape[2:])
     if len(obs_shape) != 3:
         raise _misfit(trunk, obs_shape)
     return _impala(obs_shape, width) if trunk == "impala" else _convolutions(obs_shape, trunk, width)

@@ -12,18 +12,18 @@ import json
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from fastrl import folder
 from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import checkpoint
 from fastrl.dqn.device import pick_device
 from fastrl.dqn.network import QNetwork
+from fastrl.gymnasium_envs import is_own
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 LARGEST_BYTES = 7_000_000
@@ -63,6 +63,8 @@ class Card(Judgement):
     """``QNetwork(**network)`` has the shape of the weights."""
     frame_skip: int
     """Emulator frames per agent step."""
+    rules: dict[str, Any] = field(default_factory=dict)
+    """Rules of its training, as arguments of `fastrl.rules.Rules`; none: the protocol `deepmind`."""
     trained_with: dict[str, str]
     """Versions of the packages that trained."""
     sha256: str
@@ -141,6 +143,8 @@ def export(run: Path, name: str, judge: Callable[[QNetwork, DQNConfig], Judgemen
         If the run or its checkpoint cannot be read, or its weights take more than ``LARGEST_BYTES``.
     """
     config = folder.load_dqn_config(run)
+    if is_own(config.game):
+        raise ConfigError(f"{run} plays {config.game}, an own environment; networks ship for Atari games alone")
     saved = checkpoint.find(run, name)
     WEIGHTS.mkdir(exist_ok=True)
     ships = [WEIGHTS / f"{config.game}.{kind}" for kind in ("safetensors", "json")]
@@ -163,7 +167,7 @@ def _rounded(path: Path) -> bytes:
     """Return a file of weights with each rounded to the nearest bfloat16."""
     tensors, settings = checkpoint.load_weights(path)
     rounded = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
-    content: bytes = save(rounded, metadata=checkpoint.metadata(settings))
+    content = checkpoint.pack_weights(rounded, settings)
     if len(content) > LARGEST_BYTES:
         raise ConfigError(
             f"{path} takes {len(content) / 1e6:.1f} MB in bfloat16, and at most {LARGEST_BYTES / 1e6:g} MB ship; "
@@ -184,6 +188,7 @@ def _origin(run: Path, config: DQNConfig, saved: Path) -> dict[str, Any]:
             "frames": state["frames"],
             "minutes": round(state["seconds"] / 60, 1),
             "frame_skip": config.frame_skip,
+            "rules": config.rules(),
             "trained_with": without_platform(json.loads((run / "versions.json").read_text())),
         }
     except (OSError, ValueError, KeyError) as error:

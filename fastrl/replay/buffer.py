@@ -16,6 +16,7 @@ from fastrl.replay.memory import as_bytes
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ram import RamStore
 from fastrl.replay.ring import Ring
+from fastrl.replay.saves import Save
 from fastrl.replay.store import MakeStore
 from fastrl.replay.stores import maker
 from fastrl.replay.sum_tree import SumTree
@@ -167,8 +168,8 @@ class ReplayBuffer:
             changed then, nor if the store cannot write.
         """
         with self._lock:
-            if self._prefetcher.under_way:
-                self._prefetcher.wait_for(self._ring.next_slots(1 if self._final_inside else 2))
+            if self._prefetcher.under_way or self._save is not None:
+                self._wait_for_readers()
             if final_obs is None and self._appender is not None:
                 gained = self._appender.add(obs, action, reward, terminated, truncated, first, env_id, self._new_weight)
                 if gained is not None:
@@ -266,19 +267,19 @@ class ReplayBuffer:
             If a batch that was prefetched has not been taken: what is loaded could not return it.
         """
         with self._lock:
-            self._nothing_under_way("save")
+            self._prefetcher.require_none("save")
             files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, self._ring.held)
 
     @classmethod
     def load(cls, path: str | Path, store: str | MakeStore = "ram") -> Self:
-        """Return the buffer that `save` wrote: it draws what the saved one would have drawn.
+        """Return the buffer that `save` or `Save` wrote: it draws what the saved one would have drawn.
 
         Its frames go into a new ``store``, which need not be of the kind that they came from.
 
         Raises
         ------
         ValueError
-            If the file is no saved buffer of this class, or damaged.
+            If the file or folder is no saved buffer of this class, or damaged.
         """
         make = maker(store)
         with files.SavedReplay(Path(path), cls.__name__) as saved:
@@ -296,8 +297,9 @@ class ReplayBuffer:
             return saved.settings
 
     def __getstate__(self) -> dict[str, Any]:
-        self._nothing_under_way("copy")
-        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_prefetcher", "_drawer", "_appender")}
+        self._prefetcher.require_none("copy")
+        helpers = ("_lock", "_prefetcher", "_save", "_drawer", "_appender")
+        return {name: value for name, value in vars(self).items() if name not in helpers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -309,6 +311,7 @@ class ReplayBuffer:
         """Make what belongs to this very object, and is in no copy."""
         self._lock = threading.RLock()  # calls of several threads take turns
         self._prefetcher = Prefetcher(self._tree.capacity)
+        self._save: Save | None = None  # under way
         self._set_kernels()
 
     def _set_kernels(self) -> None:
@@ -319,6 +322,13 @@ class ReplayBuffer:
         if type(self._store) is RamStore:
             frames, no_rows = self._store.bytes, self._store.frames[:0]
             self._appender = self._ring.appender(frames, self._tree, no_rows, final_inside=self._final_inside)
+
+    def _wait_for_readers(self) -> None:
+        """Wait until neither a save nor a batch under way reads a frame that the next rows overwrite."""
+        ahead = 1 if self._final_inside else 2
+        while self._save is not None and self._save.needs(self._ring.next_slots(ahead)):
+            self._save.wait()  # other threads may take their turns meanwhile
+        self._prefetcher.wait_for(self._ring.next_slots(ahead))
 
     def _append(self, rows: Rows) -> None:
         """Append one row per environment in ``rows.env``, written already, and weigh what may be drawn now."""
@@ -338,7 +348,7 @@ class ReplayBuffer:
                 if self._prefetcher.under_way:
                     return self._prefetcher.land(asked)
                 batch, numbers = self._draw(**asked, out=out)
-                self._copy(batch, numbers)
+                self._store.gather(numbers, batch.obs, batch.next_obs)
             except BaseException:
                 self._undo_draw()
                 raise
@@ -346,10 +356,10 @@ class ReplayBuffer:
 
     def _prefetch(self, asked: dict[str, Any]) -> None:
         with self._lock:
-            self._nothing_under_way("prefetch again")
+            self._prefetcher.require_none("prefetch again")
             try:
                 batch, numbers = self._draw(**asked, out=None)
-                self._prefetcher.start(asked, batch, numbers, lambda: self._copy(batch, numbers))
+                self._prefetcher.start(asked, batch, numbers, self._store.gather)
             except BaseException:
                 self._undo_draw()
                 raise
@@ -359,20 +369,14 @@ class ReplayBuffer:
         if not self._prefetcher.under_way:
             self._rng.bit_generator.state = self._before
 
-    def _nothing_under_way(self, what: str) -> None:
-        if self._prefetcher.under_way:
-            raise ValueError(f"a batch that was prefetched has not been taken; call sample before you {what}")
-
     def _draw(self, batch_size: int, out: Batch | None, **how: float) -> tuple[Batch, NDArray[np.int64]]:
-        """Fill a batch but for its frames; return it with their numbers, ``[2, B, stack]``, for `_copy`."""
+        """Fill a batch but for its frames; return it with their numbers, ``[2, B, stack]``."""
         self._before = self._rng.bit_generator.state
         if not self._drawable:
             raise ValueError(f"no row can be drawn yet: {len(self)} rows held; add more before the first sample")
-        if out is None:
-            batch = self._pool.lend(batch_size)
-        else:
+        if out is not None:
             self._pool.check(out, batch_size)
-            batch = out
+        batch = self._pool.lend(batch_size) if out is None else out
         numbers = np.empty((2, batch_size, self._ring.stack), np.int64)
         ratios = self._rng.random(batch_size)
         action = as_bytes(batch.action, batch_size)
@@ -383,10 +387,6 @@ class ReplayBuffer:
     def _put_importance(self, ratios: NDArray[np.float64], out: NDArray[np.float32]) -> None:
         """Fill in the importance weights of rows whose weights in the tree have these ratios to the least of them."""
         out.fill(1.0)
-
-    def _copy(self, batch: Batch, numbers: NDArray[np.int64]) -> None:
-        """Fill in a batch's frames."""
-        self._store.gather(numbers, batch.obs, batch.next_obs)
 
     def _state(self) -> dict[str, Any]:
         arrays = {f"ring.{name}": array for name, array in self._ring.state().items()}

@@ -1,13 +1,19 @@
-"""A replay as one file: a zip of plain .npy arrays and a JSON header; no pickle, checksums by zip."""
+"""A replay as one file: a zip of plain .npy arrays and a JSON header; no pickle, checksums by zip.
+
+Or as a folder, in which ``index`` is such a file without the frames, whose header lists the files that hold them (see
+`segments`).
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -16,35 +22,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.replay.checks import require
+from fastrl.replay.segments import PIECE, Segment, frame_bytes, piece_for, require_all
 from fastrl.replay.store import FrameStore
 
 FORMAT = 1
-_CHUNK = 1 << 24  # bytes of frames to hold besides the store
+INDEX = "index"
 
 
 def save(path: Path, kind: str, settings: dict[str, Any], state: dict[str, Any], store: FrameStore, held: int) -> None:
     """Write settings, state and the first ``held`` frames of each environment to ``path``, atomically."""
-    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
-    rest = {name: value for name, value in state.items() if name not in arrays}
-    header = {"format": FORMAT, "kind": kind, "settings": settings, "state": rest, "held": held}
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr("header.json", json.dumps(header))
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-                with archive.open("frames", "w", force_zip64=True) as member:
-                    for ids, frames in _chunks(settings, held):
-                        store.gather(ids[None], frames)
-                        member.write(frames.reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
+        with _new_archive(partial) as archive:
+            _write_all_but_frames(archive, {"kind": kind, "settings": settings, "held": held}, state)
+            with archive.open("frames", "w", force_zip64=True) as member:
+                for ids, frames in _chunks(settings, held):
+                    store.gather(ids[None], frames)
+                    member.write(frames.reshape(-1).view(np.uint8).data)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def save_index(folder: Path, header: dict[str, Any], state: dict[str, Any], segments: list[Segment]) -> None:
+    """Write ``index`` beside the files of frames: a header (kind, settings, held) and state as `save` does."""
+    with _new_archive(folder / INDEX) as archive:
+        _write_all_but_frames(archive, header | {"segments": [each.as_json() for each in segments]}, state)
+
+
+@contextmanager
+def _new_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a new zip, which is on the disk once this ends."""
+    with open(path, "wb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            yield archive
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_all_but_frames(archive: zipfile.ZipFile, header: dict[str, Any], state: dict[str, Any]) -> None:
+    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+    rest = {name: value for name, value in state.items() if name not in arrays}
+    archive.writestr("header.json", json.dumps({"format": FORMAT} | header | {"state": rest}))
+    for name, array in arrays.items():
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 # How damage shows: in zipfile, in NumPy, in JSON, in the checks of settings, rings and tree. RuntimeError is not
@@ -56,28 +79,31 @@ _DAMAGE = (
 
 
 class SavedReplay:
-    """An open file that `save` wrote; ``settings`` are the arguments of the buffer to build.
+    """An open file that `save` wrote, or a folder's index; ``settings`` are the arguments of the buffer to build.
 
     Used in a ``with`` statement, whatever goes wrong inside is raised as ValueError that names the file.
 
     Raises
     ------
     ValueError
-        If the file is damaged or holds something else than a ``kind``.
+        If a file is damaged or too short, or holds something else than a ``kind``.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
         self._path, self._kind = path, kind
 
     def __enter__(self) -> SavedReplay:
-        self._file = open(self._path, "rb")
+        in_pieces = self._path.is_dir()
+        self._file = open(self._path / INDEX if in_pieces else self._path, "rb")
         try:
+            self._size = os.fstat(self._file.fileno()).st_size
             self._archive = zipfile.ZipFile(self._file)
             with self._open("header.json") as member:
                 header = json.loads(member.read())
             found = (header["format"], header["kind"])
             self.settings: dict[str, Any] = header["settings"]
             self._rest, self.held = header["state"], int(header["held"])
+            self.segments = self._segments(header["segments"]) if in_pieces else None
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -103,19 +129,47 @@ class SavedReplay:
 
     def fill(self, store: FrameStore) -> None:
         """Read the frames into a store."""
+        if self.segments is not None:
+            self._fill_in_pieces(self.segments, store)
+            return
         with self._open("frames") as member:
             for ids, frames in _chunks(self.settings, self.held):
                 _read_exactly(member, frames.reshape(-1).view(np.uint8))
                 store.write(ids[:, 0], frames[:, 0])
             require(not member.read(1), "it holds more frames than its header says")  # compares the checksum too
 
+    def _segments(self, entries: list[dict[str, Any]]) -> list[Segment]:
+        """Return what the header lists, once every file is there and as long as it should be."""
+        segments = [Segment.from_json(entry, self.settings["num_envs"]) for entry in entries]
+        for each in segments:
+            wanted, found = each.rows * frame_bytes(self.settings), (self._path / each.name).stat().st_size
+            require(found == wanted, f"{each.name} has {found} bytes instead of {wanted}")
+        return segments
+
+    def _fill_in_pieces(self, segments: list[Segment], store: FrameStore) -> None:
+        count, rows = self._array("ring.count.npy"), self.settings["capacity"] // self.settings["num_envs"]
+        require_all(segments, count, rows)
+        frames = piece_for(self.settings)
+        for each in segments:
+            for (env, row), piece in each.read(self._path, frames):
+                store.write(env * rows + row % rows, piece[:, 0])  # in order: later rows take the place of earlier ones
+
     def _open(self, name: str) -> IO[bytes]:
+        # Members lie in the file as they are: none can be longer than it, whatever it says.
+        member = self._archive.getinfo(name)
+        fits = member.compress_type == zipfile.ZIP_STORED and member.file_size <= self._size
+        require(fits, f"{name} cannot be so long")
         try:
             return self._archive.open(name)
         except RuntimeError as error:  # a flipped bit may say that it is encrypted
             raise zipfile.BadZipFile(str(error)) from error
 
     def _array(self, name: str) -> NDArray[Any]:
+        with self._open(name) as member:  # an array's size before its memory
+            require(np.lib.format.read_magic(member) == (1, 0), f"{name} has another format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            size = self._archive.getinfo(name).file_size - member.tell()
+            require(math.prod(shape) * dtype.itemsize == size, f"{name} is {size} bytes, not {dtype} {list(shape)}")
         with self._open(name) as member:
             array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
             member.read(1)  # makes zipfile compare the checksum
@@ -126,7 +180,7 @@ def _chunks(settings: dict[str, Any], held: int) -> Iterator[tuple[NDArray[np.in
     """Yield frame numbers ``[n, 1]`` of all rows held, env by env, with an array ``[n, 1, *obs_shape]`` for them."""
     shape, dtype = tuple(settings["obs_shape"]), np.dtype(settings["obs_dtype"])
     rows = settings["capacity"] // settings["num_envs"]
-    most = max(1, _CHUNK // (dtype.itemsize * int(np.prod(shape))))
+    most = max(1, PIECE // frame_bytes(settings))
     for env in range(settings["num_envs"]):
         for start in range(0, held, most):
             ids = np.arange(env * rows + start, env * rows + min(start + most, held))[:, None]

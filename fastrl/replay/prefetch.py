@@ -42,15 +42,16 @@ class Prefetcher:
         return self._flight is not None
 
     def start(
-        self, asked: dict[str, float], batch: Batch, numbers: NDArray[np.int64], copy: Callable[[], None]
+        self, asked: dict[str, float], batch: Batch, numbers: NDArray[np.int64], gather: Callable[..., None]
     ) -> None:
-        """Let the thread fill ``batch`` by calling ``copy``, which reads the frames ``numbers`` (-1: none)."""
+        """Let the thread fill in the batch's frames, ``numbers`` (-1: none), by a store's ``gather``."""
         if self._thread is None:
             self._reading = np.zeros(self._slots + 1, np.bool_)  # the last one for -1
             self._thread = ThreadPoolExecutor(1, "fastrl-prefetch")
         self._reading[numbers] = True
         try:
-            self._flight = _Flight(asked, batch, numbers, self._thread.submit(copy))
+            done = self._thread.submit(gather, numbers, batch.obs, batch.next_obs)
+            self._flight = _Flight(asked, batch, numbers, done)
         except RuntimeError:  # no thread can be started; what was submitted must not run later either
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._thread = None
@@ -76,7 +77,17 @@ class Prefetcher:
             self._reading[flight.numbers] = False
         return flight.batch
 
+    def require_none(self, what: str) -> None:
+        """Raise ValueError if a batch waits to be taken."""
+        if self.under_way:
+            raise ValueError(f"a batch that was prefetched has not been taken; call sample before you {what}")
+
     def wait_for(self, slots: NDArray[np.int64]) -> None:
         """Wait until none of the frames in these slots is read any more."""
         if self._flight is not None and self._reading[slots].any():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until nothing is read any more."""
+        if self._flight is not None:
             self._flight.done.exception()  # that is: until it is over, however it ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 
@@ -132,4 +133,29 @@ def test_a_file_that_contradicts_itself_is_refused_by_name(tmp_path, change):
     PrioritizedReplayBuffer.load(path)  # unchanged, it loads
     altered(path, change)
     with pytest.raises(ValueError, match=str(path)):
+        PrioritizedReplayBuffer.load(path)
+
+
+@pytest.mark.parametrize("where", ["array", "zip"])
+def test_what_claims_to_be_larger_than_its_file_is_refused_before_memory_is_taken(tmp_path, where):
+    path = tmp_path / "replay"
+    filled().save(path)
+    if where == "array":
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2, 2**38)})
+        members["ring.reward.npy"] = header.getvalue() + members["ring.reward.npy"][-96:]
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+    else:
+        altered(path, lambda h, a: None)
+        data = bytearray(path.read_bytes())
+        begin = data.index(b"PK\x01\x02")  # of the list of members
+        data[begin + 24 : begin + 28] = (2**31).to_bytes(4, "little")  # the first one's size
+        path.write_bytes(data)
+    message = r"ring.reward.npy is 96 bytes, not float32 \[2, 274877906944\]"
+    message = message if where == "array" else "header.json cannot be so long"
+    with pytest.raises(ValueError, match=message):
         PrioritizedReplayBuffer.load(path)

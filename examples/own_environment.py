@@ -1,0 +1,27 @@
+"""Deep Q-learning on a Gymnasium environment of your own, here CartPole-v1, with a callback of your own.
+
+python examples/own_environment.py                           # under a minute; then: tensorboard --logdir runs
+cd examples && python -m fastrl.train own_environment:make_env     # the same with flags instead of Python
+python -m fastrl.evaluate runs/NAME                          # in that folder, so that own_environment is found
+"""
+
+from __future__ import annotations
+
+import gymnasium as gym
+from watch_q_values import WatchQValues
+
+from fastrl.dqn.run import Run
+from fastrl.train import config_for, dqn
+
+
+def make_env() -> gym.Env:
+    return gym.make("CartPole-v1", render_mode="rgb_array")  # pictures are drawn for films alone
+
+
+def main(total_frames: int = 40_000, runs_dir: str = "runs") -> Run:
+    config = config_for(make_env).replace(total_frames=total_frames, runs_dir=runs_dir, compile=False, device="cpu")
+    return dqn(make_env, config, callbacks=[WatchQValues()])
+
+
+if __name__ == "__main__":
+    main()

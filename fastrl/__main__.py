@@ -1,0 +1,53 @@
+"""The command line of fastrl: four commands, each a module that can be run by itself too.
+
+fastrl train breakout                       dueling double DQN on any Atari game; Ctrl-C saves
+fastrl train cartpole                       linear SARSA on many CartPoles
+fastrl evaluate breakout --episodes 100     whole games with the weights that ship
+fastrl watch runs/NAME                      a window, or a film where there is no display
+fastrl plot runs/NAME --x minutes           the learning curve
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+from fastrl.command import run_command
+from fastrl.config import ConfigError
+
+COMMANDS = {
+    "train": "train an agent",
+    "evaluate": "play whole games with a trained agent and print its scores",
+    "watch": "watch a trained agent play, in a window or as a film",
+    "plot": "draw learning curves",
+}
+
+
+def main() -> NoReturn:
+    """Run the command that is named first; nothing heavy is imported for any other purpose."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        if os.getcwd() not in sys.path:  # for my_module:make_env, which `python -m fastrl.train` finds here
+            sys.path.insert(0, os.getcwd())
+        module = importlib.import_module(f"fastrl.{arguments[0]}")
+        run_command(module.main, module.PROG, arguments[1:])
+    run_command(_help, "fastrl")
+
+
+def _help(arguments: list[str]) -> int:
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise ConfigError(f"command is {arguments[0]!r}; give {', '.join(COMMANDS)}, or --help")
+    print("usage: fastrl COMMAND ...\n")
+    for name, purpose in COMMANDS.items():
+        print(f"  {name:<10} {purpose}")
+    print("\nexamples:")
+    for line in (__doc__ or "").partition("\n\n")[2].splitlines():
+        print(f"  {line}")
+    print("\nfastrl COMMAND --help lists a command's flags.")
+    return 0 if arguments else 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Frames of consecutive rows as files that never change once written, so that a save writes only what is new."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.replay.checks import require
+
+PIECE = 1 << 24  # bytes of frames to hold besides the store
+LARGEST, SMALL = 1 / 16, 1 / 64  # shares of a ring in one file: it is deleted when all its rows are overwritten
+
+Rows = tuple[NDArray[np.int64], NDArray[np.int64]]  # environments [n] and the numbers of their rows [n]
+
+
+class Segment(NamedTuple):
+    """Rows ``begin[e]`` to ``end[e]`` of every environment e, the oldest of all environments first, in one file."""
+
+    number: int
+    begin: NDArray[np.int64]  # [N]
+    end: NDArray[np.int64]  # [N]
+    checksum: int = 0  # CRC-32 of the file
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return f"frames-{self.number:06d}"
+
+    @property
+    def rows(self) -> int:
+        """Rows of all environments."""
+        return sum((self.end - self.begin).tolist())
+
+    @property
+    def longest(self) -> int:
+        """Most rows of one environment."""
+        return int((self.end - self.begin).max())
+
+    def pieces(self, most: int) -> Iterator[Rows]:
+        """Yield the rows in the file's order, at most so many at a time."""
+        together = max(1, most // len(self.begin))
+        for start in range(0, self.longest, together):
+            row = self.begin + np.arange(start, min(start + together, self.longest))[:, None]
+            nth, env = np.nonzero(row < self.end)
+            for i in range(0, len(env), most):
+                yield env[i : i + most], row[nth[i : i + most], env[i : i + most]]
+
+    def write(self, folder: Path, frames: NDArray[Any], gather: Callable[[Rows, NDArray[Any]], None]) -> Segment:
+        """Write the file in pieces that ``gather`` puts into ``frames [most, …]``; return this with its checksum."""
+        checksum = 0
+        with open(folder / self.name, "xb") as file:
+            for rows in self.pieces(len(frames)):
+                piece = frames[: len(rows[0])]
+                gather(rows, piece)
+                checksum = zlib.crc32(_bytes(piece), checksum)
+                file.write(_bytes(piece))
+                file.flush()
+                os.fsync(file.fileno())  # piece by piece: a heap of them would hold up whoever syncs next
+        return self._replace(checksum=checksum)
+
+    def read(self, folder: Path, frames: NDArray[Any]) -> Iterator[tuple[Rows, NDArray[Any]]]:
+        """Yield all rows with their frames, in pieces that are read into ``frames [most, …]``."""
+        checksum = 0
+        with open(folder / self.name, "rb") as file:
+            for rows in self.pieces(len(frames)):
+                piece = frames[: len(rows[0])]
+                require(file.readinto(_bytes(piece)) == piece.nbytes, f"{self.name} ends too early")
+                checksum = zlib.crc32(_bytes(piece), checksum)
+                yield rows, piece
+        require(checksum == self.checksum, f"{self.name} differs from its checksum")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return this as JSON takes it."""
+        return self._asdict() | {"begin": self.begin.tolist(), "end": self.end.tolist()}
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any], num_envs: int) -> Self:
+        """Return what `as_json` was called on; AssertionError if it cannot be."""
+        begin, end = np.array(entry["begin"]), np.array(entry["end"])
+        for cursor in (begin, end):
+            require(cursor.shape == (num_envs,) and cursor.dtype == np.int64, "a cursor of its frames is none")
+        require((0 <= begin).all() and (begin <= end).all(), "a file of frames ends before it begins")
+        return cls(int(entry["number"]), begin, end, int(entry["checksum"]))
+
+
+def frame_bytes(settings: dict[str, Any]) -> int:
+    """Return the bytes of one frame."""
+    return int(np.dtype(settings["obs_dtype"]).itemsize * np.prod(settings["obs_shape"], dtype=object))
+
+
+def piece_for(settings: dict[str, Any]) -> NDArray[Any]:
+    """Return memory for a piece of frames, ``[most, 1, *obs_shape]``."""
+    most = max(1, min(PIECE // frame_bytes(settings), settings["capacity"]))
+    return np.empty((most, 1, *settings["obs_shape"]), settings["obs_dtype"])
+
+
+def split(
+    earlier: list[Segment], count: NDArray[np.int64], rows: int, frame: int
+) -> tuple[list[Segment], list[Segment]]:
+    """Return which files of an earlier save a new one keeps, and which it has to write, without checksums.
+
+    Kept files come first and in order. Small ones at their end are written again together with what is new, so that
+    there are never many; of frames that were overwritten since, files that are kept hold at most half as many as of
+    others, and a sixteenth where all environments add as many rows.
+
+    Parameters
+    ----------
+    earlier : list of Segment
+        In order of their rows; none: all is written.
+    count : [N] int64
+        Rows ever added to each ring.
+    rows : int
+        Rows that a ring holds, T.
+    frame : int
+        Bytes of one frame.
+    """
+    oldest = np.maximum(count - rows, 0)
+    one_piece = -(-PIECE // (frame * len(count)))
+    kept = [each for each in earlier if _alive(each, oldest)]
+    while kept and kept[-1].longest < max(one_piece, int(rows * SMALL)):
+        kept.pop()
+    alive = sum(_alive(each, oldest) for each in kept)
+    if sum(each.rows for each in kept) - alive > alive / 2:
+        kept = []
+    begin = np.maximum(oldest, kept[-1].end) if kept else oldest
+    number, most = kept[-1].number + 1 if kept else 1, max(one_piece, int(rows * LARGEST))
+    starts = range(0, int((count - begin).max()), most)
+    return kept, [
+        Segment(number + i, np.minimum(begin + start, count), np.minimum(begin + start + most, count))
+        for i, start in enumerate(starts)
+    ]
+
+
+def _alive(segment: Segment, oldest: NDArray[np.int64]) -> int:
+    """Return how many rows of a file are held still, ``oldest [N]`` and later ones."""
+    return int(np.maximum(segment.end - np.maximum(segment.begin, oldest), 0).sum())
+
+
+def require_all(segments: list[Segment], count: NDArray[np.int64], rows: int) -> None:
+    """Raise AssertionError unless files hold, in order, every row that rings of ``rows`` rows hold after ``count``."""
+    missing = np.maximum(count - rows, 0)
+    for each in segments:
+        require(((each.begin <= missing) | (each.end <= missing)).all(), f"frames before {each.name} are missing")
+        missing = np.maximum(missing, each.end)
+    require(np.array_equal(missing, count), "its files hold other frames than its rows need")
+
+
+def _bytes(frames: NDArray[Any]) -> memoryview:
+    return frames.reshape(-1).view(np.uint8).data
