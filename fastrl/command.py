@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 import sys
 import textwrap
@@ -56,7 +57,13 @@ def _first_words(box: str) -> str:
 def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit status; an error of the user's is one line, not a traceback."""
     try:
-        status = main(list(sys.argv[1:] if arguments is None else arguments))
+        try:
+            status = main(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has left, as in `fastrl train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or leaving would write to it once more
+        status = 128 + signal.SIGPIPE
     except (ConfigError, ImportError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         status = 2

@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
@@ -119,6 +120,16 @@ def test_the_command_in_front_says_what_there_is(monkeypatch, capsys, arguments,
         assert said.err == "fastrl: error: command is 'play'; give train, evaluate, watch, plot, or --help\n"
     else:
         assert "usage: fastrl COMMAND" in said.out
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = subprocess.Popen(
+        [sys.executable, "-m", "fastrl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    command.stderr.close()
+    assert command.wait() == 128 + signal.SIGPIPE
 
 
 def test_the_command_in_front_finds_modules_of_the_current_folder(tmp_path):
