@@ -10,6 +10,7 @@ import atexit
 import csv
 import os
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -134,6 +135,7 @@ class Reporter:
         purge = None
         if resume is not None:
             _cut(folder, resume["events"])
+            _wait_for_another_second(folder)
             purge = self._at + 1  # for a TensorBoard that has read the later events already
         self._board = board.SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
         self._screen = open_screen(total, unit, quiet)
@@ -243,3 +245,9 @@ def _cut(folder: Path, sizes: Mapping[str, int]) -> None:
             path.unlink()
         elif path.stat().st_size > sizes[path.name]:
             os.truncate(path, sizes[path.name])
+
+
+def _wait_for_another_second(folder: Path) -> None:
+    """Let the second pass in which a file was begun: TensorBoard reads files by their names, and these hold it."""
+    while any(path.name.split(".")[3] == f"{int(time.time()):010d}" for path in _event_files(folder)):
+        time.sleep(0.02)

@@ -64,6 +64,16 @@ def test_two_thousand_steps_are_one_thousand_killed_resumed_and_one_thousand_mor
     assert_equal(whole, resumed)
 
 
+def test_a_run_that_has_ended_ends_again_as_it_was(tmp_path):
+    config = CONFIG.replace(total_frames=600)
+    ended = play(tmp_path / "run", config=config)
+    lines, seen = rows(ended.folder), events(ended.folder)
+    assert play(tmp_path / "run", config=config, resume=True).frames == ended.frames
+    assert (rows(ended.folder), events(ended.folder)) == (lines, seen)
+    longer = play(tmp_path / "run", config=config.replace(total_frames=800), resume=True)
+    assert longer.evaluation.last is not None
+
+
 def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_asked_for(tmp_path, monkeypatch):
     whole, write, picture = tmp_path / "whole", Save.write, tmp_path / "cut"
 

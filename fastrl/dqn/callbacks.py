@@ -220,6 +220,7 @@ class Evaluation(Callback):
         self.best: float | None = None
         self.last: Games | None = None
         self._due = False  # and not played to the end yet
+        self._ended_at = -1  # frames after which the run's last evaluation was played
 
     def on_start(self, run: Run) -> None:
         self._clock = Clock(run.config.evaluate_every_frames)
@@ -231,8 +232,9 @@ class Evaluation(Callback):
         self._evaluate_if_due(run)
 
     def on_end(self, run: Run) -> None:
-        if not run.stop:
+        if not run.stop and self._ended_at != run.frames:  # a run that had ended already has it
             self._evaluate(run, run.config.final_episodes)
+            self._ended_at = run.frames
 
     def _evaluate_if_due(self, run: Run) -> None:
         if self._due and run.frames < run.config.total_frames:
@@ -269,10 +271,11 @@ class Evaluation(Callback):
         self.last = dataclasses.replace(games, film=[])  # which takes up to 400 MB
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best, "due": self._due}
+        return {"best": self.best, "due": self._due, "ended_at": self._ended_at}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.best, self._due = state.get("best"), state.get("due", False)
+        self._ended_at = state.get("ended_at", -1)
 
     def _best_so_far(self, run: Run) -> float:
         """Return the best score; the best checkpoint may be newer than the one that the run goes on from."""
