@@ -326,7 +326,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate_warmup_steps=20_000,
             epsilon_steps=50_000,
         ),
-        about="20M frames on a CPU: three to six hours on two older cores (human level on Breakout: 10 to 20 minutes)",
+        about="20M frames on a CPU: three to six hours on two older cores (human level on Breakout: about 10 minutes)",
     ),
     # The tiny problem: 10 x 5 floats, one step per frame, games of ten steps (Osband et al. 2020, bsuite).
     "catch": Preset(
