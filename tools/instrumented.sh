@@ -35,7 +35,7 @@ case $kind in
     must_report 'ERROR: AddressSanitizer: heap-buffer-overflow' '
 import numpy as np
 from fastrl.replay import _frames
-_frames.stack_numbers(np.zeros(4, np.uint8), 4, np.array([12]), False, np.empty((1, 2), np.int64))'
+_frames.gather(np.zeros((1, 4096), np.uint8), np.array([[1]]), np.empty((1, 4096), np.uint8), 0, 1)'
     # Reports go past Python, so that pytest must not take the file they go to.
     python -m pytest -q --capture=sys -p no:cacheprovider tests/replay "$@"
     ;;

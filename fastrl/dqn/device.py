@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from fastrl.config import ConfigError
@@ -38,3 +40,9 @@ def has_bfloat16(device: torch.device) -> bool:
 def gpu_free_bytes(device: torch.device) -> int:
     """Return the bytes of a GPU's memory that nobody has taken yet."""
     return torch.cuda.mem_get_info(device)[0]
+
+
+def forget_compiled() -> None:
+    """Forget what torch.compile made in this process: it keeps eight versions of a function, and refuses the ninth."""
+    if "torch._dynamo" in sys.modules:  # which takes seconds to import
+        torch.compiler.reset()

@@ -16,7 +16,7 @@ from fastrl.config import ConfigError, DQNConfig
 from fastrl.dqn import checkpoint
 from fastrl.dqn.build import build_groups, build_replay, load_replay, require_disk
 from fastrl.dqn.callbacks import Callback, Checkpoints, Evaluation, Metrics, named
-from fastrl.dqn.device import pick_device
+from fastrl.dqn.device import forget_compiled, pick_device
 from fastrl.dqn.groups import Group, Saveable, load_states, states_of
 from fastrl.dqn.health import NotFiniteError, not_finite, spoilt
 from fastrl.dqn.laps import Laps
@@ -150,7 +150,6 @@ class Run(Schedules):
         self._games_go_on = False
         if found:
             self._restore(found, state)
-
         folder.open_run(self.folder, config, new=resume is None)
         self._lock = self._lock or folder.lock(self.folder)
         self.reporter = report.Reporter(self.folder, total=config.total_frames, resume=state or None, quiet=quiet)
@@ -216,13 +215,14 @@ class Run(Schedules):
         self.lap("callbacks")
 
     def close(self) -> None:
-        """Wait for a checkpoint that is under way, close the games, and let go of the folder."""
+        """Wait for a checkpoint that is under way, close the games, forget what was compiled, let go of the folder."""
         try:
             if self._saving is not None:
                 self._saving.wait()
         finally:
             for group in self._groups:
                 group.envs.close()
+            forget_compiled()
             if self._lock is not None:
                 self._lock.close()
 
