@@ -133,10 +133,8 @@ class GymnasiumEnvs:
     def recv(self) -> Step:
         """Wait for the step that `send` started; RuntimeError if there is none."""
         require(self._sent is not None, "recv() without a step under way; call send() first")
-        obs, reward, terminated, truncated, info = (
-            self._envs.step_wait() if self._sends else self._envs.step(self._sent)
-        )
-        self._sent = None
+        sent, self._sent = self._sent, None  # under way no more, also if an environment raises
+        obs, reward, terminated, truncated, info = self._envs.step_wait() if self._sends else self._envs.step(sent)
         inside = self.autoreset == "next_step"  # the row after an end resets, and its action is ignored
         reset = self._ended if inside else np.zeros(self.num_envs, np.bool_)
         terminated = np.asarray(terminated, np.bool_) & ~reset

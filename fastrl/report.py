@@ -7,6 +7,7 @@ the last bit on a deterministic environment, in the CSV too.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import csv
 import os
 import struct
@@ -161,10 +162,10 @@ class Reporter:
         self._board.flush()  # its own clock for that is the wall's, which may be set back
 
     def histogram(self, tag: str, values: NDArray[Any], at: int) -> None:
-        """Write the distribution of ``values``, an array, to TensorBoard; NaN and infinities have no place in it."""
-        finite = values[np.isfinite(values)]
-        if finite.size:
-            self._board.add_histogram(tag, finite, at)
+        """Write the distribution of ``values``, an array, to TensorBoard; NaN and what no bin takes are left out."""
+        inside = values[np.abs(values) < 1e20]
+        if inside.size:
+            self._board.add_histogram(tag, inside, at)
 
     def image(self, tag: str, gif: Path, at: int) -> None:
         """Write a GIF file to TensorBoard, whose page plays it.
@@ -201,8 +202,12 @@ class Reporter:
         return self._screen.extras
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed reporter needs, JSON-able; what was written is on disk then."""
-        self._board.flush()
+        """Return what a resumed reporter needs, JSON-able; what was written is on disk then.
+
+        TensorBoard's writer is lost for good once a write has failed, to a full disk say: then what it wrote before.
+        """
+        with contextlib.suppress(OSError):  # no event is worth what was learnt
+            self._board.flush()
         written = [self._csv.path] if self._csv.path.exists() else []
         for path in [*written, *_event_files(self._folder)]:
             with path.open("rb") as file:

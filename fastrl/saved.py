@@ -130,9 +130,10 @@ def remove(path: Path) -> None:
 
 
 def prune(run_folder: Path, keep: int) -> None:
-    """Delete all numbered checkpoints but the newest ``keep``."""
+    """Delete all numbered checkpoints but the newest ``keep`` and the one that has the replay."""
     for folder in numbered(run_folder)[:-keep]:
-        remove(folder)
+        if not (folder / REPLAY).exists():
+            remove(folder)
 
 
 def check(folder: Path) -> None:

@@ -145,6 +145,12 @@ def test_only_the_newest_checkpoint_carries_the_replay_and_an_old_one_loses_it_w
     assert checkpoint.numbered(run) == [third]
 
 
+def test_the_only_saved_replay_outlives_a_newer_checkpoint_without_one(tmp_path):
+    first, second = draft(tmp_path, 100, filled(20)).finish(), draft(tmp_path, 200, None).finish()
+    saved.prune(tmp_path, 1)
+    assert checkpoint.numbered(tmp_path) == [first, second]
+
+
 def test_a_checkpoint_is_finished_in_a_thread_which_then_ends(tmp_path):
     after = []
     saving = checkpoint.Background(draft(tmp_path, 100, filled(20)), lambda: after.append(1))

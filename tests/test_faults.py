@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from fastrl.config import ConfigError
 from fastrl.dqn import callbacks, checkpoint, run
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.health import NotFiniteError
+from fastrl.gymnasium_envs import GymnasiumEnvs
 from fastrl.replay.saves import Save
 from fastrl.stop import RunError
 
@@ -296,7 +298,9 @@ def test_numbers_that_are_none_end_a_run_before_they_are_saved(tmp_path, what):
     hook = At(300, spoil, update=True) if what == "loss" else At(400, spoil)
     with pytest.raises(NotFiniteError, match=r"is not finite after \d+ updates; the batch is kept in") as ended:
         play(tmp_path / "run", config=SMALL, hooks=[hook])
-    assert f"{folder.go_on(tmp_path / 'run')} --learning-rate " in str(ended.value)
+    quarters = (SMALL.learning_rate / 4, SMALL.learning_rate_end / 4)
+    smaller = "--learning-rate {:g} --learning-rate-end {:g}".format(*quarters)
+    assert f"{folder.go_on(tmp_path / 'run')} {smaller}; " in str(ended.value)
     assert int(whole(tmp_path / "run").name) < 220  # the checkpoint before, and finite
     (kept,) = (tmp_path / "run" / "faults").iterdir()
     found = saved.read(kept)
@@ -361,3 +365,32 @@ def test_a_run_without_a_checkpoint_says_what_to_do(tmp_path):
     folder.open_run(tmp_path / "run", SMALL, new=True)
     with pytest.raises(ConfigError, match="has no checkpoint yet; start a run of another --name"):
         train.main(["--resume", str(tmp_path / "run")])
+
+
+class Breaks(gymnasium.Env):
+    """An environment of a user's own that raises in its third step."""
+
+    observation_space, action_space = gymnasium.spaces.Box(0, 1, (2,)), gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(2, np.float32), 1 / (3 - self.steps), False, False, {}
+
+
+def make_vector_that_breaks():
+    return gymnasium.vector.AsyncVectorEnv([Breaks, Breaks])
+
+
+@pytest.mark.filterwarnings("ignore")  # Gymnasium's own words on what its workers met
+def test_an_error_in_a_worker_of_ones_own_environment_is_the_one_that_is_heard():
+    envs = GymnasiumEnvs(f"{__name__}:make_vector_that_breaks", 2, seed=0)
+    envs.reset()
+    for _ in range(2):
+        envs.step([0, 0])
+    with pytest.raises(ZeroDivisionError):
+        envs.step([0, 0])
+    envs.close()

@@ -270,6 +270,14 @@ def test_a_state_holds_the_priorities_in_flight_and_leaves_them_there():
         np.testing.assert_array_equal(one[1], other[1])
 
 
+def test_priorities_in_flight_may_be_of_another_batch_size():
+    learner, again = make(delayed=True), make(TINY.replace(batch_size=TINY.batch_size * 2), delayed=True)
+    batch = make_batch()
+    learner.learn(batch)
+    again.load_state(learner.state())
+    np.testing.assert_array_equal(again.flush()[1], learner.flush()[1])
+
+
 def test_other_integer_and_float_types_are_converted():
     a, b = make(), make()
     batch = make_batch()

@@ -160,6 +160,21 @@ class TestTensorBoard:
             assert [e.step for e in events(tmp_path).Scalars("a")] == [10]
 
 
+def test_a_state_is_there_after_a_write_that_failed(tmp_path, monkeypatch):
+    with quiet(tmp_path) as out:
+        out.write({"a": 1.0}, 10)
+        with monkeypatch.context() as full:
+            full.setattr(out._board, "flush", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            assert out.state()["rows"] == 1
+
+
+def test_numbers_that_no_bin_takes_are_left_out(tmp_path):
+    with quiet(tmp_path) as out:
+        out.histogram("far", np.array([1e30, -np.inf, np.nan]), 1)
+        out.histogram("some", np.array([1e30, 2.0]), 1)
+    assert events(tmp_path).Tags()["histograms"] == ["some"]
+
+
 def test_a_reporter_closes_twice_without_harm(tmp_path):
     out = quiet(tmp_path)
     out.close()

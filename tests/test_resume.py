@@ -20,7 +20,7 @@ from number_run import CONFIG, batches, events, in_a_process, play, rows
 from fastrl import report, sarsa, sarsa_run, train
 from fastrl.atari import Step
 from fastrl.config import ConfigError, SarsaConfig
-from fastrl.dqn import checkpoint, run
+from fastrl.dqn import callbacks, checkpoint, run
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.groups import Group
 from fastrl.replay.saves import Save
@@ -62,6 +62,23 @@ def test_two_thousand_steps_are_one_thousand_killed_resumed_and_one_thousand_mor
     assert min(learned) == checkpoint.load_learner(checkpoint.numbered(whole.folder)[0])["updates"] + 1
     (tmp_path / "cut.batches").write_text("".join(f"{k} {v}\n" for k, v in (batches(whole.folder) | learned).items()))
     assert_equal(whole, resumed)
+
+
+def test_a_stop_in_an_evaluation_that_is_played_again_saves_too(tmp_path, monkeypatch):
+    play_games = callbacks.play_games
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return play_games(*args, **kwargs)
+
+    with monkeypatch.context() as every:
+        every.setattr(callbacks, "play_games", interrupted)
+        stopped = [play(tmp_path / "cut", resume=again) for again in (False, True)]
+    assert [one.stop.signal for one in stopped] == [signal.SIGTERM] * 2
+    whole, cut = play(tmp_path / "whole"), play(tmp_path / "cut", resume=True)
+    assert cut.frames == whole.frames
+    evaluations = ([row for row in rows(one.folder) if row["evaluation/return_mean"]] for one in (whole, cut))
+    assert len(next(evaluations)) == len(next(evaluations))
 
 
 def test_a_run_that_has_ended_ends_again_as_it_was(tmp_path):

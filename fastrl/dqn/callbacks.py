@@ -293,11 +293,13 @@ class Evaluation(Callback):
 class Checkpoints(Callback):
     """A checkpoint every ``checkpoint_every_frames``, in a thread, and one at the end, however it comes."""
 
+    def __init__(self) -> None:
+        self._saved_at = -1  # of this process
+
     def on_start(self, run: Run) -> None:
         self._clock = Clock(run.config.checkpoint_every_frames)
         self._clock.set(run.frames)
         _announce(run, "save", self._clock)
-        self._saved_at = -1
 
     def on_step(self, run: Run, actions: np.ndarray[Any, Any]) -> None:
         run.settle(wait=False)

@@ -66,8 +66,8 @@ class Group:
         return before, self._actions, self._now
 
     def state(self) -> dict[str, Any] | None:
-        """Return all that these games go on from, None if they cannot be saved; see `Saveable`."""
-        if not isinstance(self.envs, Saveable):
+        """Return all that these games go on from, None if they cannot be saved or were not opened; see `Saveable`."""
+        if not isinstance(self.envs, Saveable) or not hasattr(self, "_now"):
             return None
         now = {field.name: getattr(self._now, field.name) for field in dataclasses.fields(Step)}
         return {"envs": self.envs.state(), "stack": self._stack.state(), "now": now, "actions": self._actions}

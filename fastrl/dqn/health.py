@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrl.config import DQNConfig
 from fastrl.folder import go_on, write_atomically
 from fastrl.replay import Batch
 from fastrl.saved import pack
@@ -32,7 +33,7 @@ def spoilt(state: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def not_finite(
-    what: str, folder: Path, updates: int, batches: Iterable[Batch], found: Mapping[str, Any], rate: float
+    what: str, folder: Path, updates: int, batches: Iterable[Batch], found: Mapping[str, Any], config: DQNConfig
 ) -> NotFiniteError:
     """Keep the newest batches in a run's folder and return the error that names them.
 
@@ -48,17 +49,19 @@ def not_finite(
         Updates done.
     batches, found
         What is kept.
-    rate : float
-        Step size of the optimizer.
+    config : DQNConfig
+        The run's settings: the schedule of its step size.
     """
+    ends = {"--learning-rate": config.learning_rate, "--learning-rate-end": config.learning_rate_end}
+    smaller = [f"{flag} {rate / 4:g}" for flag, rate in ends.items() if rate is not None]
     path = folder / "faults" / f"update-{updates:09d}.safetensors"
     path.parent.mkdir(exist_ok=True)
     columns = [{name: _array(getattr(batch, name)) for name in Batch.__slots__} for batch in batches]
     write_atomically(path, pack({str(i): batch for i, batch in enumerate(columns)} | dict(found)))
     return NotFiniteError(
         f"{what} is not finite after {updates:,} updates; the batch is kept in {path}, and no checkpoint holds such "
-        f"weights; go on from the last one with smaller steps: {go_on(folder)} --learning-rate {rate / 4:g} (it was "
-        f"{rate:g}), and with --reward-clip if that is off"
+        f"weights; go on from the last one with steps of a quarter: {go_on(folder)} {' '.join(smaller)}; and with "
+        f"--reward-clip if that is off"
     )
 
 

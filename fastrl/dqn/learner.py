@@ -353,8 +353,9 @@ class Learner:
         self._tally.load_state(state)
         self._pending = None
         if state["pending"] is not None:
-            download = self._downloads[self.updates % 2]
-            download.start(state["pending"]["errors"])
+            errors = state["pending"]["errors"]
+            download = Download(len(errors), self.device)  # of the batch size of before
+            download.start(errors)
             self._pending = (state["pending"]["index"].numpy(), download)
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -216,15 +217,14 @@ class Run(Schedules):
 
     def close(self) -> None:
         """Wait for a checkpoint that is under way, close the games, forget what was compiled, let go of the folder."""
-        try:
+        with contextlib.ExitStack() as last:  # from its end, whatever one of them raises
+            if self._lock is not None:
+                last.callback(self._lock.close)
+            last.callback(forget_compiled)
+            for group in self._groups:
+                last.callback(group.envs.close)
             if self._saving is not None:
                 self._saving.wait()
-        finally:
-            for group in self._groups:
-                group.envs.close()
-            forget_compiled()
-            if self._lock is not None:
-                self._lock.close()
 
     # --- the parts of a step --------------------------------------------------------------------------
 
@@ -397,4 +397,4 @@ class Run(Schedules):
                 return
 
     def _not_finite(self, what: str, found: dict[str, Any]) -> NotFiniteError:
-        return not_finite(what, self.folder, self.learner.updates, self._recent, found, self.learning_rate)
+        return not_finite(what, self.folder, self.learner.updates, self._recent, found, self.config)
