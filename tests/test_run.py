@@ -31,13 +31,13 @@ def start(config, tmp_path, *hooks, name="run", **kwargs):
     return run.train(config.replace(runs_dir=str(tmp_path), name=name), hooks, quiet=True, **kwargs)
 
 
-def test_any_number_of_runs_of_one_process_compile(tmp_path, monkeypatch):
+def test_any_number_of_runs_of_one_process_compile(tmp_path):
     import torch._dynamo
 
     torch._dynamo.reset()  # what other tests compiled
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     config = QUICK.replace(compile=True, total_frames=600, final_episodes=1)
-    kept = [start(config.replace(hidden=size), tmp_path, name=f"{size}") for size in (16, 24)]  # a warning is an error
+    with torch._dynamo.config.patch(recompile_limit=1):  # and a warning is an error
+        kept = [start(config.replace(hidden=size), tmp_path, name=f"{size}") for size in (16, 24)]
     assert all(run.learner.updates for run in kept)
 
 
