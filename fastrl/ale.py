@@ -123,7 +123,7 @@ def _one_gymnasium_game(
         score += float(reward)
         press = fire is not None and plan.protocol.episodic_life and after["lives"] < info["lives"]
         info, over = after, over or length >= plan.protocol.max_steps
-    plan.camera.decided(None, None)
+    plan.camera.decided()
     if filmed:
         plan.camera.shoot(length, env.render)
     return score, length

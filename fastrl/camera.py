@@ -18,7 +18,8 @@ Show = Callable[[Picture], object]
 class Camera:
     """Films one game, a picture every `every` agent steps up to step `last` (-1: none at all), and shows pictures.
 
-    With `bars` both have beside them what the agent thinks: what was last given to `decided`.
+    With `bars` both have beside them what the agent thinks: what was last given to `decided`. `take` does it all; games
+    that show more pictures than they film call its three parts.
     """
 
     def __init__(self, every: int, last: int, show: Show | None, bars: bool) -> None:
@@ -41,8 +42,16 @@ class Camera:
         """Take the names of the game's actions, before the first picture."""
         self._bars = Bars(actions) if self._wanted and self.on else None
 
-    def decided(self, values: npt.ArrayLike | None, action: int | None) -> None:
-        """Note the Q-values [n, A] of a decision, the filmed game's first, and the action that it came to."""
+    def take(
+        self, step: int, picture: Callable[[], Picture], values: npt.ArrayLike | None = None, action: int | None = None
+    ) -> None:
+        """Film and show the picture of an agent step, with what was decided there if the game is not over."""
+        self.decided(values, action)
+        self.shoot(step, picture)
+        self.show(picture)
+
+    def decided(self, values: npt.ArrayLike | None = None, action: int | None = None) -> None:
+        """Note the Q-values [n, A] of a decision, the filmed game's first, and the action that it came to; or none."""
         if self._bars is None:
             return
         if values is not None and np.ndim(values) != 2:

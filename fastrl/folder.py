@@ -37,6 +37,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Make sure that a file, or a folder's list of files, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def path_for(config: RunConfig, game: str) -> Path:
     """Return where a new run of a game, or of ``module:callable``, goes; nothing is written yet.
 

@@ -198,9 +198,7 @@ def _play_envpool(plan: Plan) -> Results:
                 values = plan.act(stacks)
                 actions = explore(values, playing)
             if filmed:
-                camera.decided(*((None, None) if over[0] else (values, int(actions[0]))))
-                camera.shoot(int(step.length[0]), screen)
-                camera.show(screen)
+                camera.take(int(step.length[0]), screen, *(() if over[0] else (values, int(actions[0]))))
             if not len(playing):
                 return scores, lengths
             step = envs.step(actions, playing)
@@ -236,9 +234,7 @@ def _own_round(envs: GymnasiumEnvs, plan: Plan, explore: Epsilon, games: int, *,
             values = plan.act(stacks[playing])
             chosen = explore(values, playing)
         if shown:
-            camera.decided(*((None, None) if over[0] else (values, int(chosen[0]))))
-            camera.shoot(int(step.length[0]), envs.render)
-            camera.show(envs.render)
+            camera.take(int(step.length[0]), envs.render, *(() if over[0] else (values, int(chosen[0]))))
         if not len(playing):
             return scores, lengths
         actions = np.zeros(envs.num_envs, np.int64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import csv
+import io
 import os
 import struct
 import time
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
+from fastrl.folder import sync, write_atomically
 from fastrl.screen import Extras, open_screen
 
 
@@ -78,14 +80,11 @@ class MetricsCsv:
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """Replace the file in one move: a crash leaves the old one or the new one."""
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="") as file:
-            writer = self._writer(file)
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
+        table = io.StringIO()
+        writer = self._writer(table)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, table.getvalue())
 
     def _writer(self, file: Any) -> csv.DictWriter[str]:
         return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
@@ -210,8 +209,7 @@ class Reporter:
             self._board.flush()
         written = [self._csv.path] if self._csv.path.exists() else []
         for path in [*written, *_event_files(self._folder)]:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         events = {path.name: path.stat().st_size for path in _event_files(self._folder)}
         return {"resume_at": self._at, "rows": self._csv.rows, "events": events}
 

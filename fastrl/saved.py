@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
-from fastrl.folder import write_atomically
+from fastrl.folder import sync, write_atomically
 
 SUMS = "SHA256SUMS"
 REPLAY = "replay"
@@ -81,13 +82,10 @@ def write_checkpoint(run_folder: Path, name: str, state: Mapping[str, Any], arra
     """
     final = run_folder / "checkpoints" / name
     partial = new_partial(final)
-    try:
+    with or_removed(partial):
         (partial / "arrays.safetensors").write_bytes(pack(arrays))
         (partial / "state.json").write_text(json.dumps(state))
         put_in_place(partial, final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return final
 
 
@@ -97,6 +95,16 @@ def new_partial(final: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
+
+
+@contextmanager
+def or_removed(partial: Path) -> Iterator[None]:
+    """Delete the hidden folder if anything goes wrong inside the ``with`` statement."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def put_in_place(partial: Path, final: Path) -> None:
@@ -179,15 +187,6 @@ def recover(run_folder: Path) -> None:
     for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone"):
         for left in parent.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Make sure that a file, or a folder's list of files, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def pack(state: Mapping[str, Any]) -> bytes:

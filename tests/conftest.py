@@ -13,12 +13,3 @@ def a_closed_terminal_is_heard():
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
-
-
-@pytest.fixture
-def real_games_afterwards(monkeypatch):
-    """Let a test put games in NumPy in the place of EnvPool's."""
-    from fastrl.dqn import build, run
-
-    monkeypatch.setattr(build, "_build_envs", build._build_envs)
-    monkeypatch.setattr(run, "Learner", run.Learner)

@@ -30,7 +30,6 @@ SMALL = CONFIG.replace(
     total_frames=600, learn_start_steps=50, log_every_frames=100, checkpoint_every_frames=200, final_episodes=1,
     evaluate_every_frames=350, evaluate_episodes=1,
 )  # fmt: skip
-pytestmark = pytest.mark.usefixtures("real_games_afterwards")
 
 
 class At(Callback):

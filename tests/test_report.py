@@ -36,7 +36,7 @@ class TestMetricsCsv:
             out.write({"a": 1.0}, 10)
             out.write({"z": 3.0, "a": 2.0}, 20)
         assert (tmp_path / "metrics.csv").read_text() == "frames,a,z\n10,1.0,\n20,2.0,3.0\n"
-        assert not list(tmp_path.glob("*.part"))
+        assert not list(tmp_path.glob(".*.partial"))
 
     def test_holds_each_row_as_soon_as_it_is_written(self, tmp_path):
         with quiet(tmp_path) as out:

@@ -25,8 +25,6 @@ from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.groups import Group
 from fastrl.replay.saves import Save
 
-pytestmark = pytest.mark.usefixtures("real_games_afterwards")
-
 
 def killed(folder: Path, **options: Any) -> int:
     """Run in a process of its own that ends itself; return how."""

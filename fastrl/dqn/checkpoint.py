@@ -13,7 +13,6 @@ RUN/checkpoints/best/             weights.safetensors and state.json of the best
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +73,7 @@ class Draft:
         self._run_folder, self.folder = run_folder, run_folder / "checkpoints" / name
         self._partial = saved.new_partial(self.folder)
         self._replay: Save | None = None
-        try:
+        with saved.or_removed(self._partial):
             self._write("weights.safetensors", pack_weights(weights, state["network"]))
             if learner is not None:
                 self._write("learner.safetensors", saved.pack(saved.mapped(learner, _as_array)))
@@ -83,19 +82,13 @@ class Draft:
             self._write("state.json", json.dumps({"format": FORMAT} | state).encode())
             if replay is not None:
                 self._replay = Save(replay, self._partial / saved.REPLAY, earlier)
-        except BaseException:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            raise
 
     def finish(self) -> Path:
         """Write the rest, move the folder to its place in one move, and return it."""
-        try:
+        with saved.or_removed(self._partial):
             if self._replay is not None:
                 self._replay.write()
             saved.put_in_place(self._partial, self.folder)
-        except BaseException:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            raise
         if self._replay is not None:
             for other in numbered(self._run_folder):
                 if other != self.folder:

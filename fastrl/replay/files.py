@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.replay.checks import require
-from fastrl.replay.segments import PIECE, Segment, frame_bytes, piece_for, require_all
+from fastrl.replay.segments import Segment, as_bytes, frame_bytes, piece_for, require_all
 from fastrl.replay.store import FrameStore
 
 FORMAT = 1
@@ -36,9 +36,9 @@ def save(path: Path, kind: str, settings: dict[str, Any], state: dict[str, Any],
         with _new_archive(partial) as archive:
             _write_all_but_frames(archive, {"kind": kind, "settings": settings, "held": held}, state)
             with archive.open("frames", "w", force_zip64=True) as member:
-                for ids, frames in _chunks(settings, held):
-                    store.gather(ids[None], frames)
-                    member.write(frames.reshape(-1).view(np.uint8).data)
+                for slots, frames in _pieces(settings, held):
+                    store.gather(slots[None], frames)
+                    member.write(as_bytes(frames))
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -133,9 +133,9 @@ class SavedReplay:
             self._fill_in_pieces(self.segments, store)
             return
         with self._open("frames") as member:
-            for ids, frames in _chunks(self.settings, self.held):
-                _read_exactly(member, frames.reshape(-1).view(np.uint8))
-                store.write(ids[:, 0], frames[:, 0])
+            for slots, frames in _pieces(self.settings, self.held):
+                _read_exactly(member, as_bytes(frames))
+                store.write(slots[:, 0], frames[:, 0])
             require(not member.read(1), "it holds more frames than its header says")  # compares the checksum too
 
     def _segments(self, entries: list[dict[str, Any]]) -> list[Segment]:
@@ -176,22 +176,20 @@ class SavedReplay:
         return array
 
 
-def _chunks(settings: dict[str, Any], held: int) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-    """Yield frame numbers ``[n, 1]`` of all rows held, env by env, with an array ``[n, 1, *obs_shape]`` for them."""
-    shape, dtype = tuple(settings["obs_shape"]), np.dtype(settings["obs_dtype"])
-    rows = settings["capacity"] // settings["num_envs"]
-    most = max(1, PIECE // frame_bytes(settings))
+def _pieces(settings: dict[str, Any], held: int) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+    """Yield slots ``[n, 1]`` of all rows held, env by env, with an array ``[n, 1, *obs_shape]``, the same each time."""
+    frames, rows = piece_for(settings), settings["capacity"] // settings["num_envs"]
     for env in range(settings["num_envs"]):
-        for start in range(0, held, most):
-            ids = np.arange(env * rows + start, env * rows + min(start + most, held))[:, None]
-            yield ids, np.empty((len(ids), 1, *shape), dtype)
+        for start in range(0, held, len(frames)):
+            slots = env * rows + np.arange(start, min(start + len(frames), held))[:, None]
+            yield slots, frames[: len(slots)]
 
 
-def _read_exactly(member: IO[bytes], into: NDArray[np.uint8]) -> None:
+def _read_exactly(member: IO[bytes], into: memoryview) -> None:
     done = 0
     while done < len(into):
         piece = member.read(len(into) - done)
         if not piece:
             raise EOFError("it ends in the middle of the frames")
-        into[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+        into[done : done + len(piece)] = piece
         done += len(piece)

@@ -58,8 +58,8 @@ class Segment(NamedTuple):
             for rows in self.pieces(len(frames)):
                 piece = frames[: len(rows[0])]
                 gather(rows, piece)
-                checksum = zlib.crc32(_bytes(piece), checksum)
-                file.write(_bytes(piece))
+                checksum = zlib.crc32(as_bytes(piece), checksum)
+                file.write(as_bytes(piece))
                 file.flush()
                 os.fsync(file.fileno())  # piece by piece: a heap of them would hold up whoever syncs next
         return self._replace(checksum=checksum)
@@ -70,8 +70,8 @@ class Segment(NamedTuple):
         with open(folder / self.name, "rb") as file:
             for rows in self.pieces(len(frames)):
                 piece = frames[: len(rows[0])]
-                require(file.readinto(_bytes(piece)) == piece.nbytes, f"{self.name} ends too early")
-                checksum = zlib.crc32(_bytes(piece), checksum)
+                require(file.readinto(as_bytes(piece)) == piece.nbytes, f"{self.name} ends too early")
+                checksum = zlib.crc32(as_bytes(piece), checksum)
                 yield rows, piece
         require(checksum == self.checksum, f"{self.name} differs from its checksum")
 
@@ -98,6 +98,11 @@ def piece_for(settings: dict[str, Any]) -> NDArray[Any]:
     """Return memory for a piece of frames, ``[most, 1, *obs_shape]``."""
     most = max(1, min(PIECE // frame_bytes(settings), settings["capacity"]))
     return np.empty((most, 1, *settings["obs_shape"]), settings["obs_dtype"])
+
+
+def as_bytes(frames: NDArray[Any]) -> memoryview:
+    """Return the memory of a contiguous array."""
+    return frames.reshape(-1).view(np.uint8).data
 
 
 def split(
@@ -149,7 +154,3 @@ def require_all(segments: list[Segment], count: NDArray[np.int64], rows: int) ->
         require(((each.begin <= missing) | (each.end <= missing)).all(), f"frames before {each.name} are missing")
         missing = np.maximum(missing, each.end)
     require(np.array_equal(missing, count), "its files hold other frames than its rows need")
-
-
-def _bytes(frames: NDArray[Any]) -> memoryview:
-    return frames.reshape(-1).view(np.uint8).data
