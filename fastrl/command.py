@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
-import os
+import itertools
 import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
+from fastrl.screen import print_nowhere
 from fastrl.stop import RunError
 
 T = TypeVar("T")
@@ -37,7 +39,9 @@ def parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed: T = tyro.cli(kind, args=list(arguments), default=default, prog=prog, description=description)
+            parsed: T = tyro.cli(
+                kind, args=_with_values(kind, arguments), default=default, prog=prog, description=description
+            )
     except SystemExit as leaving:
         if leaving.code:
             raise ConfigError(f"{_first_words(said.getvalue())}; --help lists the flags and their values") from None
@@ -45,6 +49,16 @@ def parse(
             print("\nexamples:\n" + textwrap.indent(examples, "  "), end="")
         raise
     return parsed
+
+
+def _with_values(kind: Any, arguments: Sequence[str]) -> list[str]:
+    """Let switches whose default is not known here be set like all others, ``--x`` and ``--no-x``, or by a value."""
+    flags = {field.name.replace("_", "-") for field in dataclasses.fields(kind) if field.type == "bool | None"}
+    values = {f"--{flag}": [f"--{flag}", "True"] for flag in flags}
+    values |= {f"--no-{flag}": [f"--{flag}", "False"] for flag in flags}
+    pairs = itertools.zip_longest(arguments, arguments[1:])
+    given = [[word] if after in ("True", "False", "None") else values.get(word, [word]) for word, after in pairs]
+    return list(itertools.chain.from_iterable(given))
 
 
 def _first_words(box: str) -> str:
@@ -62,15 +76,20 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has left, as in `fastrl train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or leaving would write to it once more
+        print_nowhere()
         status = 128 + signal.SIGPIPE
     except (ConfigError, ImportError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        _say_why(f"{prog}: error: {error}")
         status = 2
     except RunError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        _say_why(f"{prog}: error: {error}")
         status = 1
     except KeyboardInterrupt as asked:
-        print(f"{prog}: left at once; what was saved before is whole", file=sys.stderr)
+        _say_why(f"{prog}: left at once; what was saved before is whole")
         status = 128 + (asked.args[0] if asked.args else signal.SIGINT)
     sys.exit(status)
+
+
+def _say_why(text: str) -> None:
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print(text, file=sys.stderr)

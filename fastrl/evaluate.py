@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastrl.plan import Act, Protocol
 
 PROG = program("evaluate")
-NO_PICTURES = "no film: the environment draws none; make it with render_mode='rgb_array'"
+NO_PICTURES = "nothing to see: the environment draws none; make it with render_mode='rgb_array'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,10 @@ class Arguments:
     repeat_action_probability: float | None = None
     """Sticky actions: the chance per emulator frame that the last action is repeated (default: by the protocol)."""
     episodic_life: bool | None = None
-    """FIRE is pressed after a lost life too, not only where a game opens (default: by the protocol)."""
+    """FIRE is pressed after a lost life too, not only where a game opens (default: by the protocol); off with
+    `--no-episodic-life`."""
     fire_reset: bool | None = None
-    """FIRE is pressed for the player (default: by the protocol)."""
+    """FIRE is pressed for the player (default: by the protocol); off with `--no-fire-reset`."""
     noop_max: int | None = None
     """Up to so many no-ops open a game (default: by the protocol)."""
     max_episode_steps: int = 27_000

@@ -6,9 +6,11 @@ hand; hence the question comes first.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 GIB = 1 << 30
@@ -46,9 +48,26 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
 
 def free_disk_bytes(path: Path) -> int:
     """Return the bytes that may still be written where a path is, or would be made."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def has_hard_links(path: Path) -> bool:
+    """Whether a file may have two names where a path is, or would be made; also yes where no file can be made."""
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=_existing(path), prefix=".fastrl-") as folder:
+        one, two = Path(folder, "one"), Path(folder, "two")
+        one.touch()
+        try:
+            os.link(one, two)
+        except OSError:
+            return False
+    return True
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or the folder nearest to it."""
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def _machine(proc: Path) -> int | None:

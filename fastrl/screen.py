@@ -7,6 +7,8 @@ whole.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import os
 import sys
@@ -68,6 +70,31 @@ def open_screen(total: int, unit: str, quiet: bool) -> Silent:
     return Panel(total, unit) if redraws else Plain(total, unit)
 
 
+@contextlib.contextmanager
+def though_closed() -> Iterator[None]:
+    """Go on where the terminal was closed: what is printed inside, and later, goes nowhere.
+
+    A pipe without a reader is another matter: there BrokenPipeError comes out.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        print_nowhere()
+
+
+def print_nowhere() -> None:
+    """Let go of stdout, which takes nothing any more, so that leaving does not write to it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Print a message."""
+    with though_closed():
+        print(text, flush=True)
+
+
 class Silent:
     """Shows nothing."""
 
@@ -115,7 +142,7 @@ class Plain(Silent):
         self.line("  ".join([f"{self.at:,}/{self.total:,} {self.unit}", rate, self.left, *_named(self.shown)]))
 
     def line(self, text: str) -> None:
-        print(text, flush=True)
+        say(text)
 
     @property
     def rate(self) -> float:
@@ -149,16 +176,19 @@ class Panel(Plain):
         self._console.show_cursor(True)
 
     def draw(self) -> None:
-        self._forget_wrapped_rows()
-        self._live.refresh()
+        with though_closed():
+            self._forget_wrapped_rows()
+            self._live.refresh()
 
     def line(self, text: str) -> None:
-        self._forget_wrapped_rows()
-        self._console.print(text, markup=False, highlight=False)
+        with though_closed():
+            self._forget_wrapped_rows()
+            self._console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        self._forget_wrapped_rows()
-        self._live.stop()
+        with though_closed():
+            self._forget_wrapped_rows()
+            self._live.stop()
 
     def _forget_wrapped_rows(self) -> None:
         """Erase what a terminal that was made narrower has wrapped: the picture is higher now than it was drawn."""

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrl import folder
+from fastrl import folder, screen
 from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError, DQNConfig, Preset, RunConfig, SarsaConfig, own_preset, preset_for
 from fastrl.gymnasium_envs import GymnasiumEnvs, MakeEnv, is_own, name_of, same_game
@@ -133,10 +133,7 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
     from fastrl.dqn import checkpoint
     from fastrl.dqn.run import train
 
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, flush=True)
-
+    say = (lambda text: None) if quiet else screen.say
     say(f"{config.game}: {about}; Ctrl-C saves and says how to go on")
     run = train(config, resume=resume, quiet=quiet)
     say(f"checkpoint: {checkpoint.find(run.folder)}")

@@ -104,7 +104,7 @@ def watch(agent: Agent, args: Arguments) -> int:
         finally:
             if window:
                 window.close()
-    if best and not best.film and not args.window:
+    if best and not best.film and not (window and window.shown):
         print(NO_PICTURES)
     elif best and best.film:
         film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
@@ -158,12 +158,18 @@ class Window:
     ------
     ConfigError
         If there is no display.
+
+    Attributes
+    ----------
+    shown : bool
+        Whether it has shown a picture.
     """
 
     def __init__(self, title: str, pictures_per_second: float) -> None:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         self._pygame = pygame = need("pygame", "train")
         self._pace = pictures_per_second
+        self.shown = False
         try:
             pygame.display.init()
             driver = pygame.display.get_driver()
@@ -186,6 +192,7 @@ class Window:
             window = pygame.display.set_mode((picture.shape[1] * factor, picture.shape[0] * factor), pygame.RESIZABLE)
         window.blit(pygame.transform.scale(surface, window.get_size()), (0, 0))
         pygame.display.flip()
+        self.shown = True
         for event in pygame.event.get():
             if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):
                 raise Stopped

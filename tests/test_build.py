@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,15 +185,32 @@ def test_what_disk_checkpoints_need_is_said_and_asked_for(monkeypatch, tmp_path)
     with pytest.raises(ConfigError, match=rf"{run} needs up to 0.0 GiB of disk .*, 0.0 GiB are free; free some"):
         build.require_disk(config, buffer, 0, run, None)
     assert asked == [run, run]
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "replay").write_bytes(b"x")  # what lies there will give way
-    build.require_disk(config, buffer, 0, run, run / "checkpoints")
+    for name in ("000000000800", "damaged-000000001600"):
+        (run / "checkpoints" / name / "replay").mkdir(parents=True)
+    (run / "checkpoints" / "damaged-000000001600" / "replay" / "frames").write_bytes(b"x")
+    with pytest.raises(ConfigError):
+        build.require_disk(config, buffer, 0, run, None)
+    (run / "checkpoints" / "000000000800" / "state.json").touch()
+    replay = run / "checkpoints" / "000000000800" / "replay"
+    (replay / "frames").write_bytes(b"x")  # what lies there will give way
+    build.require_disk(config, buffer, 0, run, replay)
     with pytest.raises(ConfigError):  # of a single file nothing can be shared
-        build.require_disk(config, buffer, 0, run, run / "checkpoints" / "replay")
+        build.require_disk(config, buffer, 0, run, replay / "frames")
+    with monkeypatch.context() as m:  # nor on a file system where a file has one name
+        m.setattr(build, "has_hard_links", lambda path: False)
+        with pytest.raises(ConfigError):
+            build.require_disk(config, buffer, 0, run, replay)
     free = (200 + 15 + 200) * ROW
     build.require_disk(config, buffer, config.total_steps - 160, run, None)  # no more rows come
     free = 0
     assert build.require_disk(config.replace(checkpoint_replay=False), buffer, 0, run, None) == ""
+
+
+def test_the_file_system_is_asked_whether_it_has_hard_links(tmp_path, monkeypatch):
+    assert machine.has_hard_links(tmp_path / "no" / "such")
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError()))
+    assert not machine.has_hard_links(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_disk_is_asked_where_a_folder_would_be_made(tmp_path):

@@ -218,7 +218,7 @@ def test_actions_that_begin_elsewhere_arrive_as_the_environment_numbers_them():
 
 
 @pytest.mark.parametrize("make_env", [make_painted, make_same])
-def test_a_run_is_resumed_evaluated_and_watched(make_env, tmp_path, capsys):
+def test_a_run_is_resumed_evaluated_and_watched(make_env, tmp_path, capsys, monkeypatch):
     run = train.dqn(make_env, config(make_env, tmp_path, total_frames=300), quiet=True)
     assert run.config.game == f"{HERE}:{make_env.__name__}"
     assert folder.load_config(run.folder) == run.config
@@ -241,6 +241,9 @@ def test_a_run_is_resumed_evaluated_and_watched(make_env, tmp_path, capsys):
     else:
         assert films == []
         assert said.endswith("make it with render_mode='rgb_array'\n")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    assert watch.main([str(run.folder), "--window"]) == 0
+    assert ("nothing to see" in capsys.readouterr().out) == (make_env is not make_painted)
 
 
 def test_the_command_trains_on_a_callable_by_its_name(tmp_path, capsys):

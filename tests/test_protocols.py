@@ -124,13 +124,15 @@ def test_a_run_is_evaluated_and_watched_by_its_own_rules_unless_told_others(tmp_
     assert "sticky actions 0.25" in said
     watch.main([path, "--epsilon", "0.5"])
     evaluate.main([path, "--protocol", "deepmind", "--json", str(tmp_path / "facts.json")])
-    evaluate.main([path, "--repeat-action-probability", "0", "--fire-reset", "True"])
+    evaluate.main([path, "--repeat-action-probability", "0", "--fire-reset"])
+    evaluate.main([path, "--protocol", "deepmind", "--no-episodic-life", "--fire-reset", "False"])
     watch.main([path, "--protocol", "deepmind"])
-    own, watched, other, changed, watched_other = played
+    own, watched, other, changed, switched, watched_other = played
     assert switches(own) == MACHADO | {"noop_max": 2}
     assert (switches(watched), watched.epsilon) == (switches(own), 0.5)
     assert switches(other) == PROTOCOLS["deepmind"] | {"full_action_set": True}  # the network has its actions
     assert switches(changed) == switches(own) | {"repeat_action_probability": 0.0, "fire_reset": True}
+    assert switches(switched) == switches(other) | {"episodic_life": False, "fire_reset": False}
     assert switches(watched_other) == switches(other)
     assert json.loads((tmp_path / "facts.json").read_text())["protocol"].startswith("protocol deepmind but")
 

@@ -17,6 +17,7 @@ rich_console = pytest.importorskip("rich.console")
 
 from fastrl import screen  # noqa: E402
 from fastrl.report import Reporter  # noqa: E402
+from fastrl.saved import newest_whole  # noqa: E402
 from fastrl.screen import Panel, open_screen, sparkline  # noqa: E402
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -234,6 +235,37 @@ def test_a_real_terminal_is_left_whole_whatever_ends_the_run(end):
     if end != "os._exit(9)":
         assert shown.endswith(("\n", "\x1b[?25h"))  # what comes next begins a row of its own
         assert "\n" in shown[shown.rindex("phase") :]
+
+
+TRAIN = """
+    import fcntl, signal, sys, termios
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)  # whose end is a hangup
+    signal.signal(signal.SIGHUP, signal.SIG_{hangup})
+    from fastrl.command import run_command
+    from fastrl.train import main
+    flags = "catch --no-compile --device cpu --final-episodes 1 --name run --total-frames {frames} --runs-dir".split()
+    run_command(main, "train", [*flags, {folder!r}])
+"""
+
+
+@pytest.mark.parametrize(("hangup", "frames", "status"), [("DFL", 10_000_000, 129), ("IGN", 40_000, 0)])
+def test_a_terminal_that_closes_under_a_panel_costs_nothing(tmp_path, hangup, frames, status):
+    """A run that hears of it stops in good order; one that was to outlive its terminal goes on to its end."""
+    ours, theirs = pty.openpty()
+    script = textwrap.dedent(TRAIN).format(hangup=hangup, frames=frames, folder=str(tmp_path))
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "24"}, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while b"epsilon" not in shown:  # in the panel
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert child.wait(120) == status
+    newest, words = newest_whole(tmp_path / "run")
+    assert words == []
+    assert (int(newest.name) == frames) == (status == 0)
 
 
 def in_a_terminal(script):

@@ -35,6 +35,7 @@ class FakeWindow:
 
     opened: ClassVar[list[FakeWindow]] = []
     patience = 10**9
+    shown = True
 
     def __init__(self, title, pictures_per_second):
         self.title, self.pace = title, pictures_per_second

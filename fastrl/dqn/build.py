@@ -18,9 +18,9 @@ from fastrl.dqn.frames import DeviceStore
 from fastrl.dqn.groups import Group
 from fastrl.extras import need
 from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
-from fastrl.machine import GIB, available_bytes, free_disk_bytes
+from fastrl.machine import GIB, available_bytes, free_disk_bytes, has_hard_links
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer, RamStore, segments
-from fastrl.saved import DamageError
+from fastrl.saved import REPLAY, DamageError, numbered
 from fastrl.steps import Envs
 
 DEFAULT_CAPACITY = 1_000_000
@@ -173,11 +173,12 @@ def require_disk(
     settings = buffer.settings
     rows = min(settings["capacity"], len(buffer) + _rows(config.total_steps - steps))
     added = min(rows, _rows(config.checkpoint_every_frames // config.frame_skip))
-    if earlier is not None and earlier.is_file():  # of which nothing can be shared
+    alone = (earlier is not None and earlier.is_file()) or not has_hard_links(run_folder)
+    if alone:  # nothing is shared with the save before
         added = rows
     most = int(rows * (1 + segments.LARGEST + segments.SMALL)) + added
     need = most * (segments.frame_bytes(settings) + BYTES_BESIDE_FRAME)
-    free = free_disk_bytes(run_folder) + _bytes_below(run_folder / "checkpoints")
+    free = free_disk_bytes(run_folder) + sum(_bytes_below(each / REPLAY) for each in numbered(run_folder))
     if free < need:
         raise ConfigError(
             f"{run_folder} needs up to {_gib(need)} of disk for checkpoints with the replay, {_gib(free)} are free; "
