@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.checks import at_least, numbers, require
 from fastrl.config import ConfigError
 from fastrl.extras import need
 from fastrl.machine import cpu_count
-from fastrl.steps import Array, Autoreset, Step, at_least, numbers, require
+from fastrl.steps import Array, Autoreset, Step
 
 CATCH_STEPS = 9  # length of every game of Catch: the ball falls through ten rows
 

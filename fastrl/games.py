@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fastrl.ale import play_ale
 from fastrl.atari import AtariEnvs, game_name
 from fastrl.camera import Camera, Show
+from fastrl.checks import at_least
 from fastrl.config import ConfigError
 from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
 from fastrl.plan import Act, Epsilon, Plan, Protocol, Results
@@ -139,11 +140,8 @@ def play_games(
     ValueError
         If `act` returns other than one action of the game, or the values of all, per row.
     """
-    for name, value in (("episodes", episodes), ("stack", stack), ("film_every", film_every)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value!r}; give at least 1")
-    if seed < 0 or film_steps < 0:
-        raise ConfigError(f"seed is {seed!r} and film_steps {film_steps!r}; give at least 0")
+    at_least(1, episodes=episodes, stack=stack, film_every=film_every)
+    at_least(0, seed=seed, film_steps=film_steps)
     if backend not in ("envpool", "gymnasium"):
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
     own = is_own(game)

@@ -15,9 +15,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.checks import numbers, require
 from fastrl.config import ConfigError
 from fastrl.extras import need
-from fastrl.steps import Array, Autoreset, Step, numbers, require
+from fastrl.steps import Array, Autoreset, Step
 
 MakeEnv = Callable[[], Any]
 """Makes a ``gymnasium.Env``, or a ``gymnasium.vector.VectorEnv`` of them."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.camera import Camera
+from fastrl.checks import at_least
 from fastrl.config import ConfigError
 from fastrl.rules import PROTOCOLS, Rules
 
@@ -36,9 +37,7 @@ class Protocol(Rules):
         for name in ("epsilon", "repeat_action_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give a number between 0 and 1")
-        for name in ("noop_max", "max_steps", "frame_skip"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; give at least 1")
+        at_least(1, noop_max=self.noop_max, max_steps=self.max_steps, frame_skip=self.frame_skip)
 
     def describe(self, *, atari: bool = True) -> str:
         """Return the rules in one line: all, or those that games of any kind have."""

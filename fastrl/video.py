@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.checks import at_least
 from fastrl.config import ConfigError
 from fastrl.extras import need
 from fastrl.folder import write_atomically
@@ -28,8 +29,7 @@ Picture = npt.NDArray[np.uint8]
 
 def upscale(frame: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
     """Return [H, W, ...] enlarged to [H * factor, W * factor, ...] by repeating pixels."""
-    if factor < 1:
-        raise ConfigError(f"factor is {factor!r}; give at least 1")
+    at_least(1, factor=factor)
     return frame.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
@@ -89,9 +89,7 @@ def gif_bytes(
     """
     if not 0 < fps <= MAX_PICTURES_PER_SECOND:
         raise ConfigError(f"fps is {fps!r}; give more than 0 and at most {MAX_PICTURES_PER_SECOND:g}")
-    for name, value in (("max_width", max_width), ("max_pictures", max_pictures)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value!r}; give at least 1")
+    at_least(1, max_width=max_width, **({} if max_pictures is None else {"max_pictures": max_pictures}))
     if not len(frames):
         raise ValueError("frames is empty; give at least one picture")
     for frame in frames:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.checks import at_least
 from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError
 from fastrl.evaluate import NO_PICTURES, Agent, greedy, load_agent, rules_for
@@ -66,9 +67,7 @@ class Arguments:
     """The film ends after so many pictures, 15 to a second."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "max_pictures"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1")
+        at_least(1, **{"--episodes": self.episodes, "--max-pictures": self.max_pictures})
         check_film(self.out)
 
 

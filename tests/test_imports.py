@@ -18,7 +18,7 @@ MODULES = sorted(
 )
 # Each layer may import from itself and from those before it.
 LAYERS = [
-    {f"fastrl.{name}" for name in "config rules schedule extras folder machine saved screen stop".split()},
+    {f"fastrl.{name}" for name in "checks config rules schedule extras folder machine saved screen stop".split()},
     {m for m in MODULES if m.startswith("fastrl.replay")}
     | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _draw _frames".split()},
     {f"fastrl.{name}" for name in "atari bars camera cartpole curves gymnasium_envs report steps video".split()},
