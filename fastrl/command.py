@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from fastrl.config import ConfigError
 from fastrl.extras import need
-from fastrl.screen import print_nowhere
+from fastrl.screen import print_nowhere, though_closed
 from fastrl.stop import RunError
 
 T = TypeVar("T")
@@ -74,7 +74,8 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         try:
             status = main(list(sys.argv[1:] if arguments is None else arguments))
         finally:
-            sys.stdout.flush()
+            with though_closed():
+                sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has left, as in `fastrl train --help | head`
         print_nowhere()
         status = 128 + signal.SIGPIPE

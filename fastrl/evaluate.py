@@ -22,6 +22,7 @@ from fastrl.command import examples, parse, program, run_command
 from fastrl.config import ConfigError
 from fastrl.gymnasium_envs import is_own, load
 from fastrl.rules import ProtocolName
+from fastrl.screen import say
 from fastrl.video import check_film, write_film
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
         fire_reset=args.fire_reset,
     )  # fmt: skip
     rules = protocol.describe(atari=not is_own(agent.game))
-    print(f"{agent.origin}: {args.episodes} games, {rules}", flush=True)
+    say(f"{agent.origin}: {args.episodes} games, {rules}")
     games = play_games(
         agent.game,
         greedy(agent.network),
@@ -185,16 +186,16 @@ def evaluate(agent: Agent, args: Arguments) -> Games:
         film=True,
         bars=args.q_values,
     )
-    print(games.summary())
+    say(games.summary())
     if args.json:
         facts = {"game": games.game, "checkpoint": str(agent.origin), "protocol": rules, "env": games.backend}
         args.json.write_text(json.dumps(facts | games.figures() | {"scores": games.scores.tolist()}, indent=2) + "\n")
     if games.film:
         film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{games.backend}.gif"
         write_film(film, games.film)
-        print(f"film of the first game: {film}")
+        say(f"film of the first game: {film}")
     else:
-        print(NO_PICTURES)
+        say(NO_PICTURES)
     return games
 
 

@@ -22,6 +22,7 @@ from fastrl.config import ConfigError
 from fastrl.curves import Band, Curve, Grouping, Run, band_of, curve_of, group_runs, name_groups, read_run, spoken
 from fastrl.extras import need
 from fastrl.folder import write_atomically
+from fastrl.screen import say
 
 PROG = program("plot")
 COLUMNS = {"minutes": "time/minutes", "score": "games/return_mean_100", "evaluation": "evaluation/return_mean"}
@@ -122,7 +123,7 @@ def main(arguments: list[str]) -> int:
     if not paths:
         raise ConfigError(f"no run is given first; try {PROG} runs/NAME")
     for path in plot(paths, args):
-        print(path)
+        say(str(path))
     return 0
 
 

@@ -187,6 +187,8 @@ def recover(run_folder: Path) -> None:
     for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone"):
         for left in parent.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
+    for left in run_folder.glob(".*.partial"):  # of `write_atomically`
+        left.unlink()
 
 
 def pack(state: Mapping[str, Any]) -> bytes:

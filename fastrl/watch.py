@@ -24,6 +24,7 @@ from fastrl.evaluate import NO_PICTURES, Agent, greedy, load_agent, rules_for
 from fastrl.extras import need
 from fastrl.gymnasium_envs import is_own
 from fastrl.rules import ProtocolName
+from fastrl.screen import say
 from fastrl.stop import Stop, Stopped
 from fastrl.video import PICTURES_PER_SECOND, check_film, write_film
 
@@ -90,25 +91,25 @@ def main(arguments: list[str]) -> int:
 
 def watch(agent: Agent, args: Arguments) -> int:
     """Play until the last game is over or nobody watches any more; return the exit status."""
-    print(agent.about, flush=True)
+    say(agent.about)
     best: Games | None = None
     with Stop() as stop:
         window = Window(f"fastrl: {agent.game}", _pictures_per_second(agent.game)) if args.window else None
         try:
             for number, game in enumerate(_play(agent, args, window, stop), start=1):
-                print(f"game {number}: {game.mean:,g} points in {game.lengths[0]:,} steps", flush=True)
+                say(f"game {number}: {game.mean:,g} points in {game.lengths[0]:,} steps")
                 best = game if best is None or game.mean > best.mean else best
         except Stopped:
-            print("stopped")
+            say("stopped")
         finally:
             if window:
                 window.close()
     if best and not best.film and not (window and window.shown):
-        print(NO_PICTURES)
+        say(NO_PICTURES)
     elif best and best.film:
         film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
         write_film(film, best.film)
-        print(f"film of the best game: {film}")
+        say(f"film of the best game: {film}")
     return 0 if stop.signal is None else 128 + stop.signal
 
 

@@ -221,8 +221,10 @@ def test_without_a_thread_to_be_had_a_checkpoint_is_finished_at_once(tmp_path, m
 def test_tidying_up_a_run_that_is_whole_changes_nothing(tmp_path):
     make_run(tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("*"))
+    (tmp_path / "run" / ".metrics.csv.1.partial").touch()
     saved.recover(tmp_path / "run")
     saved.recover(tmp_path / "no run")
+    assert not (tmp_path / "run" / ".metrics.csv.1.partial").exists()
     assert sorted((tmp_path / "run").rglob("*")) == before
 
 

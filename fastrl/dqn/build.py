@@ -20,7 +20,7 @@ from fastrl.extras import need
 from fastrl.gymnasium_envs import GymnasiumEnvs, is_own
 from fastrl.machine import GIB, available_bytes, free_disk_bytes, has_hard_links
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer, RamStore, segments
-from fastrl.saved import REPLAY, DamageError, numbered
+from fastrl.saved import DamageError
 from fastrl.steps import Envs
 
 DEFAULT_CAPACITY = 1_000_000
@@ -178,7 +178,8 @@ def require_disk(
         added = rows
     most = int(rows * (1 + segments.LARGEST + segments.SMALL)) + added
     need = most * (segments.frame_bytes(settings) + BYTES_BESIDE_FRAME)
-    free = free_disk_bytes(run_folder) + sum(_bytes_below(each / REPLAY) for each in numbered(run_folder))
+    gives_way = _bytes_below(earlier.parent) if earlier is not None else 0  # what else lies there may stay
+    free = free_disk_bytes(run_folder) + gives_way
     if free < need:
         raise ConfigError(
             f"{run_folder} needs up to {_gib(need)} of disk for checkpoints with the replay, {_gib(free)} are free; "
