@@ -190,7 +190,6 @@ def test_what_disk_checkpoints_need_is_said_and_asked_for(monkeypatch, tmp_path)
     (run / "checkpoints" / "damaged-000000001600" / "replay" / "frames").write_bytes(b"x")
     with pytest.raises(ConfigError):
         build.require_disk(config, buffer, 0, run, None)
-    (run / "checkpoints" / "000000000800" / "state.json").touch()
     replay = run / "checkpoints" / "000000000800" / "replay"
     (replay / "frames").write_bytes(b"x")  # what lies there will give way
     build.require_disk(config, buffer, 0, run, replay)

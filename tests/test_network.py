@@ -130,3 +130,12 @@ def test_check_state_names_what_differs():
         network.check_state({**network.state_dict(), "advantage.weight": torch.zeros(5, 4)})
     with pytest.raises(ConfigError, match=r"action_value.weight is \[3, 4\] in the saved state and missing here"):
         network.check_state({"action_value.weight": torch.zeros(3, 4)})
+
+
+def test_a_stack_of_colours_reaches_the_network_channel_by_channel():
+    torch.manual_seed(0)
+    network = QNetwork((2, 3, 40, 40), 2, trunk="small", hidden=8)
+    flat = QNetwork((6, 40, 40), 2, trunk="small", hidden=8)
+    flat.load_state_dict(network.state_dict())
+    obs = torch.randint(256, (5, 2, 3, 40, 40), dtype=torch.uint8)
+    assert torch.equal(network(obs), flat(obs.reshape(5, 6, 40, 40)))

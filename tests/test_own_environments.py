@@ -5,7 +5,6 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from replay_autoreset import Walk
@@ -390,14 +389,3 @@ def test_misuse_is_answered():
         with pytest.raises(RuntimeError, match="under way"):
             call()
     envs.close()
-
-
-def test_a_stack_of_colours_reaches_the_network_channel_by_channel():
-    from fastrl.dqn.network import QNetwork
-
-    torch.manual_seed(0)
-    network = QNetwork((2, 3, 40, 40), 2, trunk="small", hidden=8)
-    flat = QNetwork((6, 40, 40), 2, trunk="small", hidden=8)
-    flat.load_state_dict(network.state_dict())
-    obs = torch.randint(256, (5, 2, 3, 40, 40), dtype=torch.uint8)
-    assert torch.equal(network(obs), flat(obs.reshape(5, 6, 40, 40)))
