@@ -1,5 +1,5 @@
 # Chores. `make build` first; every target works in a virtual environment with the extra `dev`.
-.PHONY: help build debug test games asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds lint types
+.PHONY: help build debug test test-all games asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds lint types
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/\t/'
@@ -10,11 +10,14 @@ build: # compile the kernels in place
 debug: # the same with bounds checks
 	FASTRL_DEBUG=1 python setup.py -q build_ext --inplace --force
 
-test: # all tests
+test: # the tests that a change needs every time, some minutes
 	pytest
 
-games: # every Atari game that EnvPool has, two minutes; `make test` takes a few of them
-	FASTRL_GAMES=all pytest tests/test_all_games.py
+test-all: # those, and the slow ones: every game, soaks, repeated faults
+	pytest -m ''
+
+games: # every Atari game that EnvPool has, two minutes
+	pytest -m '' tests/envs/test_all_games.py
 
 asan: # the replay's tests under AddressSanitizer and UndefinedBehaviorSanitizer (gcc), in build/asan
 	tools/instrumented.sh asan
@@ -49,4 +52,4 @@ lint: # style
 
 types: # mypy, and the stubs against the compiled modules
 	mypy
-	MYPYPATH=. stubtest fastrl.replay._sum_tree fastrl.replay._ring fastrl.replay._draw fastrl.replay._frames
+	MYPYPATH=. stubtest fastrl.replay._sum_tree fastrl.replay._ring fastrl.replay._append fastrl.replay._draw fastrl.replay._frames

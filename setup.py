@@ -1,8 +1,11 @@
-"""Builds the Cython kernels; everything else about the package stands in pyproject.toml.
+"""Builds the Cython kernels; everything else about the package is in pyproject.toml.
 
-``FASTRL_DEBUG=1`` builds them with bounds checks and assertions. Two more builds are made by tools/instrumented.sh:
-``FASTRL_SANITIZE=address,undefined`` with the compiler's sanitizers of these names, ``FASTRL_COVERAGE=1`` with lines
-that can be traced, their C beside the .pyx, where the plugin of coverage.py looks for it.
+Environment variables choose other builds than the release:
+
+* ``FASTRL_DEBUG=1``: bounds checks and assertions (``make debug``).
+* ``FASTRL_SANITIZE=address,undefined``: the compiler's sanitizers of these names (tools/instrumented.sh).
+* ``FASTRL_COVERAGE=1``: lines that can be traced, with the C beside the .pyx, where the plugin of coverage.py looks for
+  it (tools/instrumented.sh).
 """
 
 import os
@@ -14,6 +17,7 @@ from setuptools import Extension, setup
 KERNELS = {  # module: source
     "fastrl.replay._sum_tree": "csrc/_sum_tree.pyx",
     "fastrl.replay._ring": "csrc/_ring.pyx",
+    "fastrl.replay._append": "csrc/_append.pyx",
     "fastrl.replay._draw": "csrc/_draw.pyx",
     "fastrl.replay._frames": "csrc/_frames.pyx",
 }

@@ -11,7 +11,7 @@ from loops import seconds_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from fastrl.config import preset_for  # noqa: E402
-from fastrl.dqn.device import has_bfloat16  # noqa: E402
+from fastrl.dqn.device.device import has_bfloat16  # noqa: E402
 from fastrl.dqn.learner import Learner  # noqa: E402
 from fastrl.replay import Batch  # noqa: E402
 

@@ -13,12 +13,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from loops import NEVER, run_under_way, seconds_of
+from loops import NEVER, run_in_progress, seconds_of
 
-from fastrl import screen
 from fastrl.config import preset_for
-from fastrl.dqn.callbacks import Metrics
-from fastrl.dqn.run import MEASURE_EVERY_UPDATES
+from fastrl.dqn.run.experiment import MEASURE_EVERY_UPDATES
+from fastrl.dqn.run.metrics import Metrics
+from fastrl.runs.panel import REDRAW_EVERY_SECONDS, Panel
 
 ROUNDS = 9
 VECTOR_STEPS = 8
@@ -26,11 +26,11 @@ VECTOR_STEPS = 8
 
 
 def make_panel(run, monkeypatch):
-    """Return a panel that draws all it can, for nobody."""
+    """Return a panel that draws all it can, unseen."""
     rich = pytest.importorskip("rich.console")
     console = rich.Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
     monkeypatch.setattr(rich, "Console", lambda: console)
-    panel = screen.Panel(run.config.total_frames, "frames")
+    panel = Panel(run.config.total_frames, "frames")
     panel.extras.scores = list(range(100))
     panel.extras.shares = dict.fromkeys("act environments add sample update priorities callbacks".split(), 1 / 7)
     panel.extras.due |= {"evaluation": 1_000_000, "save": 1_000_000}
@@ -42,7 +42,7 @@ def make_panel(run, monkeypatch):
 def bench_logging(benchmark, tmp_path, capsys, monkeypatch):
     settings = {"learn_start_steps": 1_000, "capacity": 60_000, "log_every_frames": NEVER}
     settings["compile"] = benchmark.enabled  # a pass that measures nothing need not wait for the compiler
-    with run_under_way(tmp_path, updates=2, **settings) as run:
+    with run_in_progress(tmp_path, updates=2, **settings) as run:
         config, learner = run.config, run.learner
         metrics = next(callback for callback in run.callbacks if isinstance(callback, Metrics))
         panel, batch = make_panel(run, monkeypatch), run.buffer.sample(config.batch_size, 0.5)
@@ -78,7 +78,7 @@ def bench_logging(benchmark, tmp_path, capsys, monkeypatch):
     shares = {
         "line_share": medians["line"] / (log_every_steps * loop_per_step),
         "norms_share": norms * updates_per_step / MEASURE_EVERY_UPDATES / loop_per_step,
-        "picture_share": medians["picture"] / screen.REDRAW_EVERY_SECONDS,
+        "picture_share": medians["picture"] / REDRAW_EVERY_SECONDS,
     }
     benchmark.extra_info |= {f"{name}_ms": 1e3 * seconds for name, seconds in medians.items()}
     benchmark.extra_info |= {"norms_ms": 1e3 * norms} | shares | {"all_shares": sum(shares.values())}

@@ -7,9 +7,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from loops import run_under_way, synchronize
+from loops import run_in_progress, synchronize
 
-from fastrl.atari import AtariEnvs
+from fastrl.envs.make import make_envs
+from fastrl.envs.rules import Rules
 
 STEPS = 40
 """Vector steps in one round."""
@@ -18,13 +19,14 @@ STEPS = 40
 @pytest.mark.parametrize("num_envs", [16, 64])
 @pytest.mark.benchmark(group="environments: 40 vector steps of Breakout")
 def bench_envpool(benchmark, num_envs):
-    envs = AtariEnvs("breakout", num_envs, seed=0)
+    envs = make_envs("breakout", num_envs, rules=Rules(), seed=0, reward_clip=True)
     envs.reset()
     actions = np.random.default_rng(0).integers(4, size=(STEPS, num_envs))
 
     def steps():
         for action in actions:
-            envs.step(action)
+            envs.send(action)
+            envs.recv()
 
     benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
     if benchmark.enabled:
@@ -38,7 +40,7 @@ def bench_loop(benchmark, tmp_path, samples_per_step):
     settings = {"learn_start_steps": 500, "capacity": 50_000, "samples_per_step": samples_per_step}
     settings["compile"] = benchmark.enabled  # a pass that measures nothing need not wait for the compiler
     vector_steps = STEPS if benchmark.enabled else 2
-    with run_under_way(tmp_path, updates=1, **settings) as run:
+    with run_in_progress(tmp_path, updates=1, **settings) as run:
 
         def steps():
             for _ in range(vector_steps):

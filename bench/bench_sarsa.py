@@ -17,9 +17,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from fastrl.cartpole import SCALE, CartPoles
 from fastrl.config import SarsaConfig
-from fastrl.sarsa import SarsaLearners
+from fastrl.sarsa.cartpole import SCALE, CartPoles
+from fastrl.sarsa.learners import SarsaLearners
 
 LEARNERS = [64, 256, 1024, 4096]
 DYNAMICS = ["gymnasium", "own"]
@@ -35,7 +35,7 @@ WARM_UP_STEPS = 5_000
 
 
 class Loop(Protocol):
-    """A loop that can be told to go on."""
+    """A loop that can be continued."""
 
     learner_steps: int
 

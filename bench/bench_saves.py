@@ -23,14 +23,14 @@ import pytest
 pytest.importorskip("torch")
 
 from conftest import machine_card
-from loops import NEVER, run_under_way, synchronize
+from loops import NEVER, run_in_progress, synchronize
 
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.replay.saves import Save
 
 
 def add(buffer: PrioritizedReplayBuffer, rows: int, seed: int = 0) -> None:
-    """Add so many rows of noise, over all environments."""
+    """Add N rows of noise, over all environments."""
     n, shape = buffer.settings["num_envs"], buffer.settings["obs_shape"]
     rng, no = np.random.default_rng(seed), np.zeros(n, bool)
     steps = [rng.integers(256, size=(n, *shape), dtype=np.uint8) for _ in range(8)]
@@ -54,7 +54,7 @@ def bench_save(benchmark, full, tmp_path, what, new):
     saves: list[Save] = []
 
     def picture(*asked):
-        saves.append(Save(*asked))
+        saves.append(full.begin_save(*asked))
 
     def write():
         while saves:
@@ -66,7 +66,7 @@ def bench_save(benchmark, full, tmp_path, what, new):
         for folder in folders[:-1]:
             shutil.rmtree(folder)
         add(full, new)
-        asked = (full, tmp_path / str(next(numbers)), folders[-1] if folders else None)
+        asked = (tmp_path / str(next(numbers)), folders[-1] if folders else None)
         if what == "write":
             picture(*asked)
         return asked if what == "picture" else (), {}
@@ -76,7 +76,7 @@ def bench_save(benchmark, full, tmp_path, what, new):
 
 
 def seconds_for(run: Any, steps: int) -> float:
-    """Play so many vector steps and return the seconds that they took."""
+    """Play N vector steps and return the seconds that they took."""
     start = perf_counter()
     for _ in range(steps):
         run.step()
@@ -85,14 +85,14 @@ def seconds_for(run: Any, steps: int) -> float:
 
 
 def one_save(run: Any, new: int, steps: int) -> dict[str, float]:
-    """Save so many new rows while the loop goes on; return what it cost, in seconds, frames and shares."""
+    """Save N new rows while the loop continues; return what it cost, in seconds, frames and shares."""
     add(run.buffer, new)
     usual = seconds_for(run, steps)
     start = perf_counter()
     run.save(wait=False)
     waited = perf_counter() - start
     played, longest = 0, 0.0
-    while run._saving is not None:  # a step looks whether it is over
+    while run.saver.in_progress:  # a step looks whether it is over
         longest = max(longest, seconds_for(run, 1))
         played += 1
     took = perf_counter() - start
@@ -119,7 +119,7 @@ def main() -> None:
     never = {"log_every_frames": NEVER, "evaluate_every_frames": NEVER}
     with tempfile.TemporaryDirectory(dir=asked.folder) as runs_dir:
         settings = {"capacity": asked.rows, "learn_start_steps": 500, "frame_store": asked.frame_store} | never
-        with run_under_way(runs_dir, updates=20, **settings) as run:
+        with run_in_progress(runs_dir, updates=20, **settings) as run:
             new = run.config.checkpoint_every_frames // run.config.frame_skip
             add(run.buffer, asked.rows)
             start = perf_counter()

@@ -6,37 +6,47 @@ GPU they run beside each other: it should take little more than the slowest.
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from loops import NEVER, run_under_way, seconds_of
+from loops import NEVER, run_in_progress, seconds_of
 
-from fastrl.dqn.build import build_groups, build_replay
+from fastrl.dqn.collector import build_collector
+from fastrl.dqn.run.build import build_replay
 
 ROUNDS = 9
 VECTOR_STEPS = 8
-"""Vector steps in one round, and what other stages do for so many."""
+"""Vector steps in one round; the other stages do what these need."""
+
+
+class FixedActions:
+    """A policy that looks and does not think: it notes the stacks and returns actions made before."""
+
+    def __init__(self, actions):
+        self._turns, self.obs = itertools.cycle(actions), None
+
+    def act(self, obs):
+        self.obs = obs
+        return next(self._turns)
 
 
 def stages_of(run, games):
     """Return what each stage does for `VECTOR_STEPS` vector steps of one group, as functions without arguments.
 
-    ``games`` are groups of their own: those of the run must go on where they were.
+    ``games`` is a collector of its own: that of the run must continue where it was.
     """
     config = run.config
     n, B = config.group_size, config.batch_size
     rng = np.random.default_rng(0)
     actions = rng.integers(run.envs.num_actions, size=(VECTOR_STEPS, n))
-    for group in games:
-        group.reset()
-    for group, sent in zip(games[1:], actions, strict=False):
-        group.send(sent)
-    turns, group = deque(games), games[0]
-    obs = group.observe()
+    policy = FixedActions(actions)
+    games.start(policy)
+    games.send(policy)
+    obs, rows = policy.obs, games.recv()
     frame, reward, no = obs[:, -1].copy(), np.zeros(n, np.float32), np.zeros(n, bool)
     buffer, _ = build_replay(config, run.envs, 0, run.learner.device)  # its rows are not for the run to learn
     updates = max(1, round(VECTOR_STEPS * n * config.samples_per_step / B))
@@ -44,14 +54,13 @@ def stages_of(run, games):
     abs_td = rng.random(B).astype(np.float32)
 
     def environments():
-        for sent in actions:
-            turns[0].send(sent)
-            turns.rotate(-1)
-            turns[0].recv()
+        for _ in range(VECTOR_STEPS):
+            games.send(policy)
+            games.recv()
 
     def add():
         for sent in actions:
-            buffer.add(frame, sent, reward, no, no, no, env_id=group.env_id)
+            buffer.add(frame, sent, reward, no, no, no, env_id=rows.env_id)
 
     return {
         "environments": environments,
@@ -67,20 +76,19 @@ def stages_of(run, games):
 def bench_stages(benchmark, tmp_path, capsys):
     settings = {"learn_start_steps": 1_000, "capacity": 60_000, "log_every_frames": NEVER}
     settings["compile"] = benchmark.enabled  # a pass that measures nothing need not wait for the compiler
-    with run_under_way(tmp_path, updates=2, **settings) as run:
+    with run_in_progress(tmp_path, updates=2, **settings) as run:
 
         def loop():
             for _ in range(VECTOR_STEPS):
                 run.step()
 
-        games = build_groups(run.config, 7)
+        games = build_collector(run.config, 7)
         stages = stages_of(run, games) | {"loop": loop}
         rounds = 1 if benchmark.disabled else ROUNDS
         turns = [{name: seconds_of(stage) for name, stage in stages.items()} for _ in range(rounds)]
         benchmark.pedantic(loop, rounds=1)
         assert run.learner.updates > 2
-        for group in games:
-            group.envs.close()
+        games.close()
     medians = {name: float(np.median([turn[name] for turn in turns])) for name in turns[0]}
     total = medians.pop("loop")
     benchmark.extra_info |= {f"{name}_ms": 1e3 * seconds for name, seconds in medians.items()} | {

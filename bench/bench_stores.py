@@ -12,7 +12,9 @@ import lz4.block
 import numpy as np
 import pytest
 
-from fastrl.atari import AtariEnvs, game_names
+from fastrl.envs.make import make_envs
+from fastrl.envs.names import game_names
+from fastrl.envs.rules import Rules
 from fastrl.replay import PrioritizedReplayBuffer
 
 GAMES = ["breakout", "pong", "space_invaders"]
@@ -23,7 +25,8 @@ NO = np.zeros(32, bool)
 @functools.cache
 def frames(game: str, num_envs: int = 32, steps: int = 100, seed: int = 0) -> np.ndarray:
     """Return the frames of random play, ``[steps, num_envs, 84, 84] uint8``."""
-    envs, rng = AtariEnvs(game, num_envs, seed=seed, threads=1), np.random.default_rng(seed)
+    envs = make_envs(game, num_envs, rules=Rules(), seed=seed, threads=1, reward_clip=True)
+    rng = np.random.default_rng(seed)
     shown = [envs.reset().frame]
     for _ in range(steps - 1):
         envs.send(rng.integers(envs.num_actions, size=num_envs))

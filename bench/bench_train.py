@@ -84,9 +84,9 @@ class Fastrl:
     """fastrl's Run with the preset for a device and some other settings; see `side_by_side.Loop`."""
 
     def __init__(self, device: str, settings: dict[str, Any]) -> None:
+        from fastrl.base.stop import Stop
         from fastrl.config import preset_for
         from fastrl.dqn.run import Run
-        from fastrl.stop import Stop
 
         self._left_behind = contextlib.ExitStack()
         runs_dir = self._left_behind.enter_context(tempfile.TemporaryDirectory())
@@ -166,7 +166,7 @@ class StableBaselines3:
         self.play(fill_steps + warm_steps)
 
     def play(self, steps: int) -> None:
-        """Go on learning where the last call ended."""
+        """Continue learning where the last call ended."""
         self._model.learn(steps, log_interval=None, reset_num_timesteps=False)
         _synchronize(self._device)
 
@@ -204,7 +204,7 @@ def problem(result: Result) -> str | None:
 
 
 def quietness(results: Sequence[Result]) -> str:
-    """Return a sentence on what else went on in the rounds."""
+    """Return a sentence on what else ran during the rounds."""
     waiting, foreign = (
         [share for result in results for share in result.rates(f"{who}_cpu_seconds")] or [0.0]
         for who in ("waiting", "foreign")

@@ -128,7 +128,7 @@ class CleanRLStyle:
         self.play(fill_steps + warm_steps)
 
     def play(self, steps: int) -> None:
-        """Act, step, add, learn: so many times."""
+        """Act, step, add, learn, N times."""
         for _ in range(steps):
             actions = self._act()
             next_obs, rewards, terminated, truncated, infos = self._envs.step(actions)

@@ -6,8 +6,8 @@ import contextlib
 import os
 import platform
 
-from fastrl.folder import versions
-from fastrl.machine import cpu_count
+from fastrl.base.machine import cpu_count
+from fastrl.runs.folder import versions
 
 
 def machine_card() -> dict[str, str]:

@@ -74,7 +74,7 @@ class Buffer(Protocol):
 
     @staticmethod
     def tree(leaves: int) -> Tree | None:
-        """Return its sum tree, of so many leaves; None where it shows none."""
+        """Return its sum tree, of N leaves; None where it has no public one."""
 
 
 def vector_steps(num_envs: int, count: int, done: float = 0.005) -> list[Step]:

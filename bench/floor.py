@@ -130,7 +130,7 @@ class Floor:
 
     @staticmethod
     def tree(leaves: int) -> Tree:
-        """Return a bare tree of so many leaves."""
+        """Return a bare tree of N leaves."""
         tree = BareTree(leaves, compiled())
         return Tree(tree.find, tree.write)
 

@@ -41,8 +41,8 @@ case $stage in
       timeout "$2" python3 -m pytest -q -p no:cacheprovider "${@:3}" 2>&1 | tee "$out/$1.txt" || failed="$failed $1"
     }
     failed=
-    check tests 140 tests/test_learner.py tests/test_fast_path.py tests/test_frames.py tests/test_staging.py \
-      tests/test_groups.py tests/test_network.py
+    check tests 140 tests/dqn/test_learner.py tests/dqn/test_fast_path.py tests/dqn/device/test_device_store.py tests/dqn/device/test_transfer.py \
+      tests/dqn/test_collector.py tests/dqn/test_network.py
     check stages 70 bench/bench_stages.py --benchmark-json "$out/stages.json"
     check learner 120 bench/bench_learner.py -k cuda --benchmark-json "$out/learner.json"
     check loop 80 bench/bench_loop.py --benchmark-json "$out/loop.json"

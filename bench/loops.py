@@ -1,4 +1,4 @@
-"""What benches of the loop share: a run that is under way, and seconds that wait for the GPU."""
+"""What benches of the loop share: a run in progress, and seconds that wait for the GPU."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
+from fastrl.base.stop import Stop
 from fastrl.config import preset_for
 from fastrl.dqn.run import Run
-from fastrl.stop import Stop
 
 import torch  # isort: skip  # after fastrl, which sets how its threads wait
 
@@ -32,7 +32,7 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 
 @contextmanager
-def run_under_way(runs_dir: object, updates: int, **settings: Any) -> Iterator[Run]:
+def run_in_progress(runs_dir: object, updates: int, **settings: Any) -> Iterator[Run]:
     """Yield a run of Breakout with the device's preset and these settings, once it has made some updates."""
     config = preset_for("breakout", DEVICE).config.replace(dephase_steps=0, runs_dir=str(runs_dir), **settings)
     run = Run(config, [], Stop(), resume=None, quiet=True)

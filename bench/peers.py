@@ -256,7 +256,7 @@ class Flashbax:
         return Drawn(batch.indices, batch)
 
     def _compiled(self, batch_size: int) -> Any:
-        """Return a draw that goes on with its key."""
+        """Return a draw that continues with its key."""
         sample = self._make(sample_batch_size=batch_size, **self._settings).sample
 
         def draw(state: Any, key: Any) -> tuple[Any, Any]:

@@ -11,14 +11,15 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from fastrl.command import run_command
+from fastrl.cli import run_command
 from fastrl.config import DQNConfig
 from fastrl.dqn import pretrained
+from fastrl.dqn.agent import greedy
 from fastrl.dqn.network import QNetwork
-from fastrl.evaluate import greedy
-from fastrl.folder import versions
-from fastrl.games import Backend, play_games
-from fastrl.plan import Protocol
+from fastrl.envs.make import Backend
+from fastrl.envs.rules import EvaluationRules
+from fastrl.play.games import play_games
+from fastrl.runs.folder import versions
 
 BACKENDS: tuple[Backend, ...] = ("envpool", "gymnasium")
 SEED = 0
@@ -31,16 +32,16 @@ def current_commit() -> str:
 
 
 def judge(network: QNetwork, config: DQNConfig, *, commit: str, games: int) -> pretrained.Judgement:
-    """Play so many games on each backend."""
-    exported_at, protocol, scores = current_commit(), Protocol(**config.rules()), {}
+    """Play N games on each backend."""
+    exported_at, rules, scores = current_commit(), EvaluationRules(**config.rules()), {}
     for backend in BACKENDS:
         played = play_games(
-            config.game, greedy(network), games, seed=SEED, protocol=protocol, backend=backend, stack=config.stack
+            config.game, greedy(network), games, seed=SEED, rules=rules, backend=backend, stack=config.stack
         )
         print(played.summary(), flush=True)
         scores[backend] = {"games": games, "seed": SEED} | played.figures()
     return pretrained.Judgement(
-        commit=commit, exported_at=exported_at, protocol=protocol.describe(), scores=scores,
+        commit=commit, exported_at=exported_at, protocol=rules.describe(), scores=scores,
         played_with=pretrained.without_platform(versions()),
     )  # fmt: skip
 

@@ -68,7 +68,7 @@ def contenders() -> dict[str, Contender]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the variables that hold all libraries to so many threads."""
+    """Return the variables that hold all libraries to N threads."""
     pools = "OMP MKL OPENBLAS NUMBA".split()
     xla = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()} intra_op_parallelism_threads={threads}"
     return {f"{pool}_NUM_THREADS": str(threads) for pool in pools} | {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"}
@@ -141,7 +141,7 @@ class Turn:
         return buffer
 
     def _add(self, buffer: Buffer, steps: list[Step], fill: int) -> None:
-        """Time adds, once so many rows more are in."""
+        """Time adds, once N more rows are in."""
         turns = itertools.cycle(steps)
         for _ in range(fill // len(steps[0].action)):
             buffer.add(next(turns))

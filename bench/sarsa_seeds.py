@@ -10,7 +10,7 @@ Three answers to "when", all counted in episodes:
 * ``first_195``: played up to and with the first single one of at least 195 steps, so 1 at best.
 
 Writes ``sarsa-v0-solved.csv`` (empty: never in 300 episodes), ``.svg`` and ``.png``, and prints a table. The CartPoles
-are `fastrl.cartpole.OwnCartPoles`, equal to Gymnasium's to the bit. ``--search`` prints instead how the
+are `fastrl.sarsa.cartpole.OwnCartPoles`, equal to Gymnasium's to the bit. ``--search`` prints instead how the
 settings were found, with other seeds than that of the 1,000: 50 learners in every cell of a grid, then 1,000 in each
 of the best five.
 """
@@ -29,9 +29,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastrl.cartpole import SOLVED_RETURN
 from fastrl.config import SarsaConfig
-from fastrl.sarsa import WINDOW, SarsaLearners, SarsaResult
+from fastrl.sarsa.cartpole import SOLVED_RETURN
+from fastrl.sarsa.learners import WINDOW, SarsaLearners, SarsaResult
 
 LEARNERS, EPISODES, SEED = 1_000, 300, 1
 GRID = {

@@ -44,7 +44,7 @@ class Loop(Protocol):
     """Agent steps after which the pattern of steps and updates repeats; rounds are whole multiples."""
 
     def play(self, steps: int) -> None:
-        """Play and learn for about so many agent steps; return when all the work is done, on a GPU too."""
+        """Play and learn for about N agent steps; return when all the work is done, on a GPU too."""
 
     def counts(self) -> dict[str, int]:
         """Return what was done so far in all, ``steps`` among it."""
@@ -127,7 +127,7 @@ class _Player:
 
     def __init__(self, contestant: Contestant) -> None:
         self.result = Result(contestant.name)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe that nobody reads would fill up and block
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe without a reader would fill up and block
         self._process = subprocess.Popen(
             [sys.executable, __file__, contestant.factory, json.dumps(contestant.arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,

@@ -10,15 +10,15 @@ import argparse
 import tempfile
 from collections.abc import Iterable
 
-from loops import DEVICE, NEVER, run_under_way, seconds_of
+from loops import DEVICE, NEVER, run_in_progress, seconds_of
 
-from fastrl.dqn.laps import Laps
+from fastrl.base.stopwatch import Stopwatch
 
 import torch  # isort: skip  # after fastrl, which sets how its threads wait
 from torch.profiler import ProfilerActivity, profile, record_function  # isort: skip
 
 
-class NamedLaps(Laps):
+class NamedLaps(Stopwatch):
     """The loop's stopwatch, which also marks the end of each stage in the trace."""
 
     def __call__(self, stage: str) -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     if args.samples_per_step:
         settings["samples_per_step"] = args.samples_per_step
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE == "cuda")
-    with tempfile.TemporaryDirectory() as folder, run_under_way(folder, updates=50, **settings) as run:
+    with tempfile.TemporaryDirectory() as folder, run_in_progress(folder, updates=50, **settings) as run:
 
         def play():
             for _ in range(args.steps):

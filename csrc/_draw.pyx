@@ -1,4 +1,4 @@
-"""Draw rows by their weight, and put together what a batch holds but its frames.
+"""Draw rows by their weight, and assemble all that a batch holds except its frames.
 
 Slots of one environment are contiguous (slot e T + t, T slots each) and wrap within it. The plain twin is
 fastrl/replay/reference.py.
@@ -9,25 +9,23 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
+from fastrl.replay._marks cimport TERMINATED
 from fastrl.replay._sum_tree cimport draw, prefetch
-
-cdef enum Mark:
-    TERMINATED = 2
 
 
 @cython.final
 @cython.auto_pickle(False)
 cdef class Drawer:
-    """Reads rings and tree, arrays that Python owns.
+    """Draws from rings and tree, arrays that Python owns.
 
     Parameters
     ----------
     rows : int
         T.
     zero : bool
-        Zeros, number -1, stand in a stack before the first frame of a game; otherwise that frame again.
+        What stands in a stack before the first frame of a game: zeros (frame -1), or that frame again.
     powers : [n + 1] float64
-        gamma to the 0th … nth, n steps to a return.
+        gamma to the powers 0 to n, where n is the number of steps in a return.
     nodes, offsets
         Of the sum tree (see `_sum_tree`).
     count, first, reward, mark
@@ -52,23 +50,32 @@ cdef class Drawer:
 
     def draw(self, double[::1] uniforms, uint8_t[:, ::1] action, float[::1] returns, float[::1] discounts,
              int64_t[::1] index, int64_t[:, :, ::1] numbers):
-        """Draw B rows, one from each of B equal strata of the sum, where ``uniforms [B]`` say.
+        """Draw B rows, one from each of B equal strata of the sum, at the places that ``uniforms [B]`` choose.
 
-        Puts into ``uniforms`` how many times the least of their weights each has; their actions, as bytes, n-step
-        returns, discounts and names into arrays of B; and into ``numbers [2, B, stack]`` the frames of both their
-        stacks, oldest first.
+        Parameters
+        ----------
+        uniforms : [B] float64
+            Random numbers in [0, 1). Overwritten with the ratio of each row's weight to the least of them.
+        action : [B, bytes] uint8
+            Gets their actions, as bytes.
+        returns, discounts : [B] float32
+            Get their n-step returns and discounts.
+        index : [B] int64
+            Gets their names.
+        numbers : [2, B, stack] int64
+            Gets the frames of both their stacks, oldest first.
         """
         with nogil:
             draw(self.nodes, self.offsets, uniforms, index)
-            self._put_together(uniforms, action, returns, discounts, index, numbers)
+            self._assemble(uniforms, action, returns, discounts, index, numbers)
 
-    cdef int _put_together(self, double[::1] weights, uint8_t[:, ::1] action, float[::1] returns, float[::1] discounts,
-                           int64_t[::1] index, int64_t[:, :, ::1] numbers) except -1 nogil:
-        """Do as `draw`, for rows whose slots stand in ``index``."""
+    cdef int _assemble(self, double[::1] weights, uint8_t[:, ::1] action, float[::1] returns, float[::1] discounts,
+                       int64_t[::1] index, int64_t[:, :, ::1] numbers) except -1 nogil:
+        """Fill in what `draw` returns, for rows whose slots stand in ``index``."""
         cdef Py_ssize_t b, batch = index.shape[0], stack = numbers.shape[2], size = action.shape[1]
         cdef int64_t slot
         cdef double least = INFINITY
-        for b in range(batch):  # what lies anywhere in memory is asked for all at once
+        for b in range(batch):  # scattered in memory: start all the loads at once
             prefetch(&self.reward[index[b]])
             prefetch(&self.mark[index[b]])
             prefetch(&self.first[index[b]])
@@ -83,16 +90,16 @@ cdef class Drawer:
             self.stack(slot, &numbers[1, b, 0], stack)
             least = min(least, weights[b])
         for b in range(batch):
-            weights[b] /= least  # too far apart: infinity
+            weights[b] /= least  # infinity if they are too far apart
         return 0
 
     cdef inline int64_t name(self, int64_t slot) except -1 nogil:
-        """Return what the newest row of all that ever lived in a slot is called."""
+        """Return the name of the newest row written to a slot."""
         cdef int64_t env = slot // self.rows, newest = self.count[env] - 1
         return (newest - (newest - (slot - env * self.rows)) % self.rows) * self.count.shape[0] + env
 
     cdef inline int64_t walk(self, int64_t slot, float *returned, float *discount) except -1 nogil:
-        """Sum the rewards of a row's window; return the slot behind it."""
+        """Sum the rewards of a row's window; return the slot after the window."""
         cdef Py_ssize_t k = 0, n = self.powers.shape[0] - 1
         cdef double total = 0.0
         cdef uint8_t end = 0
@@ -106,7 +113,7 @@ cdef class Drawer:
         return slot
 
     cdef inline int stack(self, int64_t slot, int64_t *numbers, Py_ssize_t size) except -1 nogil:
-        """Number the frames of the stack that ends in a slot."""
+        """Write the numbers of the frames of the stack that ends in a slot."""
         cdef Py_ssize_t k = size - 2
         cdef int64_t pad
         numbers[size - 1] = slot

@@ -22,7 +22,7 @@ cdef int _gather(const uint8_t[:, ::1] frames, const int64_t[:, ::1] numbers, ui
 
 cdef int _gather_both(const uint8_t[:, ::1] frames, const int64_t[:, :, ::1] numbers, uint8_t[:, ::1] one,
                       uint8_t[:, ::1] other, Py_ssize_t begin, Py_ssize_t end) except -1 nogil:
-    # A frame of both stacks goes into both while it is in the caches: stacks share most of theirs.
+    # The two stacks share most of their frames: one that is in both is copied twice while it is in the caches.
     cdef Py_ssize_t b, k, j, stack = numbers.shape[2]
     for b in range(begin, end):
         j = 0
@@ -46,6 +46,6 @@ def gather(const uint8_t[:, ::1] frames, const int64_t[:, ::1] numbers, uint8_t[
 
 def gather_both(const uint8_t[:, ::1] frames, const int64_t[:, :, ::1] numbers, uint8_t[:, ::1] one,
                 uint8_t[:, ::1] other, Py_ssize_t begin, Py_ssize_t end):
-    """Do as `gather` with ``numbers[0]`` for ``one`` and ``numbers[1]`` for ``other``, in one pass."""
+    """Gather ``numbers[0]`` into ``one`` and ``numbers[1]`` into ``other``, as `gather` does, in one pass."""
     with nogil:
         _gather_both(frames, numbers, one, other, begin, end)

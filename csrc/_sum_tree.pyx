@@ -1,4 +1,4 @@
-"""Sum tree, eight children to a node: write leaves, find the leaf under a target.
+"""Sum tree with eight children per node: write leaves, find the leaf under a target.
 
 The nodes of all levels lie in one float64 array, leaves first:
 
@@ -12,12 +12,12 @@ from libc.stdint cimport int64_t
 
 
 cdef inline double _sum8(const double *c) noexcept nogil:
-    # Pairwise, in this order and no other: the twin adds the same way, to the last bit.
+    # Pairwise, in exactly this order: the twin adds in the same order and agrees to the last bit.
     return ((c[0] + c[1]) + (c[2] + c[3])) + ((c[4] + c[5]) + (c[6] + c[7]))
 
 
 cdef int repair(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] leaves) except -1 nogil:
-    """Rebuild every sum above leaves that were written."""
+    """Rebuild every sum above the leaves that were written."""
     cdef Py_ssize_t batch = leaves.shape[0], levels = offsets.shape[0], i, level
     cdef int64_t parent, last
     for level in range(1, levels):
@@ -43,7 +43,7 @@ cdef inline int _descend(const double *c, double *target) noexcept nogil:
     cdef double upto = 0.0, before = 0.0
     cdef int child = 0, k
     cdef bint past
-    for k in range(8):  # without a branch, since none could be foretold
+    for k in range(8):  # without a branch: the processor could not predict it
         upto += c[k]
         past = target[0] >= upto
         child += past
@@ -64,7 +64,7 @@ cdef int _find(const double[::1] nodes, const int64_t[::1] offsets, double[::1] 
     cdef Py_ssize_t batch = targets.shape[0], i, level
     for i in range(batch):
         leaves[i] = 0
-    # Level by level, so that the loads of a whole batch are in flight at once: each is asked for a level ahead.
+    # Level by level, so that the loads of a whole batch are in flight at once; each is started a level ahead.
     for level in range(offsets.shape[0] - 2, -1, -1):
         for i in range(batch):
             leaves[i] = 8 * leaves[i] + _descend(&nodes[offsets[level] + 8 * leaves[i]], &targets[i])
@@ -75,7 +75,7 @@ cdef int _find(const double[::1] nodes, const int64_t[::1] offsets, double[::1] 
 
 cdef int draw(const double[::1] nodes, const int64_t[::1] offsets, double[::1] uniforms,
               int64_t[::1] leaves) except -1 nogil:
-    """Put into ``leaves`` one of each of B equal strata of the sum, where ``uniforms`` say; these are used up."""
+    """Put into ``leaves`` one leaf from each of B equal strata of the sum, as ``uniforms [B]`` choose; overwrites these."""
     cdef Py_ssize_t batch = uniforms.shape[0], i
     cdef double total = nodes[nodes.shape[0] - 1], width = total / batch, target
     for i in range(batch):
@@ -118,20 +118,20 @@ def bad_number(const double[::1] numbers, double most):
 
 def set_leaves(double[::1] nodes, const int64_t[::1] offsets, const int64_t[::1] leaves,
                const double[::1] weights):
-    """Write leaves (a repeated leaf: the last wins) and rebuild every sum above them."""
+    """Write leaves (of a repeated leaf the last wins) and rebuild every sum above them."""
     with nogil:
         _set(nodes, offsets, leaves, weights)
 
 
 def find_leaves(const double[::1] nodes, const int64_t[::1] offsets, double[::1] targets,
                 int64_t[::1] leaves):
-    """Put into ``leaves`` the leaf under each target; ``targets`` is used up."""
+    """Put into ``leaves`` the leaf under each target; overwrites ``targets``."""
     with nogil:
         _find(nodes, offsets, targets, leaves)
 
 
 def draw_leaves(const double[::1] nodes, const int64_t[::1] offsets, double[::1] uniforms,
                 int64_t[::1] leaves):
-    """Put into ``leaves`` one of each of B equal strata of the sum, where ``uniforms`` say; these are used up."""
+    """Put into ``leaves`` one leaf from each of B equal strata of the sum, as ``uniforms [B]`` choose; overwrites these."""
     with nogil:
         draw(nodes, offsets, uniforms, leaves)

@@ -1,4 +1,4 @@
-"""Deep Q-learning on a Gymnasium environment of your own, here CartPole-v1, with a callback of your own.
+"""Deep Q-learning on a custom Gymnasium environment, here CartPole-v1, with a custom callback.
 
 python examples/own_environment.py                           # under a minute; then: tensorboard --logdir runs
 cd examples && python -m fastrl.train own_environment:make_env     # the same with flags instead of Python

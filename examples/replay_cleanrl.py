@@ -3,7 +3,8 @@
 python examples/replay_cleanrl.py --env-id ALE/Pong-v5      # --help lists the settings; tensorboard --logdir runs
 
 It shows where the calls go. Its settings are the usual ones, not tuned, and no score of it was measured; the agent of
-this package is `fastrl.train`. The replay of the default size takes 7 GB of memory as it fills.
+this package is `fastrl.train`. The replay of the default size takes 7 GB of memory as it fills. Like CleanRL it reads
+its flags with tyro, which the extra `test` of this package brings.
 """
 
 from __future__ import annotations

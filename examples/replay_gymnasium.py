@@ -62,7 +62,7 @@ def train(total_steps: int = 10_000, seed: int = 0) -> list[float]:
         with torch.no_grad():
             best = online(after).argmax(dim=1, keepdim=True)
             # The reward is the sum over the steps taken. The discount is gamma to their number, and 0 after a
-            # termination: a truncated episode goes on from its final observation, a terminated one does not.
+            # termination: a truncated episode continues from its final observation, a terminated one does not.
             future = torch.from_numpy(batch.discount) * target(after).gather(1, best).squeeze(1)
             goal = torch.from_numpy(batch.reward) + future
         q = online(now).gather(1, torch.from_numpy(batch.action)[:, None]).squeeze(1)

@@ -1,7 +1,7 @@
 """Fast, correct, reproducible deep Q-learning on Atari.
 
-Importing this package brings in nothing heavy: ``fastrl.replay`` needs NumPy alone, and all that needs more
-(``python -m fastrl.train``, ``fastrl.load_pretrained``) names the extra that it needs when it is missing.
+Importing this package imports nothing heavy. ``fastrl.replay`` needs only NumPy. Whatever needs more, such as
+``python -m fastrl.train`` and ``fastrl.load_pretrained``, names the extra to install if a package is missing.
 """
 
 from __future__ import annotations

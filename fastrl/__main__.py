@@ -1,9 +1,9 @@
-"""The command line of fastrl: four commands, each a module that can be run by itself too.
+"""The command line of fastrl: four commands. Each is also a module that runs by itself.
 
 fastrl train breakout                       dueling double DQN on any Atari game; Ctrl-C saves
 fastrl train cartpole                       linear SARSA on many CartPoles
 fastrl evaluate breakout --episodes 100     whole games with the weights that ship
-fastrl watch runs/NAME                      a window, or a film where there is no display
+fastrl watch runs/NAME                      a window, or a film if there is no display
 fastrl plot runs/NAME --x minutes           the learning curve
 """
 
@@ -14,8 +14,8 @@ import os
 import sys
 from typing import NoReturn
 
-from fastrl.command import run_command
-from fastrl.config import ConfigError
+from fastrl.base.errors import ConfigError
+from fastrl.cli import run_command
 
 COMMANDS = {
     "train": "train an agent",
@@ -26,10 +26,10 @@ COMMANDS = {
 
 
 def main() -> NoReturn:
-    """Run the command that is named first; nothing heavy is imported for any other purpose."""
+    """Run the command that the first word names; without one, import nothing heavy."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
-        if os.getcwd() not in sys.path:  # for my_module:make_env, which `python -m fastrl.train` finds here
+        if os.getcwd() not in sys.path:  # `python -m fastrl.train` finds my_module:make_env there too
             sys.path.insert(0, os.getcwd())
         module = importlib.import_module(f"fastrl.{arguments[0]}")
         run_command(module.main, module.PROG, arguments[1:])

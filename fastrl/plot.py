@@ -1,4 +1,4 @@
-"""Draw learning curves, one line for each run or one band for its seeds, as PNG and SVG.
+"""Draw learning curves as PNG and SVG: a line for each run, or a band for the seeds of one setting.
 
 python -m fastrl.plot runs/NAME --x minutes
 python -m fastrl.plot runs/NAME-s1 runs/NAME-s2 runs/NAME-s3 --out curve
@@ -8,21 +8,36 @@ python -m fastrl.plot runs/NAME --y evaluation --published
 from __future__ import annotations
 
 import io
-import itertools
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from fastrl.command import examples, parse, program, run_command
-from fastrl.config import ConfigError
-from fastrl.curves import Band, Curve, Grouping, Run, band_of, curve_of, group_runs, name_groups, read_run, spoken
-from fastrl.extras import need
-from fastrl.folder import write_atomically
-from fastrl.screen import say
+from fastrl.base.console import say
+from fastrl.base.errors import ConfigError
+from fastrl.base.extras import extra
+from fastrl.base.files import write_atomically
+from fastrl.base.ranges import Above, Between, check
+from fastrl.cli import program, read, run_command, show_help
+from fastrl.runs.curves import (
+    Band,
+    Curve,
+    Grouping,
+    MeasuredRun,
+    band_of,
+    curve_of,
+    group_runs,
+    name_groups,
+    read_run,
+    spoken,
+)
+
+if TYPE_CHECKING:  # Matplotlib is optional, and slow to import: not before the flags are read
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PROG = program("plot")
 COLUMNS = {"minutes": "time/minutes", "score": "games/return_mean_100", "evaluation": "evaluation/return_mean"}
@@ -82,29 +97,27 @@ class Arguments:
     out: Path | None = None
     """Where the pictures go, without .png and .svg (default: pictures/curve in a single run's folder, else curve)."""
     labels: tuple[str, ...] = ()
-    """One for each line (default: the runs' names)."""
+    """Labels, one for each line (default: the runs' names)."""
     group: Grouping = "settings"
-    """What makes one line: runs that differ in the seed alone; each run; or all, as seeds of one setting."""
+    """Runs that make one line: `settings`, those that differ only in the seed; `each`, each by itself; `all`, all as
+    seeds of one setting."""
     game: str | None = None
-    """The game, where a CSV file has no config.json to tell."""
+    """Game of CSV files that have no config.json beside them (default: unknown)."""
     levels: bool = False
-    """Draw what random play and a human score."""
+    """Draw the scores of random play and of a human."""
     published: bool = False
-    """Draw these levels, and curves that others published; over frames alone."""
-    x_max: float | None = None
-    """Draw no further than this, in frames, minutes, ... as `x` says."""
+    """Draw these levels, and curves that others published; over frames only."""
+    x_max: Annotated[float | None, Above(0)] = None
+    """Largest `x` to draw, in frames, minutes and so on (default: all)."""
     size: tuple[float, float] = (8.0, 4.5)
     """Width and height in inches."""
-    dpi: int = 100
+    dpi: Annotated[int, Between(20, 600)] = 100
     """Pixels per inch of the PNG."""
 
     def __post_init__(self) -> None:
+        check(self)
         if not all(2 <= side <= 20 for side in self.size):
             raise ConfigError(f"--size is {self.size[0]:g} {self.size[1]:g}; give two numbers between 2 and 20")
-        if not 20 <= self.dpi <= 600:
-            raise ConfigError(f"--dpi is {self.dpi!r}; give between 20 and 600")
-        if self.x_max is not None and not self.x_max > 0:
-            raise ConfigError(f"--x-max is {self.x_max!r}; give more than 0")
 
     @property
     def columns(self) -> tuple[str, str]:
@@ -114,12 +127,10 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
-    paths = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), arguments)]
-    args = parse(
-        Arguments, None, arguments[len(paths) :], prog=f"{PROG} RUN...",
-        description="Draw learning curves, one line for each run or one band for its seeds, as PNG and SVG.",
-        examples=examples(__doc__),
-    )  # fmt: skip
+    line = read(arguments, Arguments)
+    if line.help:
+        show_help(f"{PROG} RUN...", __doc__, Arguments())
+    args, paths = Arguments(**line.given), [Path(word) for word in line.words]
     if not paths:
         raise ConfigError(f"no run is given first; try {PROG} runs/NAME")
     for path in plot(paths, args):
@@ -133,12 +144,14 @@ def plot(paths: Sequence[Path], args: Arguments) -> list[Path]:
     Raises
     ------
     ConfigError
-        For whatever cannot be drawn, before anything is written.
+        If something cannot be drawn; nothing is written then.
     """
     groups = group_runs([read_run(path, args.game) for path in paths], args.group)
     labels, game = _labels(groups, args), _game(groups, args)
     bands = [band_of([_curve(run, args) for run in group]) for group in groups]
-    with need("matplotlib.style", "train").context(["default", STYLE]):
+    with extra("train"):
+        from matplotlib import style
+    with style.context(["default", STYLE]):
         figure = draw(bands, labels, game, args)
         pictures = {
             ".png": _render(figure, format="png", dpi=args.dpi),
@@ -147,7 +160,7 @@ def plot(paths: Sequence[Path], args: Arguments) -> list[Path]:
     return write_pictures(_stem(paths, args.out), pictures)
 
 
-def _curve(run: Run, args: Arguments) -> Curve:
+def _curve(run: MeasuredRun, args: Arguments) -> Curve:
     curve = curve_of(run, *args.columns)
     if args.x_max is None:
         return curve
@@ -156,7 +169,7 @@ def _curve(run: Run, args: Arguments) -> Curve:
     return curve.until(args.x_max)
 
 
-def _labels(groups: Sequence[Sequence[Run]], args: Arguments) -> list[str]:
+def _labels(groups: Sequence[Sequence[MeasuredRun]], args: Arguments) -> list[str]:
     if not args.labels:
         return name_groups(groups)
     if len(args.labels) != len(groups):
@@ -165,7 +178,7 @@ def _labels(groups: Sequence[Sequence[Run]], args: Arguments) -> list[str]:
     return list(args.labels)
 
 
-def _game(groups: Sequence[Sequence[Run]], args: Arguments) -> str | None:
+def _game(groups: Sequence[Sequence[MeasuredRun]], args: Arguments) -> str | None:
     """Return the one game of all runs, None if they play several or do not tell; refuse what needs one game then."""
     games = {run.game for group in groups for run in group}
     game = games.pop() if len(games) == 1 else None
@@ -185,9 +198,11 @@ def _game(groups: Sequence[Sequence[Run]], args: Arguments) -> str | None:
     return game
 
 
-def draw(bands: Sequence[Band], labels: Sequence[str], game: str | None, args: Arguments) -> Any:
-    """Return the `matplotlib.figure.Figure`; pyplot and its global state stay out."""
-    figure = need("matplotlib.figure", "train").Figure(figsize=args.size, layout="constrained")
+def draw(bands: Sequence[Band], labels: Sequence[str], game: str | None, args: Arguments) -> Figure:
+    """Return the figure, made without pyplot and its global state."""
+    with extra("train"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=args.size, layout="constrained")
     axes = figure.subplots()
     for number, (band, label) in enumerate(zip(bands, labels, strict=True)):
         _draw_band(axes, band, label, number, points=args.columns[1].startswith("evaluation/"))
@@ -196,7 +211,7 @@ def draw(bands: Sequence[Band], labels: Sequence[str], game: str | None, args: A
     end = max([band.x[-1] for band in bands] + [curve.x[-1] for curve in curves.values()])
     start = min(0, *(band.x[0] for band in bands))
     axes.set_xlim(start, end if end > start else start + 1)
-    _draw_grey(axes, curves, levels)
+    _draw_grey(axes, args.size[1], curves, levels)
     _name_axes(axes, end, args)
     axes.set_title(spoken(game) if game else "", loc="left")
     across = max(1, 60 // (max(map(len, labels)) + 6))
@@ -205,7 +220,7 @@ def draw(bands: Sequence[Band], labels: Sequence[str], game: str | None, args: A
     return figure
 
 
-def _draw_band(axes: Any, band: Band, label: str, number: int, *, points: bool) -> None:
+def _draw_band(axes: Axes, band: Band, label: str, number: int, *, points: bool) -> None:
     colour, stroke = COLOURS[number % len(COLOURS)], STROKES[number // len(COLOURS) % len(STROKES)]
     if points:
         axes.plot(band.x, band.middle, "o", markersize=5, color=colour, label=label, clip_on=False)
@@ -226,8 +241,8 @@ def _published_curves(game: str | None, x_max: float | None) -> dict[str, Curve]
     return {name: curve for name, curve in curves.items() if len(curve.x)}
 
 
-def _draw_grey(axes: Any, curves: dict[str, Curve], levels: Sequence[float]) -> None:
-    """Draw what others published and levels, each with its name beside its end."""
+def _draw_grey(axes: Axes, height: float, curves: dict[str, Curve], levels: Sequence[float]) -> None:
+    """Draw what others published and levels, each with its name beside its end; `height` is the figure's, in inches."""
     for curve in curves.values():
         axes.plot(curve.x, curve.y, "--", marker=".", color=GREY, linewidth=1, zorder=1, clip_on=False)
     for score in levels:
@@ -235,7 +250,7 @@ def _draw_grey(axes: Any, curves: dict[str, Curve], levels: Sequence[float]) -> 
     names = [(curve.x[-1], curve.y[-1], name) for name, curve in curves.items()]
     names += [(axes.get_xlim()[1], y, f"{name} {y:g}") for name, y in zip(("random", "human"), levels, strict=False)]
     bottom, top = axes.get_ylim()
-    line = (top - bottom) * 0.2 / axes.figure.get_figheight()  # about the height of a name, in the units of y
+    line = (top - bottom) * 0.2 / height  # about the height of a name, in the units of y
     highest: dict[float, float] = {}
     for x, y, name in sorted(names):
         highest[x] = max(y, highest.get(x, -np.inf) + line)  # names that would overlap move up
@@ -244,7 +259,7 @@ def _draw_grey(axes: Any, curves: dict[str, Curve], levels: Sequence[float]) -> 
         )
 
 
-def _name_axes(axes: Any, end: float, args: Arguments) -> None:
+def _name_axes(axes: Axes, end: float, args: Arguments) -> None:
     x, y = args.columns
     scale, unit = (1e6, " (millions)") if end >= 1e6 else (1e3, " (thousands)") if end >= 1e4 else (1, "")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")
@@ -263,7 +278,7 @@ def _footnote(bands: Sequence[Band], published: Sequence[str], levels: Sequence[
     return "\n".join(textwrap.fill(note, int(args.size[0] * 15)) for note in notes)
 
 
-def _render(figure: Any, **options: Any) -> bytes:
+def _render(figure: Figure, **options: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, **options)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""What the documents show runs, and what they promise of names holds."""
+"""Code and commands in the documents run; the links, paths and names there exist."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from types import ModuleType
 
 import numpy as np
@@ -32,7 +33,7 @@ CHANGES = [  # a diff is two programs: the lines without a plus, and those witho
     for side, other in (("before", "+"), ("after", "-"))
 ]
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
-COMMANDS = [  # of shell blocks, continued lines joined: what runs is a module of ours
+COMMANDS = [  # of shell blocks, continued lines joined: those that run a module of fastrl
     pytest.param(words, id=f"{page.stem}-{' '.join(words[2:5])}")
     for page in PAGES
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.S | re.M)
@@ -42,13 +43,18 @@ COMMANDS = [  # of shell blocks, continued lines joined: what runs is a module o
 ]
 
 
+PATH = re.compile(r"`((?:fastrl|csrc|tests|bench|docs|examples|tools)/[\w./-]*)`")
+NAME = re.compile(r"\bfastrl\.\w[\w.]*\w(?=\(|`|\s)")
+TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells of earlier names too
+
+
 class Begun(Exception):  # noqa: N818 - no error
-    """A command has understood its flags, and begins."""
+    """A command has parsed its flags, and begins."""
 
 
 @pytest.fixture
 def somewhere(tmp_path, monkeypatch):
-    """An empty folder to work in, with a module in it."""
+    """A working directory with a module in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_module", raising=False)
@@ -65,17 +71,21 @@ def test_every_python_block_runs(code, somewhere):
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_every_command_in_a_page_is_understood(words, somewhere, monkeypatch):
-    """Runs and games begin, and are not played; curves are drawn."""
-    from fastrl import games, sarsa_run
+    """Runs and games begin but are not played; curves are drawn."""
     from fastrl.dqn import run
+    from fastrl.play import games
+    from fastrl.sarsa import run as sarsa_run
 
     def begin(*args, **kwargs):
         raise Begun
 
-    for module, name in ((run, "train"), (sarsa_run, "train"), (games, "play_games")):
-        monkeypatch.setattr(module, name, begin)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", ModuleType("imageio_ffmpeg"))  # no film is made
     module, *arguments = words[2:]
+    command = importlib.import_module(module)
+    for owner, name in ((run, "train"), (sarsa_run, "train"), (games, "play_games")):
+        monkeypatch.setattr(owner, name, begin)
+        if hasattr(command, name):  # a command may import it when it is imported itself, or when it needs it
+            monkeypatch.setattr(command, name, begin)
     Path("runs").mkdir()
     if module == "fastrl.plot":
         for seed, name in enumerate(("NAME", "A", "B", "A-s1", "A-s2", "A-s3")):
@@ -85,7 +95,7 @@ def test_every_command_in_a_page_is_understood(words, somewhere, monkeypatch):
     else:
         make_run(Path("runs/NAME"), "breakout")
         shutil.copytree("runs/NAME/checkpoints/000000000400", "runs/NAME/checkpoints/best")
-    main = importlib.import_module(module).main
+    main = command.main
     if module == "fastrl.plot":
         assert main(arguments) == 0
     elif "--help" in arguments:
@@ -100,7 +110,7 @@ def test_every_command_in_a_page_is_understood(words, somewhere, monkeypatch):
 def test_both_sides_of_every_diff_run(code, side):
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and side == "before":
-            pytest.importorskip(node.module, exc_type=ImportError)  # other people's libraries
+            pytest.importorskip(node.module, exc_type=ImportError)  # other libraries
     exec(compile(code, side, "exec"), {"__name__": side})
 
 
@@ -110,12 +120,10 @@ def test_the_ring_is_drawn_as_it_is():
     row, what = np.array(lines["row"], int), dict(zip(map(int, lines["row"]), lines["what"], strict=True))
     slots = len(row)
     buffer = ReplayBuffer(capacity=slots, num_envs=1, obs_shape=(1,), stack=3, n_step=2)
-    for r in range(row.max() + 1):  # of the rows that were overwritten nothing is known
+    for r in range(row.max() + 1):  # the drawing does not show the rows that were overwritten
         here = what.get(r, ".")
-        buffer.add(
-            np.full((1, 1), r, np.uint8), [r], [0.0], [here == "done"], [False],
-            first=None if here == "final" else [here == "first"],
-        )  # fmt: skip
+        first = None if here == "final" else [here == "first"]
+        buffer.add(np.full((1, 1), r, np.uint8), [r], [0.0], [here == "done"], [False], first=first)
     assert (row % slots == np.arange(slots)).all()
     assert lines["slot"] == [str(slot) for slot in range(slots)]
     drawn = set(buffer.sample(buffer.drawable).action.tolist())  # uniform, a stratum for each
@@ -135,11 +143,31 @@ def test_the_two_commands_stand_in_the_readme():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", page.read_text()):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
 
 
-def test_nobody_is_told_to_install_somebody_elses_package():
+def anchors(page: Path) -> set[str]:
+    """Return what a link to a heading of a page can say after its #."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", TODAY, ids=lambda page: page.name)
+def test_every_path_in_a_page_exists(page):
+    for path in PATH.findall(page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", TODAY, ids=lambda page: page.name)
+def test_every_dotted_name_in_a_page_exists(page):
+    for name in sorted(set(NAME.findall(page.read_text()))):
+        assert resolve_name(name) is not None, name
+
+
+def test_no_page_says_to_install_a_package_of_this_name_from_an_index():
     sources = [p for folder in ("fastrl", "docs", "csrc") for p in (ROOT / folder).rglob("*") if p.is_file()]
     for path in [*PAGES, *(p for p in sources if p.suffix in {".py", ".pyx", ".md"})]:
         assert not re.search(r"pip install (-\S+ )*['\"]?fastrl", path.read_text()), path

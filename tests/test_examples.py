@@ -103,8 +103,8 @@ def test_an_environment_of_ones_own_is_learned_and_looked_into(tmp_path):
     pytest.importorskip("envpool")
     run = importlib.import_module("own_environment").main(total_frames=20_000, runs_dir=str(tmp_path))
     assert run.evaluation.last.mean > 100  # random play: 22
-    assert list(run.folder.glob("q_over_time.gif"))
-    assert list(run.folder.glob("pictures/*.gif"))
+    assert list(run.folder.path.glob("q_over_time.gif"))
+    assert list(run.folder.path.glob("pictures/*.gif"))
 
 
 def test_every_example_is_tested():

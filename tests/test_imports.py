@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,66 +18,112 @@ PACKAGE = ROOT / "fastrl"
 MODULES = sorted(
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in PACKAGE.rglob("*.py")
 )
-# Each layer may import from itself and from those before it.
+KERNELS = {f"fastrl.replay.{path.stem}" for path in PACKAGE.glob("replay/_*.pyi")}
+# A room is a folder or a module at the root; each layer imports from itself, without circles, and from those before it.
 LAYERS = [
-    {f"fastrl.{name}" for name in "checks config rules schedule extras folder machine saved screen stop".split()},
-    {m for m in MODULES if m.startswith("fastrl.replay")}
-    | {f"fastrl.replay.{name}" for name in "_sum_tree _ring _draw _frames".split()},
-    {f"fastrl.{name}" for name in "atari bars camera cartpole curves gymnasium_envs report steps video".split()},
-    {
-        "fastrl.games",
-        "fastrl.plan",
-        "fastrl.ale",
-        "fastrl.sarsa",
-        "fastrl.dqn",
-        *(
-            f"fastrl.dqn.{n}"
-            for n in "device frames graph groups health inputs laps loss network optimizer staging tally".split()
-        ),
-    },
-    {"fastrl.dqn.learner", "fastrl.dqn.checkpoint", "fastrl.dqn.build"},
-    {"fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.pretrained", "fastrl.sarsa_run"},
-    {"fastrl.command", "fastrl.train", "fastrl.evaluate", "fastrl.plot", "fastrl.watch", "fastrl.__main__"},
-    {m for m in MODULES if m.startswith("fastrl.integrations")},  # nothing of the package imports these
-    {"fastrl"},  # imports nothing until it is asked to
+    ["base"],
+    ["replay", "replay.stores", "replay.saves", "envs", "film"],
+    ["config"],
+    ["play", "runs", "sarsa"],
+    ["dqn", "dqn.device"],
+    ["dqn.run"],
+    ["cli", "train", "evaluate", "watch", "plot", "__main__", "integrations", "integrations.sb3"],
 ]
+ROOMS = {f"fastrl.{room}": layer for layer, rooms in enumerate(LAYERS) for room in rooms}
+DESIGN = (ROOT / "docs" / "design.md").read_text()
 
 
-def layer(module: str) -> int:
-    return next(i for i, modules in enumerate(LAYERS) if module in modules)
+def source(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def room_of(module: str) -> str:
+    """Return the room that a module belongs to."""
+    return module if module in ROOMS else module.rpartition(".")[0]
 
 
 def imported(module: str) -> set[str]:
-    """Return the modules of the package that a module names in its import statements."""
-    parts = module.split(".")
-    path = ROOT.joinpath(*parts)
-    source = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-    known = set().union(*LAYERS)
+    """Return the modules of the package that a module names in its import statements, wherever they stand.
+
+    Kernels are left out: they import nothing but each other.
+    """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source.read_text())):
+    for node in ast.walk(ast.parse(source(module).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name in known and name != "fastrl"}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found = inner & (set(MODULES) | KERNELS)
+            names |= found if len(found) == len(inner) else found | {node.module}
+    return {name for name in names if name.split(".")[0] == "fastrl" and name != "fastrl"} - KERNELS
 
 
-@pytest.mark.parametrize("module", MODULES)
+def arrows() -> dict[str, set[str]]:
+    """Return for each room the other rooms that it imports from."""
+    found: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for module in MODULES:
+        if module != "fastrl":
+            found[room_of(module)] |= {room_of(other) for other in imported(module)} - {room_of(module)}
+    return found
+
+
+def test_every_module_belongs_to_a_room():
+    assert {room_of(module) for module in MODULES if module != "fastrl"} == set(ROOMS)
+
+
+def test_a_glance_shows_the_house():
+    assert 20 <= len(ROOMS) <= 25
+    assert len(LAYERS) <= 7
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "fastrl"])
 def test_imports_run_one_way(module):
     for other in imported(module):
-        assert layer(other) <= layer(module), f"{module} imports {other}"
+        assert ROOMS[room_of(other)] <= ROOMS[room_of(module)], f"{module} imports {other}"
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    list(TopologicalSorter(arrows()).static_order())  # raises CycleError, which names the circle
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module: imported(module) & set(MODULES) - {module} for module in MODULES}
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_no_import_for_types_alone_hides_a_circle():
+    """Under ``if TYPE_CHECKING`` stand slow packages of layers before, never what would be a circle."""
+    for module in MODULES:
+        for node in ast.walk(ast.parse(source(module).read_text())):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                for statement in node.body:
+                    assert isinstance(statement, ast.ImportFrom)
+                    if module != "fastrl" and str(statement.module).startswith("fastrl"):
+                        assert ROOMS[room_of(str(statement.module))] < ROOMS[room_of(module)], module
+
+
+def test_the_design_lists_the_layers():
+    listed = re.search(r"^```text\n1  base.*?^```", DESIGN, re.S | re.M)[0].splitlines()[1:-1]
+    assert [line.split()[1:] for line in listed] == LAYERS
 
 
 def test_the_picture_of_the_design_shows_every_module_once():
-    picture = re.search(r"^```text\ncsrc.*?^```", (ROOT / "docs" / "design.md").read_text(), re.S | re.M)[0]
+    picture = re.search(r"^```text\ncsrc.*?^```", DESIGN, re.S | re.M)[0]
     files = Counter(path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
     assert Counter(re.findall(r"\w+\.py\b", picture)) == files
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("fastrl.integrations")])
 def test_integrations_need_the_replay_alone(module):
-    own = ("fastrl.replay", "fastrl.extras", "fastrl.integrations")
-    assert all(other.startswith(own) for other in imported(module))
+    parts = module.split(".")
+    library = ".".join(parts[:3])  # such as fastrl.integrations.sb3
+    for other in imported(module):
+        assert other in {"fastrl.replay", "fastrl.base", "fastrl.base.extras"} or other.startswith(library), other
+    public = set(importlib.import_module("fastrl.replay").__all__)
+    for node in ast.walk(ast.parse(source(module).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "fastrl.replay":
+            assert {alias.name for alias in node.names} <= public
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("fastrl.integrations")])
@@ -107,13 +155,19 @@ def test_torch_stays_in_dqn_and_integrations(module):
 
 @pytest.mark.parametrize(
     "module",
-    ["fastrl.dqn.run", "fastrl.dqn.callbacks", "fastrl.dqn.learner", "fastrl.dqn.frames", "fastrl.dqn.pretrained"],
+    [
+        "fastrl.dqn.run",
+        "fastrl.dqn.callbacks",
+        "fastrl.dqn.learner",
+        "fastrl.dqn.device.store",
+        "fastrl.dqn.pretrained",
+    ],
 )
 def test_modules_of_dqn_import_alone(module):
     assert module in loaded_by(f"import {module}")
 
 
-@pytest.mark.parametrize("missing", ["envpool", "tyro", "tensorboard", "torch", "safetensors", "rich", "PIL"])
+@pytest.mark.parametrize("missing", ["envpool", "tensorboard", "torch", "safetensors", "rich", "PIL"])
 def test_a_missing_package_is_answered_with_the_extra_that_brings_it(missing, tmp_path):
     code = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {['catch', '--runs-dir', str(tmp_path)]!r}; "
     code += "from fastrl.train import main, run_command; run_command(main, 'train')"

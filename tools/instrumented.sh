@@ -9,7 +9,7 @@ here=$PWD/build/$kind
 rm -rf "$here"
 mkdir -p "$here"
 tar -c --exclude='*.so' --exclude=__pycache__ --exclude=weights \
-  csrc fastrl/__init__.py fastrl/extras.py fastrl/replay tests/replay setup.py pyproject.toml README.md LICENSE | tar -x -C "$here"
+  csrc fastrl/__init__.py fastrl/base fastrl/replay tests/replay setup.py pyproject.toml README.md LICENSE | tar -x -C "$here"
 cd "$here"
 export PYTHONPATH=$here
 # Of setuptools only the kernels are asked for.
@@ -59,7 +59,7 @@ def work():
 threads = [threading.Thread(target=work) for _ in range(2)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]'
-    python -m pytest -q --capture=sys -p no:cacheprovider tests/replay/test_prefetch.py tests/replay/test_team.py "$@"
+    python -m pytest -q --capture=sys -p no:cacheprovider tests/replay/test_prefetch.py tests/replay/stores/test_copy_threads.py "$@"
     ;;
   coverage)
     build FASTRL_COVERAGE=1

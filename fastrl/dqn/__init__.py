@@ -2,7 +2,7 @@
 
 import os
 
-from fastrl.extras import need
+from fastrl.base.extras import extra
 
 # PyTorch's idle threads spin for long by default: where anything else wants a core they hold up those that work, and an
 # update takes nine times as long. A short spin costs a quiet machine nothing. libgomp reads this when PyTorch is first
@@ -10,5 +10,6 @@ from fastrl.extras import need
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-need("torch", "train")
-need("safetensors", "train")
+with extra("train"):
+    import safetensors  # noqa: F401
+    import torch  # noqa: F401

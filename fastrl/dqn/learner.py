@@ -18,10 +18,13 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from fastrl.config import ConfigError, DQNConfig
-from fastrl.dqn import graph
-from fastrl.dqn.device import has_bfloat16
-from fastrl.dqn.inputs import fill, make_input
+from fastrl.base.errors import ConfigError
+from fastrl.base.machine import cpu_count, keep_freed_memory
+from fastrl.config import DQNConfig
+from fastrl.dqn.device import cuda_graph
+from fastrl.dqn.device.device import has_bfloat16
+from fastrl.dqn.device.inputs import fill, make_input
+from fastrl.dqn.device.transfer import Download, Upload
 from fastrl.dqn.loss import (
     categorical_divergence,
     categorical_target,
@@ -33,9 +36,7 @@ from fastrl.dqn.loss import (
 )
 from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.optimizer import build_optimizer, load_moments, set_rate
-from fastrl.dqn.staging import Download, Upload
-from fastrl.dqn.tally import Tally
-from fastrl.machine import cpu_count, keep_freed_memory
+from fastrl.dqn.update_stats import Tally
 
 State = dict[str, Any]
 Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each input of the loss, in order
@@ -207,8 +208,8 @@ class Learner:
             self._act, self._loss = lambda: fast_act(self._acting), fast_loss
         if device.type == "cuda":
             with _eager_if_it_fails("recording a CUDA graph", "Update PyTorch and the driver"):
-                with graph.unchanged(self._tensors):
-                    recorded = graph.record(self._act), graph.record(update)
+                with cuda_graph.unchanged(self._tensors):
+                    recorded = cuda_graph.record(self._act), cuda_graph.record(update)
                 self._act, self._update = recorded
 
     def _tensors(self) -> list[Tensor]:
@@ -319,7 +320,7 @@ class Learner:
         return {"train/learning_rate": self._rate} | self._tally.read()
 
     def state(self) -> State:
-        """Return copies of all that learning goes on from, priorities in flight included: tensors, numbers, dicts."""
+        """Return copies of all that learning continues from, pending priorities included: tensors, numbers, dicts."""
         index, download = self._pending or (None, None)
         state = {
             "online": self.online.state_dict(),
@@ -334,7 +335,7 @@ class Learner:
         return copy.deepcopy(state)
 
     def load_state(self, state: State) -> None:
-        """Go on from what `state` returned; learning rate and other settings stay this learner's own.
+        """Continue from what `state` returned; learning rate and other settings stay as they are.
 
         Raises
         ------
@@ -364,13 +365,13 @@ class Learner:
 
 @contextmanager
 def _eager_if_it_fails(what: str, remedy: str) -> Iterator[None]:
-    """Turn whatever a compiler may raise into one warning."""
+    """Turn any error of a compiler into one warning."""
     try:
         yield
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
-            f"{what} failed ({reason}); going on without, which is slower. {remedy}, or pass --no-compile to "
+            f"{what} failed ({reason}); continuing without it, which is slower. {remedy}, or pass --no-compile to "
             "silence this",
             RuntimeWarning,
             stacklevel=6,

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastrl.config import ConfigError, DQNConfig
+from fastrl.base.errors import ConfigError
+from fastrl.config import DQNConfig
 
 # Convolutions of the plain image trunks: (filters, kernel, stride), a ReLU after each.
 IMAGE_TRUNKS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -40,8 +41,8 @@ class QNetwork(nn.Module):
     width : int
         Multiplies the filters of an image trunk.
     atoms : int
-        1: the network gives expected values. More: logits of so many returns, evenly spaced from -`v_max` to
-        `v_max`, whose mean is the action's value (C51, Bellemare et al. 2017).
+        1: the network gives expected values. K > 1: logits of K returns, evenly spaced from -`v_max` to `v_max`; the
+        mean over them is the action's value (C51, Bellemare et al. 2017).
     v_max : float
         Largest return that an atom stands for.
 

@@ -1,4 +1,4 @@
-"""Networks that ship with the package: weights in bfloat16, and a card each that says where they come from.
+"""Networks that ship with the package: weights in bfloat16, each with a card that says where they come from.
 
 fastrl/weights/breakout.safetensors     as a checkpoint's weights.safetensors
 fastrl/weights/breakout.json            the card
@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
-from fastrl import folder
-from fastrl.config import ConfigError, DQNConfig
+from fastrl.base.errors import ConfigError
+from fastrl.config import DQNConfig
 from fastrl.dqn import checkpoint
-from fastrl.dqn.device import pick_device
+from fastrl.dqn.device.device import pick_device
 from fastrl.dqn.network import QNetwork
-from fastrl.gymnasium_envs import is_own
+from fastrl.envs.names import is_custom
+from fastrl.runs import folder
+from fastrl.runs.folder import RunFolder
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 LARGEST_BYTES = 7_000_000
@@ -64,7 +66,7 @@ class Card(Judgement):
     frame_skip: int
     """Emulator frames per agent step."""
     rules: dict[str, Any] = field(default_factory=dict)
-    """Rules of its training, as arguments of `fastrl.rules.Rules`; none: the protocol `deepmind`."""
+    """Rules of its training, as arguments of `fastrl.envs.rules.Rules`; none: the protocol `deepmind`."""
     trained_with: dict[str, str]
     """Versions of the packages that trained."""
     sha256: str
@@ -133,7 +135,7 @@ def export(run: Path, name: str, judge: Callable[[QNetwork, DQNConfig], Judgemen
     run : Path
         Folder of the run.
     name : str
-        The checkpoint, as `fastrl.dqn.checkpoint.find` takes it.
+        The checkpoint, as `RunFolder.find` takes it.
     judge : callable
         Plays with the network as it will ship, its weights rounded to bfloat16.
 
@@ -143,9 +145,9 @@ def export(run: Path, name: str, judge: Callable[[QNetwork, DQNConfig], Judgemen
         If the run or its checkpoint cannot be read, or its weights take more than ``LARGEST_BYTES``.
     """
     config = folder.load_dqn_config(run)
-    if is_own(config.game):
-        raise ConfigError(f"{run} plays {config.game}, an own environment; networks ship for Atari games alone")
-    saved = checkpoint.find(run, name)
+    if is_custom(config.game):
+        raise ConfigError(f"{run} plays {config.game}, a custom environment; networks ship for Atari games alone")
+    saved = RunFolder(run).find(name)
     WEIGHTS.mkdir(exist_ok=True)
     ships = [WEIGHTS / f"{config.game}.{kind}" for kind in ("safetensors", "json")]
     partial = [path.with_name(f".{path.name}.partial") for path in ships]
@@ -196,7 +198,7 @@ def _origin(run: Path, config: DQNConfig, saved: Path) -> dict[str, Any]:
 
 
 def without_platform(versions: dict[str, str]) -> dict[str, str]:
-    """Return what `fastrl.folder.versions` returns without the kernel's name, which decides no score."""
+    """Return what `fastrl.runs.folder.versions` returns without the kernel's name, which decides no score."""
     return {name: version for name, version in versions.items() if name != "platform"}
 
 

@@ -1,1 +1,1 @@
-"""The replay inside other libraries' agents: one package for each library, imported only by who asks for it."""
+"""The replay inside other libraries' agents: one package per library. Nothing else in `fastrl` imports them."""

@@ -2,12 +2,19 @@
 
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
-from fastrl.replay.compressed import Lz4Store
 from fastrl.replay.prioritized import PrioritizedReplayBuffer
-from fastrl.replay.ram import RamStore
-from fastrl.replay.store import FrameStore, MakeStore
+from fastrl.replay.stores.compressed import Lz4Store
+from fastrl.replay.stores.ram import RamStore
+from fastrl.replay.stores.store import FrameStore, MakeStore
 from fastrl.replay.sum_tree import SumTree
 
 __all__ = [
-    "Batch", "FrameStore", "Lz4Store", "MakeStore", "PrioritizedReplayBuffer", "RamStore", "ReplayBuffer", "SumTree",
-]  # fmt: skip
+    "Batch",
+    "FrameStore",
+    "Lz4Store",
+    "MakeStore",
+    "PrioritizedReplayBuffer",
+    "RamStore",
+    "ReplayBuffer",
+    "SumTree",
+]

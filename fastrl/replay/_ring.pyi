@@ -1,7 +1,9 @@
-from typing import Any, final
+from typing import final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+MARKS: dict[str, int]  # what the kernels take them to be; see marks.py
 
 @final
 class Rings:
@@ -29,31 +31,3 @@ class Rings:
         changed: NDArray[np.int64],
     ) -> int: ...
     def locate(self, index: NDArray[np.int64], slots: NDArray[np.int64], alive: NDArray[np.uint8]) -> int: ...
-
-@final
-class Appender:
-    def __init__(
-        self,
-        rings: Rings,
-        frames: NDArray[np.uint8],
-        actions: NDArray[np.uint8],
-        nodes: NDArray[np.float64],
-        offsets: NDArray[np.int64],
-        obs: NDArray[Any],
-        action: NDArray[Any],
-        final_inside: bool,
-        env: NDArray[np.int64],
-        changed: NDArray[np.int64],
-        named: NDArray[np.uint8],
-    ) -> None: ...
-    def add(
-        self,
-        obs: ArrayLike,
-        action: ArrayLike,
-        reward: ArrayLike,
-        terminated: ArrayLike,
-        truncated: ArrayLike,
-        first: ArrayLike | None,
-        env_id: ArrayLike | None,
-        weight: float,
-    ) -> int | None: ...

@@ -22,4 +22,4 @@ def draw_leaves(
     leaves: NDArray[np.int64],
 ) -> None: ...
 
-__pyx_capi__: dict[str, object]  # what _ring and _draw cimport
+__pyx_capi__: dict[str, object]  # what _append and _draw cimport

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 class Batch:
     """B transitions, each over up to ``n_step`` steps.
 
-    ``obs`` and ``next_obs`` are of the frame store's own kind: NumPy arrays unless the buffer was given another.
+    ``obs`` and ``next_obs`` are what the frame store makes: NumPy arrays for the stores of this package.
     """
 
     obs: Any
     """``[B, stack, *obs_shape]``, oldest frame first."""
     action: NDArray[Any]
-    """``[B, *action_shape]``: what was done at ``obs``."""
+    """``[B, *action_shape]``: action taken at ``obs``."""
     reward: NDArray[np.float32]
     """``[B]``: sum of gamma^k r_k over the steps taken."""
     next_obs: Any
@@ -41,17 +41,17 @@ _FRAMES = ("obs", "next_obs")
 
 
 def _held(arrays: dict[str, Any]) -> int:
-    """Return the highest count of references to any of these arrays."""
+    """Return the highest reference count among these arrays."""
     return max(map(sys.getrefcount, arrays.values()))
 
 
-# What `_held` says of arrays that nothing else refers to; versions of the interpreter differ in it.
+# What `_held` returns for arrays that nothing else refers to; it depends on the version of the interpreter.
 _FREE = _held({"index": np.empty(1)})
 
 
 @contextmanager
 def _naming_size(size: int) -> Iterator[None]:
-    """Say which argument asked for memory that cannot be had, or for more than an array can span."""
+    """Name the argument that asked for more memory than there is, or than an array can span."""
     try:
         yield
     except (MemoryError, ValueError) as error:
@@ -59,22 +59,22 @@ def _naming_size(size: int) -> Iterator[None]:
 
 
 class BatchPool:
-    """Lends arrays and takes back those that nobody else holds any more.
+    """Lends arrays, and lends them again once nothing else refers to them.
 
-    Writing into memory that is mapped already is several times faster than into fresh pages. A batch, one of
-    its arrays, a view or a tensor over one all count as holding: arrays still held are never lent again.
+    Writing into memory that is mapped already is several times faster than writing into fresh pages. Arrays are never
+    lent again while a batch, one of its arrays, or a view of one is still referred to.
 
-    Holding shows in the count of references to an array that owns its memory. Memory of any other kind, like a
-    tensor, can be held without a reference to the object at hand: such frames are made anew for every batch.
+    The reference count of an array that owns its memory shows this. Memory of any other kind, such as a tensor, can be
+    held without a reference to the object at hand: such frames are made anew for every batch.
 
     Parameters
     ----------
     obs_shape, obs_dtype, action_shape, action_dtype
-        Shape behind the batch axis and dtype of ``obs`` and ``next_obs``, and of ``action``.
+        Shape behind the batch axis, and dtype, of ``obs`` and ``next_obs``, and of ``action``.
     empty : callable
-        Makes memory for frames, given its shape (see `FrameStore.empty`).
+        Makes memory for frames of a given shape (see `FrameStore.empty`).
     keep : int
-        Sets of arrays of one size to remember; when more are held, the oldest are left to their holders.
+        Sets of arrays of one batch size to remember. If more are in use, the pool forgets the oldest.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class BatchPool:
         self._sets: list[dict[str, Any]] = []
 
     def lend(self, size: int) -> Batch:
-        """Return a batch of ``size`` whose contents may be overwritten.
+        """Return a batch of ``size`` rows whose contents may be overwritten.
 
         Raises
         ------
         MemoryError
-            If there is too little memory for it.
+            If there is too little memory.
         """
         for arrays in self._sets:
             if len(arrays["index"]) == size and _held(arrays) <= _FREE:
@@ -110,7 +110,7 @@ class BatchPool:
         return Batch(**arrays) if self._frames_lent else Batch(**arrays, **self._frames(size))
 
     def check(self, batch: Batch, size: int) -> None:
-        """Raise ValueError unless ``batch`` holds writable contiguous NumPy arrays that fit."""
+        """Raise ValueError unless ``batch`` holds writable C-contiguous NumPy arrays of the right shapes and dtypes."""
         for name, shape, dtype in self._fields:
             array, wanted = getattr(batch, name, None), (size, *shape)
             if not isinstance(array, np.ndarray) or array.shape != wanted or array.dtype != dtype:
@@ -122,10 +122,10 @@ class BatchPool:
                 )
         where = sorted((array.ctypes.data, array.nbytes) for array in (getattr(batch, name) for name in _NAMES))
         if any(begin + nbytes > after for (begin, nbytes), (after, _) in pairwise(where)):
-            raise ValueError("two arrays of out share their memory; give each field an array of its own")
+            raise ValueError("two arrays of out share their memory; give each field a separate array")
 
     def _remember(self, size: int) -> dict[str, Any]:
-        """Return a new set of arrays, to lend again; without frames if these are made anew for every batch."""
+        """Return a new set of arrays to lend again, without frames if these are made anew for every batch."""
         with _naming_size(size):
             arrays = {
                 name: np.empty((size, *shape), dtype) for name, shape, dtype in self._fields if name not in _FRAMES

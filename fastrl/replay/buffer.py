@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastrl.replay import files
+from fastrl.base.checks import assert_that, integer
+from fastrl.replay.arrays import as_bytes
 from fastrl.replay.batch import Batch, BatchPool
-from fastrl.replay.checks import Autoreset, Rows, check_index, check_rows, check_settings, integer, require
-from fastrl.replay.memory import as_bytes
+from fastrl.replay.checks import Autoreset, StepRows, check_index, check_rows, check_settings
 from fastrl.replay.prefetch import Prefetcher
-from fastrl.replay.ram import RamStore
 from fastrl.replay.ring import Ring
-from fastrl.replay.saves import Save
-from fastrl.replay.store import MakeStore
-from fastrl.replay.stores import maker
+from fastrl.replay.saves import Save, archive
+from fastrl.replay.saves.save import Snapshot
+from fastrl.replay.stores.by_name import maker
+from fastrl.replay.stores.ram import RamStore
+from fastrl.replay.stores.store import MakeStore
 from fastrl.replay.sum_tree import SumTree
+
+
+class Reader(Protocol):
+    """Reads frames in another thread while rows are added: a save, or a batch that was prefetched."""
+
+    def wait_for(self, slots: NDArray[np.int64]) -> bool:
+        """Wait while a frame in these slots is yet to be read; the buffer's lock is held.
+
+        Returns True if the lock was released meanwhile. Other threads may have added rows then, so the caller must ask
+        again, with the slots that come next now.
+        """
 
 
 class ReplayBuffer:
     """Uniform replay of the newest rows of many environments.
 
-    One row is one environment's part of one vector step: the newest *frame* of its observation (stacks are
-    put together when a batch is drawn), the action taken there, and what that action brought. A row can be
-    drawn exactly while all its fields can be rebuilt: once its n-step window is closed by n further frames
-    or by the end of the episode, and until the oldest frame of its stack is overwritten.
+    One row is one environment's part of one vector step: the newest *frame* of its observation (a batch stacks
+    frames when it is drawn), the action taken there, and the reward and end that followed. A row can be drawn exactly
+    while all its fields can be rebuilt: from when its n-step window is closed, by n further frames or by the end of the
+    episode, until the oldest frame of its stack is overwritten.
 
     Parameters
     ----------
     capacity : int
         Rows over all environments; each has a ring of ``capacity // num_envs``.
     num_envs : int
-        Environments; ``env_id`` names them 0 to ``num_envs - 1``.
+        Number of environments, N; ``env_id`` names them 0 to ``num_envs - 1``.
     obs_shape, obs_dtype
         Shape and dtype of one frame.
     action_shape, action_dtype
@@ -43,31 +56,35 @@ class ReplayBuffer:
     stack : int
         Frames in an observation.
     stack_padding : {"first", "zero"}
-        What stands in a stack before the first frame of a game: that frame again, or zeros.
+        What fills a stack before the first frame of a game: that frame again, or zeros.
     n_step : int
-        Rewards summed into one.
+        Rewards summed into one return.
     gamma : float
         Discount per step.
     autoreset : {"next_step", "same_step", "disabled"}
         What the row after a done holds. ``"next_step"`` (EnvPool, Gymnasium's default): the final
-        observation and an ignored action. ``"same_step"`` and ``"disabled"``: the new episode's first
-        observation; the final one comes in ``final_obs`` of the done itself.
+        observation and an ignored action. ``"same_step"`` and ``"disabled"``: the first observation of the new
+        episode; the final one comes with the done itself, as ``final_obs``.
     seed : int, sequence of int, SeedSequence or None
-        Of the draws. The same seed and the same calls give the same batches, to the bit; calls that fail do not count.
+        Seed of the draws. The same seed and calls give the same batches, to the bit; calls that fail do not count.
     store : {"ram", "lz4"} or callable
-        Keeps the frames in memory as they come, or compressed (`Lz4Store`); or makes another `FrameStore`, called
-        with their number, and the shape and dtype of one. A batch's ``obs`` and ``next_obs`` are of the store's
-        kind; their values do not depend on it.
+        Where frames are kept: in memory as they come (`RamStore`), compressed in memory (`Lz4Store`), or in another
+        `FrameStore`, which the callable makes (`MakeStore`). A batch's ``obs`` and ``next_obs`` are what the store
+        makes; their values do not depend on it.
 
     Raises
     ------
     ValueError
-        If a setting is out of its range; the message names it.
+        If a setting is out of range; the message names it.
     ImportError
         If ``store`` needs a package that is not installed.
     MemoryError
         If there is too little memory for the capacity.
     """
+
+    _kind = "uniform"
+    """What files call buffers of this class, and of classes derived from it."""
+    _save: Save | None  # in progress
 
     def __init__(
         self,
@@ -87,10 +104,18 @@ class ReplayBuffer:
         store: str | MakeStore = "ram",
     ) -> None:
         settings = self.settings = check_settings(
-            capacity=capacity, num_envs=num_envs, obs_shape=obs_shape, obs_dtype=obs_dtype,
-            action_shape=action_shape, action_dtype=action_dtype, stack=stack, stack_padding=stack_padding,
-            n_step=n_step, gamma=gamma, autoreset=autoreset,
-        )  # fmt: skip
+            capacity=capacity,
+            num_envs=num_envs,
+            obs_shape=obs_shape,
+            obs_dtype=obs_dtype,
+            action_shape=action_shape,
+            action_dtype=action_dtype,
+            stack=stack,
+            stack_padding=stack_padding,
+            n_step=n_step,
+            gamma=gamma,
+            autoreset=autoreset,
+        )
         num_envs, stack, n_step = settings["num_envs"], settings["stack"], settings["n_step"]
         obs_shape, action_shape = settings["obs_shape"], settings["action_shape"]
         frame_dtype, act_dtype = np.dtype(settings["obs_dtype"]), np.dtype(settings["action_dtype"])
@@ -121,7 +146,7 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the full buffer takes, the pool of batches aside; frames that shrink count as now."""
+        """Bytes of memory that the full buffer takes, without the pool of batches; compressed frames count as now."""
         return self._store.nbytes + self._ring.nbytes + self._tree.nbytes
 
     def add(
@@ -144,31 +169,31 @@ class ReplayBuffer:
         obs : [n, *obs_shape] obs_dtype
             Newest frame of the observation in which ``action`` was taken.
         action : [n, *action_shape]
-            Valid everywhere, but ignored in the row after a done if ``autoreset="next_step"``, like the three
-            that follow.
+            Must be valid in every row. In the row after a done with ``autoreset="next_step"`` it is ignored, as are
+            reward, terminated and truncated.
         reward : [n] float
-            What the action brought.
+            Reward of the action.
         terminated, truncated : [n] bool
             How the action ended the episode, if it did; terminated wins over truncated.
         first : [n] bool, optional
-            ``obs[i]`` opens a new game: stacks do not look back past it. By default the row that opens an
-            episode; pass False there for a lost life that ended an episode but not the game. True without a
-            done before it abandons the episode under way: rows whose future is then unknown are never drawn.
+            Whether ``obs[i]`` opens a new game: stacks do not look back past it. Default: the row that opens an
+            episode does. Pass False there after a lost life that ended an episode but not the game. True without a
+            done before it abandons the current episode: rows whose future is then unknown are never drawn.
         final_obs : [n, *obs_shape] or object array with None, optional
-            For ``autoreset`` "same_step" and "disabled" only: the frame after a done, read nowhere else.
-            Without one a terminated row's ``next_obs`` ends in its own frame again (its discount is 0), and the
-            row after it must open a new game: a stack that goes on needs every frame.
+            The frame after a done, for ``autoreset`` "same_step" and "disabled" only; rows without a done are not read.
+            If it is missing for a terminated row, its ``next_obs`` repeats its newest frame (its discount is 0), and
+            the row after it must open a new game: a stack that continues needs every frame.
         env_id : [n] int, optional
-            The environments that these rows belong to, none twice (default: all, in order).
+            Environments of these rows, none twice (default: all, in order).
 
         Raises
         ------
         ValueError
-            If an argument does not fit, or a truncated row comes without its final frame. Nothing has been
-            changed then, nor if the store cannot write.
+            If an argument does not fit, or a truncated row comes without its final frame. Nothing has changed then;
+            nor has it if the store cannot write.
         """
         with self._lock:
-            if self._prefetcher.under_way or self._save is not None:
+            if self._prefetcher.in_flight or self._save is not None:
                 self._wait_for_readers()
             if final_obs is None and self._appender is not None:
                 gained = self._appender.add(obs, action, reward, terminated, truncated, first, env_id, self._new_weight)
@@ -184,25 +209,25 @@ class ReplayBuffer:
                 return
             finals, unknown = rows.finals()
             slots = np.concatenate((slots, self._ring.slots_ahead(finals.env, 1)))
-            # All at once and first of all: if the store cannot write, nobody has heard of these rows.
+            # All frames at once, and before anything else: if the store cannot write, no row was added.
             self._store.write(slots, np.concatenate((rows.obs, finals.obs)))
             self._append(rows)
             self._append(finals)
-            self._ring.forbid_going_on(finals.env[unknown])
+            self._ring.forbid_continuing(finals.env[unknown])
 
     def sample(self, batch_size: int, out: Batch | None = None) -> Batch:
-        """Draw transitions, every drawable row with the same probability; all weights are 1.
+        """Draw transitions; every drawable row has the same probability, and all weights are 1.
 
-        Rows come in slot order, one from each of ``batch_size`` equal strata. Costs O(B (log capacity +
-        stack + n_step)) and 2 B stack copies of a frame.
+        Rows come in slot order, one from each of ``batch_size`` equal strata. Costs
+        O(B (log capacity + stack + n_step)) and 2 B stack copies of a frame.
 
         Parameters
         ----------
         batch_size : int
             B, at least 1.
         out : Batch, optional
-            NumPy arrays to write into, for example over pinned memory, whatever the store. Otherwise they come
-            from a pool, which reuses only what nobody holds any more: a batch you hold is never overwritten.
+            NumPy arrays to write into, for example over pinned memory, whatever the store. Default: arrays from a
+            pool, which reuses them only once nothing refers to them; a batch that you hold is never overwritten.
 
         Raises
         ------
@@ -212,15 +237,15 @@ class ReplayBuffer:
         return self._sample({"batch_size": integer("batch_size", batch_size)}, out)
 
     def prefetch(self, batch_size: int) -> None:
-        """Draw the batch that the next `sample` returns, and let a thread copy its frames meanwhile.
+        """Draw the batch that the next `sample` returns, and let a thread copy its frames in the background.
 
-        Rows and weights are drawn here and now, exactly as `sample` would: the same seed gives the same batches,
-        prefetched or not. Rows that are added later wait where they would overwrite a frame that is still read.
+        Rows and weights are drawn at once, exactly as `sample` would: the same seed gives the same batches, prefetched
+        or not. A row added later waits only where it would overwrite a frame that is still to be copied.
 
         Parameters
         ----------
         batch_size : int
-            B, at least 1; `sample` must be asked for the same.
+            B, at least 1; `sample` must then be called with the same.
 
         Raises
         ------
@@ -230,12 +255,12 @@ class ReplayBuffer:
         self._prefetch({"batch_size": integer("batch_size", batch_size)})
 
     def set_n_step(self, n_step: int) -> None:
-        """Draw returns over so many steps from now on; rows that become drawable count as new. Reads every row.
+        """Draw returns over ``n_step`` steps from now on; rows that become drawable count as new. Reads every row.
 
         Raises
         ------
         ValueError
-            If `n_step` is none, or the capacity too small for it. Nothing has been changed then.
+            If ``n_step`` is less than 1, or the capacity is too small for it. Nothing has changed then.
         """
         with self._lock:
             settings = check_settings(**self.settings | {"n_step": n_step})
@@ -245,7 +270,7 @@ class ReplayBuffer:
             self._set_kernels()
 
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
-        """Return how many rows their environments have added since the rows named ``index [B]``."""
+        """Return how many rows their environments have added since the rows named ``index [B]``, ``[B] int64``."""
         with self._lock:
             return self._ring.age(check_index(index))
 
@@ -255,8 +280,10 @@ class ReplayBuffer:
             self._ring.check()
             self._tree.check()
             drawable = self._ring.drawable != 0
-            require(np.array_equal(self._tree.weights > 0, drawable), "the tree weighs other rows than may be drawn")
-            require(self._drawable == drawable.sum(), "the count of drawable rows is off")
+            assert_that(
+                np.array_equal(self._tree.weights > 0, drawable), "the tree weighs other rows than may be drawn"
+            )
+            assert_that(self._drawable == drawable.sum(), "the count of drawable rows is off")
 
     def save(self, path: str | Path) -> None:
         """Write everything, generator included, to one file, atomically (see `load`).
@@ -264,36 +291,82 @@ class ReplayBuffer:
         Raises
         ------
         ValueError
-            If a batch that was prefetched has not been taken: what is loaded could not return it.
+            If a batch that was prefetched has not been taken: a loaded buffer could not return it.
+        OSError
+            If the file cannot be written; a file that was there before is left as it was.
         """
         with self._lock:
             self._prefetcher.require_none("save")
-            files.save(Path(path), type(self).__name__, self.settings, self._state(), self._store, self._ring.held)
+            archive.write_file(Path(path), self._kind, self.settings, self._state(), self._store, self._ring.held)
 
-    @classmethod
-    def load(cls, path: str | Path, store: str | MakeStore = "ram") -> Self:
-        """Return the buffer that `save` or `Save` wrote: it draws what the saved one would have drawn.
+    def begin_save(self, folder: str | Path, earlier: str | Path | None = None) -> Save:
+        """Begin a save into a folder that writes only new frames, in a thread if you like, while rows are added.
 
-        Its frames go into a new ``store``, which need not be of the kind that they came from.
+        Copies all but the frames, 24 bytes a row. The save that it returns must be written or closed (see
+        `fastrl.replay.saves.Save`); `load` takes the folder once it is written.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Where to; it is made here.
+        earlier : str or Path, optional
+            An earlier save of this buffer, or what the buffer was loaded from. Its files of frames are linked, not
+            written again, where possible.
 
         Raises
         ------
         ValueError
-            If the file or folder is no saved buffer of this class, or damaged.
+            If a batch that was prefetched has not been taken, or another save of this buffer is in progress.
+        OSError
+            If the folder exists or cannot be made.
+        """
+        with self._lock:
+            self._prefetcher.require_none("save")
+            if self._save is not None:
+                raise ValueError("a save is in progress; wait for its end before you start another")
+            snapshot = Snapshot(
+                kind=self._kind,
+                settings=self.settings,
+                state={name: copy.deepcopy(value) for name, value in self._state().items()},
+                rows=self._ring.rows,
+                count=self._ring.count.copy(),
+                held=self._ring.held,
+                lock=self._lock,
+                gather=self._gather_saved,
+                release=self._release_save,
+            )
+            save = self._save = Save(snapshot, Path(folder), None if earlier is None else Path(earlier))
+            return save
+
+    @classmethod
+    def load(cls, path: str | Path, store: str | MakeStore = "ram") -> Self:
+        """Return a saved buffer: it draws what the buffer that was saved would have drawn.
+
+        Parameters
+        ----------
+        path : str or Path
+            File that `save` wrote, or folder of a save that `begin_save` began.
+        store : {"ram", "lz4"} or callable
+            As for the class; it need not be of the kind that the frames came from.
+
+        Raises
+        ------
+        ValueError
+            If the file or folder is not a saved buffer of this kind, or is damaged.
         """
         make = maker(store)
-        with files.SavedReplay(Path(path), cls.__name__) as saved:
-            buffer = cls(**saved.settings, store=make)  # what goes wrong from here on, `saved` calls damage
+        with archive.SavedReplay(Path(path), cls._kind) as saved:
+            buffer = cls(**saved.settings, store=make)  # from here on `saved` takes errors for damage
             saved.fill(buffer._store)
             buffer._load_state(saved.state())
             buffer.check()
-            require(buffer._ring.held == saved.held, "its header tells another number of rows")
+            assert_that(buffer._ring.held == saved.held, "its header gives another number of rows")
         return buffer
 
     @classmethod
     def saved_settings(cls, path: str | Path) -> dict[str, Any]:
-        """Return the settings of a saved buffer without loading it; errors as `load`."""
-        with files.SavedReplay(Path(path), cls.__name__) as saved:
+        """Return the settings of a saved buffer without loading it; errors as for `load`."""
+        with archive.SavedReplay(Path(path), cls._kind) as saved:
             return saved.settings
 
     def __getstate__(self) -> dict[str, Any]:
@@ -308,14 +381,14 @@ class ReplayBuffer:
     # --- inside ---------------------------------------------------------------------------------------
 
     def _set_helpers(self) -> None:
-        """Make what belongs to this very object, and is in no copy."""
+        """Make the parts that a copy does not share: lock, threads, kernels."""
         self._lock = threading.RLock()  # calls of several threads take turns
         self._prefetcher = Prefetcher(self._tree.capacity)
-        self._save: Save | None = None  # under way
+        self._save = None
         self._set_kernels()
 
     def _set_kernels(self) -> None:
-        """Draw and add in one call each; add so where frames lie in memory as they come, other stores write theirs."""
+        """Make the kernels that draw and add in one call; the latter writes into the memory of a `RamStore` alone."""
         zero = self.settings["stack_padding"] == "zero"
         self._drawer = self._ring.drawer(self._tree, self.settings["gamma"], zero=zero)
         self._appender = None
@@ -324,28 +397,39 @@ class ReplayBuffer:
             self._appender = self._ring.appender(frames, self._tree, no_rows, final_inside=self._final_inside)
 
     def _wait_for_readers(self) -> None:
-        """Wait until neither a save nor a batch under way reads a frame that the next rows overwrite."""
+        """Wait until no reader has yet to read a frame that the next rows overwrite."""
         ahead = 1 if self._final_inside else 2
-        while self._save is not None and self._save.needs(self._ring.next_slots(ahead)):
-            self._save.wait()  # other threads may take their turns meanwhile
-        self._prefetcher.wait_for(self._ring.next_slots(ahead))
+        while any(reader.wait_for(self._ring.next_slots(ahead)) for reader in self._readers()):
+            pass  # other threads may have added rows, or begun a save: ask all again
 
-    def _append(self, rows: Rows) -> None:
-        """Append one row per environment in ``rows.env``, written already, and weigh what may be drawn now."""
+    def _readers(self) -> list[Reader]:
+        return [self._prefetcher] if self._save is None else [self._save, self._prefetcher]
+
+    def _gather_saved(self, slots: NDArray[np.int64], frames: NDArray[Any]) -> None:
+        """Do as `Snapshot.gather`: put the frames in these slots into an array."""
+        self._prefetcher.wait()  # a store need not support two threads at once
+        self._store.gather(slots[None, :, None], frames)
+
+    def _release_save(self) -> None:
+        """Do as `Snapshot.release`: let no row wait for the save any longer."""
+        self._save = None
+
+    def _append(self, rows: StepRows) -> None:
+        """Append one row to each ring in ``rows.env``, their frames written already; weigh what may be drawn now."""
         self._weigh(self._ring.push(rows.env, rows.action, rows.reward, rows.mark, rows.first))
 
     def _weigh(self, changed: NDArray[np.int64]) -> None:
-        """Give slots that may be drawn from now on the weight of new rows, and those that may not none."""
+        """Give changed slots the weight of new rows if they may be drawn now, and weight 0 if not."""
         may_be_drawn = self._ring.drawable[changed] != 0
         self._tree.write(changed, np.where(may_be_drawn, self._new_weight, 0.0))
         self._drawable += 2 * int(may_be_drawn.sum()) - len(changed)
 
     def _sample(self, asked: dict[str, Any], out: Batch | None) -> Batch:
         with self._lock:
-            if self._prefetcher.under_way and out is not None:
+            if self._prefetcher.in_flight and out is not None:
                 raise ValueError("out is given, but the batch that was prefetched has arrays; call sample without out")
             try:
-                if self._prefetcher.under_way:
+                if self._prefetcher.in_flight:
                     return self._prefetcher.land(asked)
                 batch, numbers = self._draw(**asked, out=out)
                 self._store.gather(numbers, batch.obs, batch.next_obs)
@@ -365,12 +449,12 @@ class ReplayBuffer:
                 raise
 
     def _undo_draw(self) -> None:
-        """Set the generator back to where it was before a draw that failed, unless its batch can still be taken."""
-        if not self._prefetcher.under_way:
+        """Set the generator back to before a draw that failed, unless its batch can still be taken."""
+        if not self._prefetcher.in_flight:
             self._rng.bit_generator.state = self._before
 
     def _draw(self, batch_size: int, out: Batch | None, **how: float) -> tuple[Batch, NDArray[np.int64]]:
-        """Fill a batch but for its frames; return it with their numbers, ``[2, B, stack]``."""
+        """Fill a batch except for its frames; return it with the numbers of these, ``[2, B, stack]``."""
         self._before = self._rng.bit_generator.state
         if not self._drawable:
             raise ValueError(f"no row can be drawn yet: {len(self)} rows held; add more before the first sample")
@@ -385,7 +469,7 @@ class ReplayBuffer:
         return batch, numbers
 
     def _put_importance(self, ratios: NDArray[np.float64], out: NDArray[np.float32]) -> None:
-        """Fill in the importance weights of rows whose weights in the tree have these ratios to the least of them."""
+        """Fill in importance weights, given the ratio of each row's weight in the tree to the least of them."""
         out.fill(1.0)
 
     def _state(self) -> dict[str, Any]:

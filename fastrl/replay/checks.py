@@ -1,4 +1,4 @@
-"""What a buffer accepts: settings and rows are checked here, before anything is touched."""
+"""What a buffer accepts: settings and rows are checked here, before anything changes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any, Literal, NamedTuple, Required, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastrl.replay.memory import contiguous
-from fastrl.replay.reference import TERMINATED, TRUNCATED
-from fastrl.replay.store import MakeStore
+from fastrl.base.checks import integer, number
+from fastrl.replay.arrays import contiguous
+from fastrl.replay.marks import ROW, TERMINATED, TRUNCATED
+from fastrl.replay.stores.store import MakeStore
 
 Autoreset = Literal["next_step", "same_step", "disabled"]
 
 
 class Settings(TypedDict, total=False):
-    """Keyword arguments of `ReplayBuffer`, which its docstring explains."""
+    """Keyword arguments of `ReplayBuffer`; its docstring explains them."""
 
     capacity: Required[int]
     num_envs: Required[int]
@@ -34,8 +35,8 @@ class Settings(TypedDict, total=False):
     store: str | MakeStore
 
 
-class Rows(NamedTuple):
-    """Rows of one vector step, checked: n environments."""
+class StepRows(NamedTuple):
+    """The n rows of one vector step, checked."""
 
     env: NDArray[np.int64]
     obs: NDArray[Any]
@@ -45,10 +46,10 @@ class Rows(NamedTuple):
     first: NDArray[np.int8]
     final_obs: Sequence[NDArray[Any] | None] | NDArray[Any] | None
 
-    def finals(self) -> tuple[Rows, NDArray[np.bool_]]:
-        """Return rows of the final frames after each done, as if ``autoreset`` were next_step.
+    def finals(self) -> tuple[StepRows, NDArray[np.bool_]]:
+        """Return a row with the final frame for each done, as ``autoreset="next_step"`` would bring it.
 
-        Also which of them nobody gave: these hold the done's own frame.
+        Also returns which of these frames were not given, ``[m] bool``: such a row repeats the frame of its done.
         """
         done = np.flatnonzero(self.mark)
         frames, unknown = self.obs[done], np.zeros(len(done), bool)
@@ -60,44 +61,18 @@ class Rows(NamedTuple):
                 frames[k] = final
         reward, mark = np.zeros(len(done), np.float32), np.zeros(len(done), np.uint8)
         default = np.full(len(done), -1, np.int8)
-        return Rows(self.env[done], frames, None, reward, mark, default, None), unknown
+        return StepRows(self.env[done], frames, None, reward, mark, default, None), unknown
 
 
-def require(condition: object, message: str) -> None:
-    """Raise AssertionError unless the condition holds; unlike ``assert``, under ``python -O`` too."""
-    if not condition:
-        raise AssertionError(message)
-
-
-_MOST = 2**63 - 1  # of int64
-_INTEGERS, _NUMBERS = (int, np.integer), (int, float, np.integer, np.floating)
-_NO_NUMBERS = (bool, np.timedelta64)  # though Python counts them as integers
-
-
-def integer(name: str, value: Any, least: int = 1) -> int:
-    """Return an integer from ``least`` up that int64 holds, or raise ValueError."""
-    if isinstance(value, _NO_NUMBERS) or not isinstance(value, _INTEGERS) or int(value) < least:
-        raise ValueError(f"{name} is {value!r}; give an integer from {least} up")
-    if int(value) > _MOST:
-        raise ValueError(f"{name} is above 2**63 - 1; give an integer from {least} up that int64 holds")
-    return int(value)
-
-
-def number(name: str, value: Any, most: float = float(np.finfo(np.float64).max)) -> float:
-    """Return a number from 0 to ``most``, or raise ValueError."""
-    real = isinstance(value, _NUMBERS) and not isinstance(value, _NO_NUMBERS)
-    if not real or not 0 <= value <= most:
-        wanted = "a finite number from 0 up" if most > 1 else f"a number from 0 to {most:g}"
-        raise ValueError(f"{name} is {value!r}; give {wanted}")
-    return float(value)
+_INT64_MAX = np.iinfo(np.int64).max
 
 
 def as_array(name: str, value: ArrayLike, wanted: str) -> NDArray[Any]:
-    """Return an array of whatever dtype, or raise ValueError; what else an object's ``__array__`` raises comes out."""
+    """Return an array of any dtype, or raise ValueError; other errors of an object's ``__array__`` pass through."""
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no array ({error}); {wanted}") from error
+        raise ValueError(f"{name} is not an array ({error}); {wanted}") from error
 
 
 def integers(name: str, value: ArrayLike, wanted: str) -> NDArray[np.int64]:
@@ -105,13 +80,13 @@ def integers(name: str, value: ArrayLike, wanted: str) -> NDArray[np.int64]:
     array = as_array(name, value, wanted)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise ValueError(f"{name} is {array.dtype} {array.shape}; {wanted}")
-    if array.dtype.kind == "u" and array.size and array.max() > _MOST:  # would become negative
+    if array.dtype.kind == "u" and array.size and array.max() > _INT64_MAX:  # would become negative
         raise ValueError(f"{name} holds {array.max()}; {wanted}")
     return contiguous(array, np.int64)
 
 
 def numbers(name: str, value: ArrayLike, wanted: str) -> NDArray[np.float64]:
-    """Return real numbers as float64, or raise ValueError; longer floats may become infinite."""
+    """Return real numbers as float64, or raise ValueError; values beyond float64 become infinite."""
     array = as_array(name, value, wanted)
     if array.dtype.kind not in "biuf" and array.size:
         raise ValueError(f"{name} is {array.dtype} {array.shape}; {wanted}")
@@ -126,11 +101,11 @@ def check_index(index: ArrayLike) -> NDArray[np.int64]:
     return integers("index", index, "give a batch's own index, int64 [B]")
 
 
-_MOST_AXES = 62  # a batch has two more
+_MOST_AXES = 62  # NumPy allows 64, and a batch has two more
 
 
 def check_settings(**settings: Any) -> dict[str, Any]:
-    """Return the settings in plain, saveable types; raise ValueError for one that is out of range."""
+    """Return the settings as types that JSON can hold; raise ValueError for one that is out of range."""
     for name in ("capacity", "num_envs", "stack", "n_step"):
         settings[name] = integer(name, settings[name])
     settings["gamma"] = number("gamma", settings["gamma"], 1.0)
@@ -151,7 +126,7 @@ def check_settings(**settings: Any) -> dict[str, Any]:
             raise ValueError(f"{name}_dtype is {kind!r}; give a boolean or numeric NumPy dtype") from error
         if dtype.kind not in "biufc":
             raise ValueError(f"{name}_dtype is {dtype}; give a boolean or numeric one")
-        if len(shape) > _MOST_AXES or (math.prod(shape) * dtype.itemsize + 32) * settings["capacity"] > _MOST:
+        if len(shape) > _MOST_AXES or (math.prod(shape) * dtype.itemsize + 32) * settings["capacity"] > _INT64_MAX:
             raise ValueError(
                 f"{name}_shape is {shape}; give at most {_MOST_AXES} axes, and lengths of which capacity = "
                 f"{settings['capacity']} take fewer than 2**63 bytes"
@@ -176,8 +151,8 @@ def check_rows(
     first: ArrayLike | None,
     final_obs: ArrayLike | None,
     env_id: ArrayLike | None,
-) -> Rows:
-    """Return the rows as arrays of the right types; raise ValueError for an argument that does not fit."""
+) -> StepRows:
+    """Return the rows as arrays of the right dtypes; raise ValueError for an argument that does not fit."""
     num_envs = settings["num_envs"]
     env = _env_ids(env_id, num_envs)
     n = len(env)
@@ -188,7 +163,7 @@ def check_rows(
         raise ValueError(f"reward holds {rewards[~np.isfinite(rewards)][0]}; give finite numbers")
     ends_true = _flags("terminated", terminated, n)
     ends_short = _flags("truncated", truncated, n)
-    mark = np.where(ends_true, TERMINATED, np.where(ends_short, TRUNCATED, 0)).astype(np.uint8)
+    mark = np.where(ends_true, TERMINATED, np.where(ends_short, TRUNCATED, ROW)).astype(np.uint8)
     opens = np.full(n, -1, np.int8) if first is None else _flags("first", first, n).astype(np.int8)
     finals = None
     if settings["autoreset"] == "next_step":
@@ -196,7 +171,7 @@ def check_rows(
             raise ValueError("final_obs is given, but with autoreset='next_step' the next row carries it; leave it out")
     else:
         finals = _final_frames(final_obs, mark, n, settings)
-    return Rows(env, frames, actions, rewards, mark, opens, finals)
+    return StepRows(env, frames, actions, rewards, mark, opens, finals)
 
 
 def _env_ids(env_id: ArrayLike | None, num_envs: int) -> NDArray[np.int64]:
@@ -242,14 +217,15 @@ def _flags(name: str, value: ArrayLike, n: int) -> NDArray[np.bool_]:
 def _final_frames(
     final_obs: ArrayLike | None, mark: NDArray[np.uint8], n: int, settings: dict[str, Any]
 ) -> Sequence[NDArray[Any] | None] | NDArray[Any] | None:
-    """Return the frames that follow dones, checked; others are not looked at."""
+    """Return the frames that follow dones, checked; other entries are not looked at."""
     shape, dtype = settings["obs_shape"], np.dtype(settings["obs_dtype"])
     finals = None if final_obs is None else _maybe_objects(final_obs)
     if finals is not None and finals.dtype != object:
         return _array("final_obs", finals, (n, *shape), dtype)
     if finals is not None and finals.shape != (n,):
         raise ValueError(f"final_obs is an object array of shape {finals.shape}; expected ({n},)")
-    checked: list[NDArray[Any] | None] = [None] * n  # each made an array once: what is written is what was checked
+    # Each is converted once, so that what was checked is what is written.
+    checked: list[NDArray[Any] | None] = [None] * n
     for i in np.flatnonzero(mark):
         given = None if finals is None else finals[i]
         if given is None and mark[i] == TRUNCATED:
@@ -264,7 +240,7 @@ def _final_frames(
 
 
 def _maybe_objects(final_obs: ArrayLike) -> NDArray[Any]:
-    """Return an array of frames, or one of objects if there are gaps."""
+    """Return an array of frames, or an array of objects if some are None."""
     if isinstance(final_obs, list | tuple) and any(frame is None for frame in final_obs):
         objects = np.empty(len(final_obs), object)
         for i, frame in enumerate(final_obs):

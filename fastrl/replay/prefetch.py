@@ -1,4 +1,4 @@
-"""A batch that is copied in the background, between the call that draws it and the one that takes it."""
+"""A batch whose frames a thread copies, between the call that draws it and the one that takes it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fastrl.replay.batch import Batch
 
 
 class _Flight(NamedTuple):
-    """A batch under way."""
+    """A batch that was drawn and not yet taken."""
 
-    asked: dict[str, float]  # with these arguments
+    asked: dict[str, float]  # arguments of the draw
     batch: Batch
-    numbers: NDArray[np.int64]  # of the frames that are read
+    numbers: NDArray[np.int64]  # of the frames that the thread reads
     done: Future[None]
 
 
 class Prefetcher:
-    """One thread that copies, and what it reads.
+    """One thread that copies frames, and which of them it reads; a `Reader`.
 
     Parameters
     ----------
@@ -37,14 +37,31 @@ class Prefetcher:
         self._flight: _Flight | None = None
 
     @property
-    def under_way(self) -> bool:
+    def in_flight(self) -> bool:
         """Whether a batch waits to be taken."""
         return self._flight is not None
 
     def start(
         self, asked: dict[str, float], batch: Batch, numbers: NDArray[np.int64], gather: Callable[..., None]
     ) -> None:
-        """Let the thread fill in the batch's frames, ``numbers`` (-1: none), by a store's ``gather``."""
+        """Let the thread fill in the batch's frames by a store's ``gather``.
+
+        Parameters
+        ----------
+        asked : dict
+            Arguments of the draw; `land` must be called with the same.
+        batch : Batch
+            Complete except for its frames.
+        numbers : [2, B, stack] int64
+            Frames of ``obs`` and of ``next_obs``; -1 is a frame of zeros.
+        gather : callable
+            `FrameStore.gather`.
+
+        Raises
+        ------
+        RuntimeError
+            If no thread can be started. No batch is in flight then.
+        """
         if self._thread is None:
             self._reading = np.zeros(self._slots + 1, np.bool_)  # the last one for -1
             self._thread = ThreadPoolExecutor(1, "fastrl-prefetch")
@@ -52,7 +69,7 @@ class Prefetcher:
         try:
             done = self._thread.submit(gather, numbers, batch.obs, batch.next_obs)
             self._flight = _Flight(asked, batch, numbers, done)
-        except RuntimeError:  # no thread can be started; what was submitted must not run later either
+        except RuntimeError:  # no thread can be started; what was submitted must not run later
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._thread = None
             raise
@@ -63,7 +80,7 @@ class Prefetcher:
         Raises
         ------
         ValueError
-            If it was asked for with other arguments; it can still be taken then.
+            If the batch was drawn with other arguments; it can still be taken then.
         """
         flight = self._flight
         assert flight is not None
@@ -79,15 +96,16 @@ class Prefetcher:
 
     def require_none(self, what: str) -> None:
         """Raise ValueError if a batch waits to be taken."""
-        if self.under_way:
+        if self.in_flight:
             raise ValueError(f"a batch that was prefetched has not been taken; call sample before you {what}")
 
-    def wait_for(self, slots: NDArray[np.int64]) -> None:
-        """Wait until none of the frames in these slots is read any more."""
+    def wait_for(self, slots: NDArray[np.int64]) -> bool:
+        """Wait until no frame in these slots is read any more; see `Reader`. Never releases the buffer's lock."""
         if self._flight is not None and self._reading[slots].any():
             self.wait()
+        return False
 
     def wait(self) -> None:
-        """Wait until nothing is read any more."""
+        """Wait until no frame is read any more."""
         if self._flight is not None:
-            self._flight.done.exception()  # that is: until it is over, however it ended
+            self._flight.done.exception()  # returns once the copy is over, whether or not it failed

@@ -7,16 +7,17 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastrl.base.checks import assert_that, integer, number
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
-from fastrl.replay.checks import Settings, check_index, integer, number, numbers, require
+from fastrl.replay.checks import Settings, check_index, numbers
 from fastrl.replay.sum_tree import first_bad
 
 _LARGEST = float(np.finfo(np.float64).max)
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
-    """Replay drawn in proportion to (priority + eps)^alpha (Schaul et al. 2016, eq. 1), as `ReplayBuffer` else.
+    """A `ReplayBuffer` drawn in proportion to (priority + eps)^alpha (Schaul et al. 2016, eq. 1).
 
     Rows that become drawable get the highest priority seen so far, 1 at first.
 
@@ -25,10 +26,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     alpha : float
         Exponent of the priorities, from 0 (uniform) up.
     eps : float
-        Added to each priority, above 0, so that no row is lost for good.
+        Added to each priority; above 0, so that every row keeps a chance to be drawn.
     **settings
         As for `ReplayBuffer`.
     """
+
+    _kind = "prioritized"
 
     def __init__(self, *, alpha: float = 0.6, eps: float = 1e-6, **settings: Unpack[Settings]) -> None:
         self._alpha, self._eps = number("alpha", alpha), number("eps", eps)
@@ -57,7 +60,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def sample(  # type: ignore[override]
         self, batch_size: int, beta: float = 0.4, out: Batch | None = None
     ) -> Batch:
-        """Draw transitions in proportion to their weights, as `ReplayBuffer.sample` else.
+        """Draw transitions in proportion to their weights; otherwise as `ReplayBuffer.sample`.
 
         ``weight`` is (N P(i))^-beta over the batch's largest (Schaul et al. 2016, section 3.4).
 
@@ -69,6 +72,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             Exponent of the importance weights, from 0 (no correction) to 1 (full).
         out : Batch, optional
             Arrays to write into.
+
+        Raises
+        ------
+        ValueError
+            As `ReplayBuffer.sample`, and if ``beta`` is negative or not finite.
         """
         return self._sample(_asked(batch_size, beta), out)
 
@@ -78,14 +86,15 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         Parameters
         ----------
         batch_size, beta
-            As for `sample`, which must be asked for the same.
+            As for `sample`, which must then be called with the same values.
         """
         self._prefetch(_asked(batch_size, beta))
 
     def update_priorities(self, index: ArrayLike, priority: ArrayLike) -> None:
         """Give rows new priorities, usually their absolute TD errors; of repeated indices the last wins.
 
-        Rows that were overwritten since they were drawn, or that may not be drawn now, are ignored.
+        Rows that were overwritten since they were drawn, or that may not be drawn now, are ignored. Costs
+        O(B log capacity).
 
         Parameters
         ----------
@@ -97,8 +106,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         Raises
         ------
         ValueError
-            If an index names no row, or a priority is negative, not finite or overflows to the power of
-            alpha. Nothing has been changed then.
+            If an index names no row, or a priority is negative, is not finite, or overflows to the power of
+            alpha. Nothing has changed then.
         """
         names, priorities = check_index(index), numbers("priority", priority, "give one finite number per index")
         if priorities.shape != names.shape:
@@ -118,11 +127,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                     self._set_max_priority(highest)
 
     def _put_importance(self, ratios: NDArray[np.float64], out: NDArray[np.float32], beta: float = 0.0) -> None:
-        """Fill in the importance weights of rows whose weights in the tree have these ratios to the least of them."""
+        """Fill in importance weights, given the ratio of each row's weight in the tree to the least of them."""
         np.power(ratios, -beta, out=out, casting="same_kind")  # in float64
 
     def _weight(self, priority: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (priority + eps)^alpha, above 0 even where that underflows; of bad priorities, inf or NaN."""
+        """Return (priority + eps)^alpha, kept above 0 where it underflows; inf or NaN for priorities out of range."""
         with np.errstate(over="ignore", invalid="ignore"):
             return np.maximum((priority + self._eps) ** self._alpha, np.finfo(np.float64).tiny)
 
@@ -140,9 +149,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         slots = np.arange(self._tree.capacity).reshape(self._ring.num_envs, -1)[:, : state["weights"].shape[1]]
         self._tree.set(slots.reshape(-1), state["weights"].reshape(-1))
         highest = float(state["max_priority"])
-        require(0 <= highest < np.inf, "its highest priority is none")
+        assert_that(0 <= highest < np.inf, "its highest priority is invalid")
         self._set_max_priority(highest)
-        require(self._new_weight <= self._tree.max_weight, "its highest priority overflows to the power of alpha")
+        assert_that(self._new_weight <= self._tree.max_weight, "its highest priority overflows to the power of alpha")
 
 
 def _asked(batch_size: int, beta: float) -> dict[str, Any]:

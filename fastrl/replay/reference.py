@@ -1,7 +1,8 @@
-"""The kernels in plain NumPy: what they mean, the oracle of the tests, the baseline of the benches.
+"""The kernels in plain NumPy: their definition, for the tests to compare with, and the baseline of the benches.
 
-Same names, arguments and results, to the last bit, as the compiled modules ``_sum_tree``, ``_ring``, ``_draw``
-and ``_frames``, whose sources in ``csrc/`` draw the memory layouts.
+Names, arguments and results are those of the compiled modules ``_sum_tree``, ``_ring``, ``_append``, ``_draw`` and
+``_frames``, to the last bit; their sources in ``csrc/`` draw the memory layouts. No module of the package imports this
+one.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-ROW, TRUNCATED, TERMINATED, FINAL = 0, 1, 2, 3
-"""Marks of a row: ordinary, ended by truncation, by termination, or holding a final observation."""
+from fastrl.replay.marks import FINAL, ROW, TERMINATED
 
 _Int = NDArray[np.int64]
 _Byte = NDArray[np.uint8]
@@ -36,7 +36,7 @@ def _first(bad: NDArray[np.bool_]) -> int:
 
 
 def set_leaves(nodes: _Double, offsets: _Int, leaves: _Int, weights: _Double) -> None:
-    """Write leaves (a repeated leaf: the last wins) and rebuild every sum above them."""
+    """Write leaves (of a repeated leaf the last wins) and rebuild every sum above them."""
     for leaf, weight in zip(leaves, weights, strict=True):
         nodes[leaf] = weight
     for level in range(1, len(offsets)):
@@ -46,7 +46,7 @@ def set_leaves(nodes: _Double, offsets: _Int, leaves: _Int, weights: _Double) ->
 
 
 def find_leaves(nodes: _Double, offsets: _Int, targets: _Double, leaves: _Int) -> None:
-    """Put into ``leaves`` the leaf under each target; ``targets`` is used up."""
+    """Put into ``leaves`` the leaf under each target; overwrites ``targets``."""
     leaves[:] = 0
     for level in range(len(offsets) - 2, -1, -1):
         children = nodes[offsets[level] + 8 * leaves[:, None] + np.arange(8)]  # [B, 8]
@@ -55,7 +55,7 @@ def find_leaves(nodes: _Double, offsets: _Int, targets: _Double, leaves: _Int) -
         child = np.minimum(passed, 7)
         query = np.arange(len(leaves))
         lost = passed == 8  # rounding carried the target past the end
-        last = 7 - np.argmax(children[:, ::-1] > 0, axis=1)  # the last child that weighs anything
+        last = 7 - np.argmax(children[:, ::-1] > 0, axis=1)  # the last child of weight above 0
         last[~(children > 0).any(axis=1)] = 0
         child = np.where(lost, last, child)
         before = np.where(child > 0, upto[query, np.maximum(child, 1) - 1], 0.0)
@@ -64,7 +64,7 @@ def find_leaves(nodes: _Double, offsets: _Int, targets: _Double, leaves: _Int) -
 
 
 def draw_leaves(nodes: _Double, offsets: _Int, uniforms: _Double, leaves: _Int) -> None:
-    """Put into ``leaves`` one of each of B equal strata of the sum, where ``uniforms`` say; these are used up."""
+    """Put into ``leaves`` one leaf from each of B equal strata of the sum, as ``uniforms`` choose; overwrites these."""
     total, size = nodes[-1], len(uniforms)
     uniforms[:] = np.minimum((np.arange(size) + uniforms) * (total / size), total)
     find_leaves(nodes, offsets, uniforms, leaves)
@@ -145,12 +145,15 @@ class Rings:
 
         if is_first:
             self.pending[e] = new
-        closed = new if final else new - self.n_step + 1  # rows before this one know their future
+        closed = new if final else new - self.n_step + 1  # windows of rows before this one are closed
         for r in range(int(self.pending[e]), closed):
             switch(base + r % rows, True)
             self.pending[e] = r + 1
         if final:
             self.pending[e] = new + 1
+
+
+# --- _append -----------------------------------------------------------------------------------------
 
 
 class Appender:
@@ -166,7 +169,7 @@ class Appender:
 
 
 class Drawer:
-    """Reads rings and tree."""
+    """Draws from rings and tree."""
 
     def __init__(
         self,
@@ -187,15 +190,15 @@ class Drawer:
     def draw(
         self, uniforms: _Double, action: _Byte, returns: _Float, discounts: _Float, index: _Int, numbers: _Int
     ) -> None:
-        """Draw B rows, one from each of B equal strata of the sum, where ``uniforms [B]`` say.
+        """Draw B rows, one from each of B equal strata of the sum, at the places that ``uniforms [B]`` choose.
 
-        Puts into ``uniforms`` how many times the least of their weights each has; their actions, as bytes, n-step
-        returns, discounts and names into arrays of B; and into ``numbers [2, B, stack]`` the frames of both their
-        stacks, oldest first.
+        Overwrites ``uniforms`` with the ratio of each row's weight to the least of them. Puts their actions (as bytes),
+        n-step returns, discounts and names into arrays ``[B]``, and the frames of both their stacks, oldest first, into
+        ``numbers [2, B, stack]``.
         """
         slots = np.empty_like(index)
         draw_leaves(self.nodes, self.offsets, uniforms, slots)
-        with np.errstate(over="ignore"):  # too far apart: infinity
+        with np.errstate(over="ignore"):  # infinity if they are too far apart
             uniforms[:] = self.nodes[slots] / self.nodes[slots].min()
         action[:] = self.action[slots]
         env, t = np.divmod(slots, self.rows)
@@ -237,6 +240,6 @@ def gather(frames: _Byte, numbers: _Int, out: _Byte, begin: int, end: int) -> No
 
 
 def gather_both(frames: _Byte, numbers: _Int, one: _Byte, other: _Byte, begin: int, end: int) -> None:
-    """Do as `gather` with ``numbers[0]`` for ``one`` and ``numbers[1]`` for ``other``, in one pass."""
+    """Gather ``numbers[0]`` into ``one`` and ``numbers[1]`` into ``other``, as `gather` does."""
     gather(frames, numbers[0], one, begin, end)
     gather(frames, numbers[1], other, begin, end)

@@ -7,23 +7,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.replay import _draw, _ring
-from fastrl.replay.checks import require
-from fastrl.replay.memory import as_bytes
-from fastrl.replay.reference import FINAL, ROW, TERMINATED, TRUNCATED
+from fastrl.base.checks import assert_that
+from fastrl.replay import _append, _draw, _ring
+from fastrl.replay.arrays import as_bytes
+from fastrl.replay.marks import FINAL, TERMINATED, TRUNCATED, UNKNOWN
 from fastrl.replay.sum_tree import SumTree
-
-__all__ = ["FINAL", "ROW", "TERMINATED", "TRUNCATED", "Ring"]
 
 _COLUMNS = ("first", "reward", "mark", "drawable", "action")  # [N, T]
 _CURSORS = ("count", "pending", "ended", "opens")  # [N]
-_UNKNOWN = 2  # of `opens`: the newest row is a final observation, but nobody gave its frame
 
 
 class _Definition(NamedTuple):
-    """What is true of each row, all ``[N, T]``."""
+    """Properties of each row, worked out from rows and marks; all ``[N, T]``."""
 
-    row: NDArray[np.int64]  # its number; negative: never written
+    row: NDArray[np.int64]  # its number; negative if no row was written there
     held: NDArray[np.bool_]
     first: NDArray[np.bool_]
     mark: NDArray[np.uint8]
@@ -32,10 +29,10 @@ class _Definition(NamedTuple):
 
 
 class Ring:
-    """Everything about rows but their frames.
+    """Everything about rows except their frames.
 
-    Row ``r`` of environment ``e`` (row numbers only ever grow) lives in *slot* ``e T + r mod T``; its
-    *index*, ``r N + e``, names the row itself and is never given twice.
+    Row ``r`` of environment ``e`` (row numbers only ever grow) lives in *slot* ``e T + r mod T``. Its *index*,
+    ``r N + e``, names the row itself and is never used for another.
 
     Parameters
     ----------
@@ -60,22 +57,31 @@ class Ring:
         size = num_envs * rows
         self.first = np.zeros(size, np.uint8)  # stacks do not look back past this row
         self.reward = np.zeros(size, np.float32)
-        self.mark = np.zeros(size, np.uint8)  # ROW, TRUNCATED, TERMINATED or FINAL
+        self.mark = np.zeros(size, np.uint8)  # ROW, TRUNCATED, TERMINATED or FINAL: see marks.py
         self.drawable = np.zeros(size, np.uint8)
         self.action = np.zeros((size, *action_shape), action_dtype)
         self.count = np.zeros(num_envs, np.int64)  # rows ever written
         self.pending = np.zeros(num_envs, np.int64)  # oldest row whose window is still open
         self.ended = np.zeros(num_envs, np.uint8)  # the newest row was a done
-        self.opens = np.zeros(num_envs, np.uint8)  # the newest row was a final observation
+        self.opens = np.zeros(num_envs, np.uint8)  # the newest row was a final observation: 0, 1 or UNKNOWN
         self._set_kernel()
 
     def _set_kernel(self) -> None:
-        """Let the kernels work on these arrays, for this n_step."""
+        """Make the kernel that works on these arrays, for this n_step."""
         self._changed = np.empty(self.num_envs * (self.stack + self.n_step), np.int64)
         self._rings = _ring.Rings(
-            self.rows, self.stack, self.n_step, self.count, self.pending, self.ended, self.opens, self.first,
-            self.reward, self.mark, self.drawable,
-        )  # fmt: skip
+            self.rows,
+            self.stack,
+            self.n_step,
+            self.count,
+            self.pending,
+            self.ended,
+            self.opens,
+            self.first,
+            self.reward,
+            self.mark,
+            self.drawable,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_rings"}
@@ -86,51 +92,69 @@ class Ring:
 
     def appender(
         self, frames: NDArray[np.uint8], tree: SumTree, obs: NDArray[Any], *, final_inside: bool
-    ) -> _ring.Appender:
-        """Return what adds whole vector steps in one call, for this n_step.
+    ) -> _append.Appender:
+        """Return the kernel that adds a whole vector step in one call, for this n_step.
 
         Parameters
         ----------
         frames : [slots, bytes] uint8
-            Where frames go.
+            Memory of the frames.
         tree : SumTree
-            Weighs the slots.
+            Weights of the slots.
         obs : [0, *obs_shape] obs_dtype
-            What frames look like.
+            No frames, of the shape and dtype that frames have.
         final_inside : bool
-            The row after a done holds the final observation.
+            Whether the row after a done holds the final observation.
         """
         nodes, offsets = tree.memory
-        return _ring.Appender(
-            self._rings, frames, as_bytes(self.action, len(self.action)), nodes, offsets, obs, self.action[:0],
-            final_inside, np.arange(self.num_envs), self._changed, np.zeros(self.num_envs, np.uint8),
-        )  # fmt: skip
+        return _append.Appender(
+            self._rings,
+            frames,
+            as_bytes(self.action, len(self.action)),
+            nodes,
+            offsets,
+            obs,
+            self.action[:0],
+            final_inside,
+            np.arange(self.num_envs),
+            self._changed,
+            np.zeros(self.num_envs, np.uint8),
+        )
 
     def drawer(self, tree: SumTree, gamma: float, *, zero: bool) -> _draw.Drawer:
-        """Return what draws rows, for this n_step.
+        """Return the kernel that draws rows, for this n_step.
 
         Parameters
         ----------
         tree : SumTree
-            Weighs the slots.
+            Weights of the slots.
         gamma : float
             Discount per step.
         zero : bool
-            Stacks begin with frames of zeros (-1) where a game has too few.
+            What stands in a stack before the first frame of a game: zeros (frame -1), or that frame again.
         """
         nodes, offsets = tree.memory
         powers = np.array([gamma**k for k in range(self.n_step + 1)])
         return _draw.Drawer(
-            self.rows, zero, powers, nodes, offsets, self.count, self.first, self.reward, self.mark,
+            self.rows,
+            zero,
+            powers,
+            nodes,
+            offsets,
+            self.count,
+            self.first,
+            self.reward,
+            self.mark,
             as_bytes(self.action, len(self.action)),
-        )  # fmt: skip
+        )
 
     def __len__(self) -> int:
+        """Rows held."""
         return int(np.minimum(self.count, self.rows).sum())
 
     @property
     def held(self) -> int:
-        """Slots of each ring that any row was written to: the others hold nothing worth saving."""
+        """Slots of a ring, from its first on, that were written to in any ring: the others hold nothing to save."""
         return int(min(self.count.max(), self.rows))
 
     @property
@@ -148,7 +172,7 @@ class Ring:
     ) -> NDArray[np.int64]:
         """Append one row to each ring in ``env [n]``, which names none twice; their frames are in their slots already.
 
-        Returns the slots ``[m]`` whose ``drawable`` this changed (a view, good until the next call).
+        Returns the slots ``[m]`` whose ``drawable`` this changed (a view, valid until the next call).
         """
         slots = np.empty(len(env), np.int64)
         found = self._rings.push(env, reward, mark, first, slots, self._changed)
@@ -157,32 +181,32 @@ class Ring:
         return self._changed[:found]
 
     def slots_ahead(self, env: NDArray[np.int64], rows: int = 0) -> NDArray[np.int64]:
-        """Return where the next row of each ring in ``env [n]`` will go, or the one so many rows after it."""
+        """Return the slot of the next row of each ring in ``env [n]``, or of the row ``rows`` after it."""
         return env * self.rows + (self.count[env] + rows) % self.rows
 
     def next_slots(self, rows: int) -> NDArray[np.int64]:
-        """Return where the next so many rows of each ring will go, ``[rows, N]``."""
+        """Return the slots of the next ``rows`` rows of each ring, ``[rows, N]``."""
         ahead = self.count + np.arange(rows)[:, None]
         return np.arange(self.num_envs) * self.rows + ahead % self.rows
 
     def check_first(self, env: NDArray[np.int64], first: NDArray[np.int8]) -> None:
-        """Raise ValueError if a row would go on with a game whose last frame was not given."""
-        if ((first == 0) & (self.opens[env] == _UNKNOWN)).any():
+        """Raise ValueError if a row would continue a game whose last frame was not given."""
+        if ((first == 0) & (self.opens[env] == UNKNOWN)).any():
             raise ValueError(
                 "first is False after a done whose final_obs was None, so that a frame is missing from the stacks "
-                "that go on; give final_obs there, or first=True here"
+                "that continue; give final_obs there, or first=True here"
             )
 
-    def forbid_going_on(self, env: NDArray[np.int64]) -> None:
-        """Note that the newest rows of ``env``, final observations, hold no frame that was seen."""
-        self.opens[env] = _UNKNOWN
+    def forbid_continuing(self, env: NDArray[np.int64]) -> None:
+        """Note that the frames of the newest rows of ``env [m]``, final observations, were not given."""
+        self.opens[env] = UNKNOWN
 
     def set_n_step(self, n_step: int) -> NDArray[np.int64]:
-        """Sum so many rewards from now on; return the slots ``[m]`` whose ``drawable`` this changed.
+        """Sum ``n_step`` rewards from now on; return the slots ``[m]`` whose ``drawable`` this changed.
 
-        Reads every row. Rows of an abandoned episode may be drawn as far as the new windows reach.
+        Reads every row. Rows of an abandoned episode may be drawn if their new windows end within it.
         """
-        # The running episode of each ring began with the newest row that opens a game or follows a final one.
+        # The current episode of each ring began with the newest row that opens a game or follows a final observation.
         begin = np.maximum(self.count - n_step, 0)
         env = np.arange(self.num_envs)
         for row in (self.count - k for k in range(n_step, 0, -1)):  # oldest first
@@ -190,7 +214,7 @@ class Ring:
             begin = np.where((row >= 0) & (self.first[slot] != 0), row, begin)
             begin = np.where((row >= 0) & (self.mark[slot] == FINAL), row + 1, begin)
         before, self.n_step = self.n_step, n_step
-        try:  # of a large replay this takes a good deal of memory
+        try:  # for a large replay this takes much memory
             expected = self._definition().drawable.reshape(-1)
             changed = np.flatnonzero((self.drawable != 0) != expected)
             self._set_kernel()
@@ -216,16 +240,16 @@ class Ring:
         return slots, alive
 
     def age(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many rows came after each row named ``index [B]`` in its ring; errors as `slots`."""
+        """Return how many rows came after each row named ``index [B]`` in its ring; errors as for `slots`."""
         self.slots(index)
         row, env = np.divmod(index, self.num_envs)
         return self.count[env] - 1 - row
 
     def _definition(self) -> _Definition:
-        """Work out from rows and marks alone which rows may be drawn."""
+        """Work out which rows may be drawn, from rows and marks alone."""
         by_env = (self.num_envs, self.rows)
         newest = self.count[:, None] - 1
-        row = newest - (newest - np.arange(self.rows)) % self.rows  # [N, T]; negative: never written
+        row = newest - (newest - np.arange(self.rows)) % self.rows  # [N, T]; negative if never written
         held = row >= 0
         first, mark = self.first.reshape(by_env) != 0, self.mark.reshape(by_env)
         env = np.arange(self.num_envs)[:, None]
@@ -244,11 +268,11 @@ class Ring:
         return _Definition(row, held, first, mark, known, held & (mark != FINAL) & stack_held & known)
 
     def check(self) -> None:
-        """Raise AssertionError unless ``drawable`` is what its definition says of every row."""
-        require((self.count >= 0).all(), "a cursor is negative")
-        require((self.mark <= FINAL).all(), "a mark is none")
+        """Raise AssertionError unless columns and cursors agree with the definition of what may be drawn."""
+        assert_that((self.count >= 0).all(), "a cursor is negative")
+        assert_that((self.mark <= FINAL).all(), "a mark is invalid")
         row, held, first, mark, known, expected = self._definition()
-        require(
+        assert_that(
             np.array_equal(self.drawable.reshape(expected.shape) != 0, expected), "drawable differs from its definition"
         )
 
@@ -256,20 +280,22 @@ class Ring:
         any_row = self.count > 0
         last = mark[env[:, 0], newest[:, 0] % self.rows]
         ended = any_row & ((last == TRUNCATED) | (last == TERMINATED))
-        require(np.array_equal(self.ended != 0, ended), "an episode's end is lost")
-        require(np.array_equal(self.opens != 0, any_row & (last == FINAL)), "an episode's beginning is lost")
-        # Windows are open from `pending` on: a row before it is closed or was abandoned.
+        assert_that(np.array_equal(self.ended != 0, ended), "an episode's end is lost")
+        assert_that(np.array_equal(self.opens != 0, any_row & (last == FINAL)), "an episode's beginning is lost")
+        # Windows are open from `pending` on: the window of a row before it is closed or was abandoned.
         waiting = held & (row >= self.pending[:, None])
-        require(not (waiting & expected).any(), "a window is open twice")
-        require(((self.pending >= self.count - self.n_step) & (self.pending <= self.count)).all(), "a window is lost")
+        assert_that(not (waiting & expected).any(), "a window is open twice")
+        assert_that(
+            ((self.pending >= self.count - self.n_step) & (self.pending <= self.count)).all(), "a window is lost"
+        )
         abandoned = held & ~known & (mark != FINAL) & ~waiting
         follows_first = np.zeros(held.shape, bool)
         for k in range(1, self.n_step + 1):
             follows_first |= (row + k <= newest) & first[env, (row + k) % self.rows]
-        require(not (abandoned & ~follows_first).any(), "an open window is not waited for")
+        assert_that(not (abandoned & ~follows_first).any(), "an open window is not waited for")
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return cursors ``[N]`` and columns ``[N, rows written at most, …]`` (views)."""
+        """Return cursors ``[N]`` and columns ``[N, held, …]`` (views)."""
         columns = {
             name: getattr(self, name).reshape(self.num_envs, self.rows, *getattr(self, name).shape[1:])[:, : self.held]
             for name in _COLUMNS
@@ -277,7 +303,7 @@ class Ring:
         return {name: getattr(self, name) for name in _CURSORS} | columns
 
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take over what `state` of an equal ring returned.
+        """Restore what `state` of a ring of the same settings returned.
 
         Raises
         ------

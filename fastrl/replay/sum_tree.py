@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastrl.base.checks import assert_that, integer
 from fastrl.replay import _sum_tree
-from fastrl.replay.checks import integer, integers, numbers, require
-from fastrl.replay.memory import contiguous, on_cache_lines
+from fastrl.replay.arrays import contiguous, on_cache_lines
+from fastrl.replay.checks import integers, numbers
 
 ARITY = 8
 NOTHING = "all weights are 0, so no index can be drawn; set some weights first"
 
 
 class SumTree:
-    """Weights of ``capacity`` indices, with their sum, in float64; all weights are 0 at first.
+    """Weights of ``capacity`` indices, and their sum, in float64; all weights are 0 at first.
 
-    ``set`` costs O(B log capacity), and so does ``find``; ``total`` and ``get`` read the stored array.
+    `set`, `find` and `sample` cost O(B log capacity); `total` and `get` read the stored array.
     Each node is rebuilt from its children, so rounding errors do not add up over time.
 
     Parameters
@@ -27,7 +28,7 @@ class SumTree:
     Raises
     ------
     ValueError
-        If ``capacity`` is none.
+        If ``capacity`` is less than 1.
     MemoryError
         If there is too little memory for it.
     """
@@ -43,7 +44,7 @@ class SumTree:
         except (MemoryError, OverflowError, ValueError) as error:
             raise MemoryError(f"capacity is {capacity}, too much for memory ({error}); give less") from error
         self._offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
-        # Heavier leaves could overflow the sum, which rounding may carry somewhat further than it should be.
+        # Heavier leaves could overflow the sum, which rounding may carry a little past its true value.
         self.max_weight = float(np.finfo(np.float64).max) / 2 / sizes[0]
 
     @property
@@ -60,7 +61,7 @@ class SumTree:
 
     @property
     def memory(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """All nodes and where their levels begin, for kernels that write leaves and repair the sums themselves."""
+        """All nodes, and where each level begins, for kernels that write leaves and repair the sums themselves."""
         return self._nodes, self._offsets
 
     @property
@@ -78,8 +79,8 @@ class SumTree:
         Raises
         ------
         ValueError
-            If an index is out of range, a weight is negative, not finite or so large that the sum could
-            overflow, or the shapes differ. Nothing has been changed then.
+            If an index is out of range; if a weight is negative, not finite, or so large that the sum could
+            overflow; or if the shapes differ. Nothing has changed then.
         """
         index = self._checked(index)
         weight = numbers("weight", weight, "give one real number per index")
@@ -91,14 +92,14 @@ class SumTree:
         self.write(index, contiguous(weight, np.float64))
 
     def write(self, index: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        """Do as `set`, without its checks: contiguous int64 and float64 ``[B]`` that are known to be in range."""
+        """Do as `set`, without its checks: both ``[B]`` are C-contiguous, and their values known to be in range."""
         _sum_tree.set_leaves(self._nodes, self._offsets, index, weight)
 
     def find(self, target: ArrayLike) -> NDArray[np.int64]:
         """Return for each ``target [B] float`` the first index at which the running sum exceeds it.
 
-        Targets lie in ``[0, total)``; one that rounding carried to ``total`` finds the last index that weighs
-        anything. An index of weight 0 is never returned.
+        Targets lie in ``[0, total)``. A target that rounding carried to ``total`` finds the last index of weight above
+        0. An index of weight 0 is never returned.
 
         Raises
         ------
@@ -125,7 +126,7 @@ class SumTree:
         Raises
         ------
         ValueError
-            If all weights are 0, or ``size`` is not at least 1. Nothing has been drawn from ``rng`` then.
+            If all weights are 0, or ``size`` is less than 1. Nothing has been drawn from ``rng`` then.
         """
         if self.total <= 0:
             raise ValueError(NOTHING)
@@ -135,14 +136,16 @@ class SumTree:
 
     def check(self) -> None:
         """Raise AssertionError unless every node is the sum of its children."""
-        require(np.all(self._nodes >= 0), "a node is negative or NaN")
+        assert_that(np.all(self._nodes >= 0), "a node is negative or NaN")
         ends = [*self._offsets[1:], len(self._nodes)]
         for start, middle, end in zip(self._offsets[:-1], ends[:-1], ends[1:], strict=True):
             c = self._nodes[start:middle].reshape(-1, ARITY).T
             sums = ((c[0] + c[1]) + (c[2] + c[3])) + ((c[4] + c[5]) + (c[6] + c[7]))
-            require(np.array_equal(self._nodes[middle : middle + len(sums)], sums), "a sum differs from its children")
-            require(not self._nodes[middle + len(sums) : end].any(), "padding holds a weight")
-        require(not self._nodes[self.capacity : ends[0]].any(), "padding holds a weight")
+            assert_that(
+                np.array_equal(self._nodes[middle : middle + len(sums)], sums), "a sum differs from its children"
+            )
+            assert_that(not self._nodes[middle + len(sums) : end].any(), "padding holds a weight")
+        assert_that(not self._nodes[self.capacity : ends[0]].any(), "padding holds a weight")
 
     def _checked(self, index: ArrayLike) -> NDArray[np.int64]:
         array = integers("index", index, "give integers of shape [B]")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from kernels import COMPILED, REFERENCE
 
-from fastrl.replay import Lz4Store, ram, reference, ring, sum_tree
-from fastrl.replay.stores import STORES
+from fastrl.replay import Lz4Store, reference, ring, sum_tree
+from fastrl.replay.stores import ram
+from fastrl.replay.stores.by_name import STORES
 
 
 @pytest.fixture(params=["compiled", "reference"])
@@ -15,6 +16,7 @@ def kernels(request, monkeypatch):
     if request.param == "reference":
         monkeypatch.setattr(sum_tree, "_sum_tree", reference)
         monkeypatch.setattr(ring, "_ring", reference)
+        monkeypatch.setattr(ring, "_append", reference)
         monkeypatch.setattr(ring, "_draw", reference)
         monkeypatch.setattr(ram, "_frames", reference)
         return REFERENCE

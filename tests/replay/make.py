@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import zipfile
 from contextlib import contextmanager
 
 import numpy as np
@@ -53,7 +55,7 @@ def snapshot(buffer):
     rest = {
         "nodes": buffer._tree._nodes, "frames": frames_of(buffer),
         "drawable": buffer.drawable, "new_weight": buffer._new_weight, "settings": buffer.settings,
-        "max_priority": getattr(buffer, "max_priority", None), "under_way": buffer._prefetcher.under_way,
+        "max_priority": getattr(buffer, "max_priority", None), "in_flight": buffer._prefetcher.in_flight,
         "generator": buffer._rng.bit_generator.state,
     }  # fmt: skip
     return copy.deepcopy(ring | rest)
@@ -82,3 +84,28 @@ def go_on_alike(one, other, steps=30):
             assert np.array_equal(getattr(first, name), getattr(second, name)), name
         for buffer in (one, other):
             buffer.check()
+
+
+def header_of(path):
+    """Return the header of a saved replay, or of an index."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("header.json"))
+
+
+def altered(path, change):
+    """Rewrite a saved replay with valid checksums, after ``change(header, arrays)``."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    header = json.loads(members["header.json"])
+    arrays = {}
+    for name in [name for name in members if name.endswith(".npy")]:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+            arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member)
+    change(header, arrays)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("header.json", json.dumps(header))
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=True)
+        if "frames" in members:  # an index has none
+            archive.writestr("frames", members["frames"])

@@ -173,7 +173,11 @@ class BufferMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize(
     ("kernels", "stores", "examples"),
-    [("compiled", "ram", 150), ("reference", "ram", 150), ("compiled", "lz4", 60)],
+    [
+        ("compiled", "ram", 150),
+        pytest.param("reference", "ram", 150, marks=pytest.mark.slow),
+        ("compiled", "lz4", 60),
+    ],
     indirect=["kernels", "stores"],
 )
 def test_buffer_and_oracle_agree_after_every_operation(kernels, stores, examples):

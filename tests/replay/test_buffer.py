@@ -252,7 +252,7 @@ def test_lists_serve_as_rows_and_numbers_that_do_not_fit_are_refused():
         buffer.add(frames, [1, 2], [1j, 0], NO, NO)
     with pytest.raises(ValueError, match="first is int64"):
         buffer.add(frames, [1, 2], [0, 0], NO, NO, first=[-1, 0])
-    with pytest.raises(ValueError, match="obs is no array"):
+    with pytest.raises(ValueError, match="obs is not an array"):
         buffer.add([[1, 2, 3], [4]], [1, 2], [0, 0], NO, NO)
     assert len(buffer) == 2
 

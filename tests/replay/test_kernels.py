@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from kernels import COMPILED, REFERENCE
 
-from fastrl.replay import SumTree
+from fastrl.replay import SumTree, _ring, marks
 from fastrl.replay.ring import _COLUMNS, _CURSORS, Ring
+
+
+def test_kernels_and_python_mean_the_same_by_the_marks():
+    assert {name: value for name, value in vars(marks).items() if name.isupper()} == _ring.MARKS
+    marked = [marks.ROW, marks.TRUNCATED, marks.TERMINATED, marks.FINAL]
+    assert len(set(marked)) == 4
+    assert marks.UNKNOWN not in (False, True)  # the other states of `opens`
 
 
 @pytest.mark.parametrize("seed", range(8))

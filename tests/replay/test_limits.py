@@ -11,9 +11,10 @@ import pytest
 from make import filled, go_on_alike, refused, small, step
 from strange import Thief
 
-from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, SumTree, compressed, team
+from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, SumTree
 from fastrl.replay.ring import Ring
-from fastrl.replay.team import Team
+from fastrl.replay.stores import compressed, copy_threads
+from fastrl.replay.stores.copy_threads import Team
 
 
 class Scarce(RamStore):
@@ -186,7 +187,7 @@ def test_a_prefetch_without_a_thread_was_none():
 
 
 def test_a_draw_without_its_threads_was_none(monkeypatch):
-    monkeypatch.setattr(team, "PAYS_BYTES", 1)
+    monkeypatch.setattr(copy_threads, "PAYS_BYTES", 1)
     buffer, untouched = filled(store=partial(RamStore, threads=3)), filled()
     with pytest.MonkeyPatch.context() as patch:
         thread_limit(patch, 0)
@@ -195,7 +196,7 @@ def test_a_draw_without_its_threads_was_none(monkeypatch):
     go_on_alike(buffer, untouched)
 
 
-def test_what_is_under_way_ends_before_the_lack_of_a_thread_is_told():
+def test_what_is_in_progress_ends_before_the_lack_of_a_thread_is_told():
     lacking, ended = threading.Event(), []
 
     def work(begin, end):
@@ -206,9 +207,9 @@ def test_what_is_under_way_ends_before_the_lack_of_a_thread_is_told():
     with pytest.MonkeyPatch.context() as patch:
         thread_limit(patch, 1, lacking.set)
         with pytest.raises(RuntimeError, match="can't start new thread"):
-            several.share(work, 3, team.PAYS_BYTES)
+            several.share(work, 3, copy_threads.PAYS_BYTES)
     assert ended == [1]  # the one other part that had a thread
-    several.share(work, 3, team.PAYS_BYTES)
+    several.share(work, 3, copy_threads.PAYS_BYTES)
     assert sorted(ended) == [0, 1, 1, 2]
 
 

@@ -82,7 +82,7 @@ def test_one_batch_is_prefetched_at_a_time():
     buffer.prefetch(4)
 
 
-def test_bad_arguments_leave_nothing_under_way():
+def test_bad_arguments_leave_nothing_in_flight():
     buffer = filled()
     for arguments in ((0,), (4, -1.0), (4.5,)):
         with pytest.raises(ValueError, match=r"batch_size is|beta is"):
@@ -94,7 +94,7 @@ def test_bad_arguments_leave_nothing_under_way():
 
 
 @pytest.mark.parametrize("what", ["save", "copy"])
-def test_a_batch_under_way_would_be_lost_in_a_file_or_copy(tmp_path, what):
+def test_a_batch_in_flight_would_be_lost_in_a_file_or_copy(tmp_path, what):
     buffer = filled()
     buffer.prefetch(4)
     with pytest.raises(ValueError, match=f"has not been taken; call sample before you {what}"):
@@ -209,7 +209,7 @@ def test_several_threads_corrupt_nothing(autoreset):
     for thread in learners:
         thread.join()
     assert not errors, errors
-    if buffer._prefetcher.under_way:
+    if buffer._prefetcher.in_flight:
         buffer.sample(16, 0.5)
     buffer.check()
     assert len(buffer) == N * 60

@@ -15,30 +15,30 @@ from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
 
 from fastrl.integrations.sb3.buffer import ReplayBuffer
-from fastrl.replay.checks import number
+from fastrl.integrations.sb3.checks import fraction
 
 
 class PrioritizedDQN(DQN):
     """Stable-Baselines3's `DQN`, drawing from a `ReplayBuffer` in proportion to TD errors.
 
-    It differs from `DQN` in this alone: the importance weights multiply the unreduced Huber losses, absolute TD errors
-    become priorities, and ``double`` may choose actions with the online network. ``n_steps`` and ``gamma`` reach the
-    buffer from the arguments of the same names; ``stack`` and ``channels_order`` are read from a `VecFrameStack` among
-    the wrappers of the environment. All four, and alpha, may be given in ``replay_buffer_kwargs`` too.
+    It differs from `DQN` in three things: importance weights multiply the unreduced Huber losses, absolute TD errors
+    become priorities, and with ``double`` the online network chooses the actions of the target. The buffer gets
+    ``n_steps`` and ``gamma`` from the arguments of the same names, and ``stack`` and ``channels_order`` from a
+    `VecFrameStack` among the wrappers of the environment. ``replay_buffer_kwargs`` may give all four, and alpha.
 
     Parameters
     ----------
     policy, env, **settings
-        As for `DQN`; of ``replay_buffer_class`` only `ReplayBuffer`, which is the default, and its subclasses.
+        As for `DQN`; ``replay_buffer_class`` must be `ReplayBuffer` (the default) or a subclass.
     double : bool
         Whether the online network chooses the action that the target network values (van Hasselt et al. 2016).
     beta_start, beta_end : float
-        Exponent of the importance weights at the beginning and at the end of `learn`, from 0 to 1; linear between.
+        Exponent of the importance weights at the beginning and at the end of `learn`, from 0 to 1; linear in between.
 
     Raises
     ------
     ValueError
-        If an argument is out of its range, or contradicts ``replay_buffer_kwargs``.
+        If an argument is out of range, or contradicts ``replay_buffer_kwargs``.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class PrioritizedDQN(DQN):
         if not isinstance(double, bool):
             raise ValueError(f"double is {double!r}; give True or False")
         self.double = double
-        self.beta_start, self.beta_end = number("beta_start", beta_start, 1.0), number("beta_end", beta_end, 1.0)
+        self.beta_start, self.beta_end = fraction("beta_start", beta_start), fraction("beta_end", beta_end)
         super().__init__(policy, env, *args, **settings)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """Do so many updates from batches of ``batch_size``, as `DQN.train` does, weighted; none while all is too new.
+        """Do ``gradient_steps`` weighted updates from batches of ``batch_size``; none while no transition can be drawn.
 
         Raises
         ------
@@ -95,8 +95,8 @@ class PrioritizedDQN(DQN):
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """Step the environments, as `DQN` does.
 
-        A callback that stops the training does so between a step and its storing. The next `learn` then resets the
-        environments, since it could only go on from an observation that is over.
+        A callback that stops the training does so after a step and before it is stored. The next `learn` then resets
+        the environments: the observation that it would continue from is out of date.
         """
         rollout = super().collect_rollouts(*args, **kwargs)
         if not rollout.continue_training:
@@ -104,14 +104,14 @@ class PrioritizedDQN(DQN):
         return rollout
 
     def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """Take the buffer that `save_replay_buffer` wrote.
+        """Load the buffer that `save_replay_buffer` wrote.
 
         Raises
         ------
         ValueError
-            If it does not fit this model, which keeps its own buffer then.
+            If it does not fit this model, which keeps its current buffer then.
         TypeError
-            If it is another kind of buffer; likewise.
+            If it is another kind of buffer. The model keeps its current buffer then.
         """
         mine = self._buffer()
         super().load_replay_buffer(path, truncate_last_traj)
@@ -128,7 +128,7 @@ class PrioritizedDQN(DQN):
             raise
 
     def _setup_model(self) -> None:
-        """Settle what the buffer is built with, then do as `DQN`."""
+        """Work out the arguments of the buffer, then do as `DQN`."""
         self.replay_buffer_class = self.replay_buffer_class or ReplayBuffer
         if not issubclass(self.replay_buffer_class, ReplayBuffer):
             raise ValueError(f"replay_buffer_class is {self.replay_buffer_class}; give a subclass of {ReplayBuffer}")
@@ -138,7 +138,7 @@ class PrioritizedDQN(DQN):
             if value not in (None, ours) and (name, ours) != ("n_steps", 1):
                 raise ValueError(f"{name} is {ours}, but {value} in replay_buffer_kwargs; give it once")
         self.replay_buffer_kwargs = stacking(self.env) | given | {"n_steps": n_steps, "gamma": self.gamma}
-        self.n_steps = 1  # of any class but its own, DQN warns that it does not get this
+        self.n_steps = 1  # above 1, DQN warns that only its own class of buffer supports it
         super()._setup_model()
         self.n_steps = n_steps
         self._buffer().check_normalizer(self._vec_normalize_env)
@@ -155,7 +155,7 @@ def stacking(env: VecEnv | None) -> dict[str, Any]:
     Parameters
     ----------
     env : VecEnv or None
-        As the agent sees it, with all its wrappers; one of images may have its channels moved to the front.
+        As the agent sees it, with all its wrappers, `VecTransposeImage` among them.
     """
     moved = False
     while isinstance(env, VecEnvWrapper):

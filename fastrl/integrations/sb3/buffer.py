@@ -14,9 +14,9 @@ from stable_baselines3.common import buffers
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecNormalize
 
+from fastrl.integrations.sb3.checks import fraction, positive_integer
 from fastrl.integrations.sb3.stacks import Padding, Stacks, differ
 from fastrl.replay import PrioritizedReplayBuffer
-from fastrl.replay.checks import integer, number
 
 
 class Samples(NamedTuple):
@@ -43,55 +43,54 @@ class Samples(NamedTuple):
 class ReplayBuffer(buffers.ReplayBuffer):
     """`fastrl.replay.PrioritizedReplayBuffer` behind the interface of Stable-Baselines3's replay buffer.
 
-    Give it as ``replay_buffer_class``, and the arguments after ``handle_timeout_termination`` in
-    ``replay_buffer_kwargs``. Of stacked observations the newest frame alone is stored; every observation added is
+    Pass it as ``replay_buffer_class``, and the arguments after ``handle_timeout_termination`` in
+    ``replay_buffer_kwargs``. Of a stacked observation only the newest frame is stored. Every observation added is
     compared with what the stored frames would give, so that a batch holds what the agent saw, to the bit.
 
-    A transition can be drawn once its environment has been stepped ``n_steps`` times more, or its episode is over.
-    Those that an early reset leaves unfinished, ``n_steps`` for each environment, never are. `save_replay_buffer` and
-    `load_replay_buffer` work; the file is as large as the frames held, and is written to the folder of temporary files
-    first.
+    A transition can be drawn once its environment has been stepped ``n_steps`` times more, or its episode is over. The
+    last ``n_steps`` transitions before an early reset never can be. `save_replay_buffer` and `load_replay_buffer` work;
+    the file is as large as the frames held, and is first written to the folder of temporary files.
 
     Parameters
     ----------
     buffer_size : int
-        Transitions over all environments. The observation after each end of an episode takes the room of one more.
+        Transitions over all environments. The final observation of each episode takes the room of one more.
     observation_space, action_space : gymnasium.spaces.Space
-        Of one environment. Observations: any space but Dict and Tuple.
+        Spaces of one environment. Observations: any space except Dict and Tuple.
     device : torch.device or str
         Where samples go; frames stay in memory.
     n_envs : int
-        Environments.
+        Number of environments.
     optimize_memory_usage : bool
-        Must be False: frames are stored once anyway.
+        Must be False: frames are stored once in any case.
     handle_timeout_termination : bool
         Whether a truncated episode (``infos[i]["TimeLimit.truncated"]``) is bootstrapped from its terminal
         observation; if not, it counts as terminated.
     stack : int
-        Frames in an observation, as `VecFrameStack` puts them together; 1 stores observations whole.
+        Frames in an observation, as `VecFrameStack` stacks them; 1 stores observations whole.
     stack_padding : {"zero", "first"}
-        What stands in a stack before the first frame of an episode: zeros (`VecFrameStack`), or that frame again
+        What fills a stack before the first frame of an episode: zeros (`VecFrameStack`), or that frame again
         (Gymnasium's `FrameStackObservation`).
     channels_order : {"first", "last", None}
-        The axis along which frames are stacked. None: of an image its channels, found as Stable-Baselines3 finds
-        them; the last axis otherwise.
+        The axis along which frames are stacked. None: the channels of an image, as Stable-Baselines3 finds them; the
+        last axis of anything else.
     n_steps : int
-        Rewards summed into one.
+        Rewards summed into one return.
     gamma : float, optional
-        Discount per step; needed for ``n_steps`` above 1. Without one the agent applies its own.
+        Discount per step; needed for ``n_steps`` above 1. Without it the agent applies its own discount.
     alpha : float
         Exponent of the priorities, from 0 (uniform) up.
     beta : float
-        Exponent of the importance weights, from 0 (no correction) to 1 (full), where `sample` is given none.
+        Exponent of the importance weights, from 0 (no correction) to 1 (full); `sample` may be given another.
     eps : float
         Added to each priority, above 0.
     seed : int, optional
-        Of the draws. None: drawn from NumPy's global generator, which Stable-Baselines3 seeds with the model's seed.
+        Seed of the draws. None: from NumPy's global generator, which Stable-Baselines3 seeds with the model's seed.
 
     Raises
     ------
     ValueError
-        If an argument is out of its range or not supported; the message names it and the remedy.
+        If an argument is out of range or not supported; the message names it and the remedy.
     """
 
     def __init__(
@@ -114,14 +113,15 @@ class ReplayBuffer(buffers.ReplayBuffer):
         eps: float = 1e-6,
         seed: int | None = None,
     ) -> None:
-        stack, n_steps, n_envs = integer("stack", stack), integer("n_steps", n_steps), integer("n_envs", n_envs)
+        stack, n_steps = positive_integer("stack", stack), positive_integer("n_steps", n_steps)
+        n_envs = positive_integer("n_envs", n_envs)
         if isinstance(observation_space, spaces.Dict | spaces.Tuple):
             raise ValueError(
                 f"observation_space is {observation_space}; flatten it into one Box, for example with Gymnasium's "
                 "FlattenObservation, or use Stable-Baselines3's own buffer"
             )
         if optimize_memory_usage:
-            raise ValueError("optimize_memory_usage is True; leave it out: frames are stored once anyway")
+            raise ValueError("optimize_memory_usage is True; leave it out: frames are stored once in any case")
         if not isinstance(handle_timeout_termination, bool):
             raise ValueError(f"handle_timeout_termination is {handle_timeout_termination!r}; give True or False")
         if channels_order not in (None, "first", "last"):
@@ -129,28 +129,37 @@ class ReplayBuffer(buffers.ReplayBuffer):
         if n_steps > 1 and gamma is None:
             raise ValueError(f"gamma is None, but n_steps={n_steps} sums discounted rewards; give the agent's gamma")
         least = n_envs * (stack + n_steps + 1)
-        if integer("buffer_size", buffer_size) < least:
+        if positive_integer("buffer_size", buffer_size) < least:
             raise ValueError(
                 f"buffer_size is {buffer_size}; {n_envs} environments, stack={stack} and n_steps={n_steps} need "
                 f"{least} or more"
             )
-        # Not that of its ReplayBuffer, which would make arrays for every stack.
+        # Not the __init__ of buffers.ReplayBuffer, which would allocate memory for every stack.
         buffers.BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = buffer_size // n_envs
         self.optimize_memory_usage, self.handle_timeout_termination = False, handle_timeout_termination
-        self.n_steps, self.gamma, self.beta = n_steps, gamma, number("beta", beta, 1.0)
+        self.n_steps, self.gamma, self.beta = n_steps, gamma, fraction("beta", beta)
         self.stacks = Stacks(self.obs_shape, stack, axis=_stacked_axis(observation_space, channels_order))
         self._settings: dict[str, Any] = {
-            "capacity": buffer_size, "num_envs": n_envs, "autoreset": "same_step",
-            "obs_shape": self.stacks.frame_shape, "obs_dtype": observation_space.dtype,
-            "action_shape": (self.action_dim,), "action_dtype": self._maybe_cast_dtype(action_space.dtype),
-            "stack": stack, "stack_padding": stack_padding, "n_step": n_steps, "gamma": 1.0 if gamma is None else gamma,
-            "alpha": alpha, "eps": eps, "seed": np.random.randint(2**31) if seed is None else seed,  # noqa: NPY002
-        }  # fmt: skip
+            "capacity": buffer_size,
+            "num_envs": n_envs,
+            "autoreset": "same_step",
+            "obs_shape": self.stacks.frame_shape,
+            "obs_dtype": observation_space.dtype,
+            "action_shape": (self.action_dim,),
+            "action_dtype": self._maybe_cast_dtype(action_space.dtype),
+            "stack": stack,
+            "stack_padding": stack_padding,
+            "n_step": n_steps,
+            "gamma": 1.0 if gamma is None else gamma,
+            "alpha": alpha,
+            "eps": eps,
+            "seed": np.random.randint(2**31) if seed is None else seed,  # noqa: NPY002
+        }
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything added; draws start again from the seed."""
+        """Forget all transitions; draws start again from the seed."""
         super().reset()
         self.replay = PrioritizedReplayBuffer(**self._settings)
         self._next = np.zeros((self.n_envs, *self.obs_shape), self.observation_space.dtype)  # the newest next_obs
@@ -175,21 +184,21 @@ class ReplayBuffer(buffers.ReplayBuffer):
         ----------
         obs, next_obs : [n_envs, *obs_shape]
             Observations before and after the action; after a done the terminal one, not that of the reset. An ``obs``
-            that is not the ``next_obs`` before it opens a new episode.
+            that differs from the ``next_obs`` before it opens a new episode.
         action : [n_envs, action_dim] or [n_envs]
-            What was done at ``obs``.
+            Action taken at ``obs``.
         reward : [n_envs] float
-            What it brought.
+            Reward of the action.
         done : [n_envs] bool
-            Whether it ended the episode.
+            Whether the action ended the episode.
         infos : list of dict
-            Of each environment; ``"TimeLimit.truncated"`` and ``"terminal_observation"`` are looked at where done.
+            One for each environment; ``"TimeLimit.truncated"`` and ``"terminal_observation"`` are read where done.
 
         Raises
         ------
         ValueError
             If an argument does not fit, a stacked observation could not be rebuilt to the bit, or a truncated episode
-            comes without its terminal observation. Nothing has been changed then.
+            comes without its terminal observation. Nothing has changed then.
         """
         obs, next_obs = self._checked("obs", obs), self._checked("next_obs", next_obs)
         done = np.asarray(done, np.bool_)
@@ -210,9 +219,14 @@ class ReplayBuffer(buffers.ReplayBuffer):
         if self.stacks.stack > 1:
             self._check_stacks(obs, next_obs, opens, seen)
         self.replay.add(
-            self.stacks.newest(obs), action.reshape(self.n_envs, -1), reward, terminated=done & ~truncated,
-            truncated=truncated, first=opens, final_obs=self.stacks.newest(next_obs),
-        )  # fmt: skip
+            self.stacks.newest(obs),
+            action.reshape(self.n_envs, -1),
+            reward,
+            terminated=done & ~truncated,
+            truncated=truncated,
+            first=opens,
+            final_obs=self.stacks.newest(next_obs),
+        )
         self._next, self._ended = next_obs.copy(), done
         self.pos = (self.pos + 1) % self.buffer_size
         self.full |= self.pos == 0
@@ -227,14 +241,14 @@ class ReplayBuffer(buffers.ReplayBuffer):
         batch_size : int
             B, at least 1.
         env : VecNormalize, optional
-            Normalizes observations and rewards with its present statistics.
+            Normalizes observations and rewards with its current statistics.
         beta : float, optional
-            Exponent of the importance weights, from 0 to 1 (default: the buffer's own).
+            Exponent of the importance weights, from 0 to 1 (default: that of the buffer).
 
         Raises
         ------
         ValueError
-            If no transition can be drawn yet, or ``env`` normalizes what cannot be (see `check_normalizer`).
+            If no transition can be drawn yet, or ``env`` normalizes what it must not (see `check_normalizer`).
         """
         self.check_normalizer(env)
         batch = self.replay.sample(batch_size, beta=self.beta if beta is None else beta)
@@ -255,16 +269,16 @@ class ReplayBuffer(buffers.ReplayBuffer):
     def update_priorities(self, indices: ArrayLike, priorities: ArrayLike) -> None:
         """Give the transitions named ``indices [B]`` new priorities ``[B]``, usually their absolute TD errors.
 
-        Those that were overwritten since they were drawn are ignored. Raises ValueError for a negative priority or one
-        that is not finite.
+        Transitions that were overwritten since they were drawn are ignored. Raises ValueError for a priority that is
+        negative or not finite.
         """
         self.replay.update_priorities(indices, priorities)
 
     def check_normalizer(self, env: VecNormalize | None) -> None:
-        """Raise ValueError if ``env`` normalizes what this buffer cannot give back.
+        """Raise ValueError if ``env`` normalizes observations of stacks, or rewards of several steps.
 
-        Its terminal observations come back rounded, so that stacks would not fit; its rewards are clipped one by one,
-        which the sum over several steps does not allow.
+        `VecNormalize` gives terminal observations back rounded, so that they would not match the stacks. It clips each
+        reward, but the buffer returns sums over several steps.
         """
         if env is not None and env.norm_obs and self.stacks.stack > 1:
             raise ValueError(
@@ -276,15 +290,15 @@ class ReplayBuffer(buffers.ReplayBuffer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes, the replay as the bytes of the file that its `save` writes."""
+        """Return the attributes; in place of the replay, the bytes of the file that its `save` writes."""
         with TemporaryDirectory() as folder:
             path = Path(folder, "replay")
             self.replay.save(path)
-            saved = np.asarray(np.memmap(path, np.uint8, "r"))  # stays readable; is not read into memory as a whole
+            saved = np.asarray(np.memmap(path, np.uint8, "r"))  # readable after the file is gone, and not all in memory
         return self.__dict__ | {"replay": saved}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over what `__getstate__` returned."""
+        """Restore what `__getstate__` returned."""
         with TemporaryDirectory() as folder:
             path = Path(folder, "replay")
             state["replay"].tofile(path)
@@ -300,14 +314,14 @@ class ReplayBuffer(buffers.ReplayBuffer):
         if array.shape != wanted:
             raise ValueError(
                 f"{name} has shape {array.shape}; expected {wanted}, an observation for each of n_envs={self.n_envs}: "
-                "build the buffer with the environments' own number and observation_space"
+                "build the buffer with the number and the observation_space of the environments"
             )
         return array.astype(self.observation_space.dtype, copy=False)
 
     def _check_stacks(
         self, obs: NDArray[Any], next_obs: NDArray[Any], opens: NDArray[np.bool_], seen: NDArray[np.bool_]
     ) -> None:
-        """Raise ValueError unless the stored frames give these observations back, to the bit."""
+        """Raise ValueError unless stored frames would give these observations back, to the bit."""
         stacks, padding = self.stacks, self._settings["stack_padding"]
         lost = seen & differ(stacks.older(next_obs), stacks.newer(obs))
         if lost.any():

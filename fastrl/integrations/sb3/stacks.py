@@ -1,4 +1,4 @@
-"""Stacked observations taken apart into frames and put together again (NumPy only)."""
+"""Stacked observations: split into frames, and joined again (NumPy only)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Padding = Literal["first", "zero"]
 
 
 class Stacks:
-    """How an observation that holds its last few frames side by side falls into these frames.
+    """How an observation that holds its last few frames side by side splits into these frames.
 
     Parameters
     ----------
@@ -20,18 +20,18 @@ class Stacks:
     stack : int
         Frames in it, at least 1; oldest first.
     axis : {0, -1}
-        Where in ``shape`` the frames follow each other.
+        Axis of ``shape`` along which the frames follow each other.
 
     Raises
     ------
     ValueError
-        If so many frames of equal size do not fit into the shape.
+        If the shape does not split into ``stack`` frames of equal size.
     """
 
     def __init__(self, shape: tuple[int, ...], stack: int, axis: int) -> None:
         if stack > 1 and (not shape or shape[axis] % stack):
             raise ValueError(
-                f"stack is {stack}, but observations of shape {shape} do not hold so many frames along axis {axis}; "
+                f"stack is {stack}, but observations of shape {shape} do not split into that many along axis {axis}; "
                 "give VecFrameStack's n_stack and the channels_order in which it stacks, or stack=1"
             )
         self.shape, self.stack = shape, stack
@@ -52,13 +52,13 @@ class Stacks:
         return self._part(obs, slice(self._depth, None))
 
     def padding(self, obs: NDArray[Any], kind: Padding) -> NDArray[Any]:
-        """Return what `older` has to be where ``obs [N, *shape]`` opens an episode. For stacks of at least 2."""
+        """Return what `older` must give where ``obs [N, *shape]`` opens an episode. For stacks of at least 2."""
         if kind == "zero":
             return np.zeros_like(self.older(obs))
         return np.concatenate([self.newest(obs)] * (self.stack - 1), axis=self._axis)
 
     def join(self, frames: NDArray[Any]) -> NDArray[Any]:
-        """Return observations ``[B, *shape]`` of ``frames [B, stack, *frame_shape]``, oldest first.
+        """Return observations ``[B, *shape]`` made of ``frames [B, stack, *frame_shape]``, oldest first.
 
         A view where frames follow each other along the first axis, a copy along the last.
         """
@@ -71,6 +71,6 @@ class Stacks:
 
 
 def differ(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return for each row of two equally shaped arrays ``[N, ...]`` whether a bit differs: ``[N]``."""
+    """Return whether any bit differs in each row of two arrays ``[N, ...]`` of equal shape and dtype: ``[N] bool``."""
     raw = [np.ascontiguousarray(x).reshape(len(x), -1).view(np.uint8) for x in (a, b)]
     return np.asarray((raw[0] != raw[1]).any(axis=1))

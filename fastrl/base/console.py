@@ -1,0 +1,34 @@
+"""Messages on stdout, also where the terminal was closed (standard library only)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def though_closed() -> Iterator[None]:
+    """Continue where the terminal was closed: what is printed inside, and later, is dropped.
+
+    A pipe without a reader is another matter: there BrokenPipeError comes out.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        print_nowhere()
+
+
+def print_nowhere() -> None:
+    """Let go of stdout, which takes nothing any more, so that leaving does not write to it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Print a message."""
+    with though_closed():
+        print(text, flush=True)

@@ -1,0 +1,159 @@
+"""Ranges of settings, stated where a field is declared, and the one check that reads them (standard library only).
+
+>>> from dataclasses import dataclass
+>>> from typing import Annotated
+>>> @dataclass
+... class Settings:
+...     batch_size: Annotated[int, AtLeast(1)] = 64
+...
+...     def __post_init__(self) -> None:
+...         check(self)
+>>> Settings(batch_size=0)
+Traceback (most recent call last):
+fastrl.base.errors.ConfigError: --batch-size is 0; give at least 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
+
+from fastrl.base.errors import ConfigError
+
+
+class Range(Protocol):
+    """A condition on a field's value. Its ``str()`` is the remedy of an error, after the word "give"."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether the field may hold the value, which is of the field's type and not None."""
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """From ``least`` up."""
+
+    least: float
+
+    def allows(self, value: float) -> bool:
+        """Whether the value lies in the range; NaN lies in none."""
+        return value >= self.least
+
+    def __str__(self) -> str:
+        return f"at least {self.least:,}"
+
+
+@dataclass(frozen=True)
+class Between:
+    """From ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+
+    def allows(self, value: float) -> bool:
+        """Whether the value lies in the range; NaN lies in none."""
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"between {self.low:,} and {self.high:,}"
+
+
+@dataclass(frozen=True)
+class Above:
+    """Finite and more than ``low``."""
+
+    low: float
+
+    def allows(self, value: float) -> bool:
+        """Whether the value lies in the range; NaN lies in none."""
+        return self.low < value < math.inf
+
+    def __str__(self) -> str:
+        return f"a finite number above {self.low:,}"
+
+
+@dataclass(frozen=True)
+class OneFolder:
+    """The name of one folder, without the folders that it lies in."""
+
+    def allows(self, value: str) -> bool:
+        """Whether the value names one folder."""
+        return bool(value) and "/" not in value and value not in (".", "..")
+
+    def __str__(self) -> str:
+        return "the name of one folder, without slashes"
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the annotation of a dataclass's field says."""
+
+    name: str
+    type: Any
+    """``int``, ``tuple[str, ...]`` and so on, without None and without ranges; ``str`` for a Literal."""
+    optional: bool
+    """Whether None is a value."""
+    choices: tuple[str, ...]
+    """The values of a Literal; empty for any other type."""
+    ranges: tuple[Range, ...]
+
+    @property
+    def flag(self) -> str:
+        """The field as a flag of a command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def wanted(self, value: Any) -> str | None:
+        """Return what to give instead of a value, None if the field may hold it."""
+        if value is None and self.optional:
+            return None
+        if self.choices:
+            *others, last = self.choices
+            return None if value in self.choices else f"{', '.join(others)} or {last}"
+        if self.type is int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+            return "a whole number"
+        if self.type is float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            return "a number"
+        return next((str(allowed) for allowed in self.ranges if not allowed.allows(value)), None)
+
+
+def fields_of(kind: type) -> tuple[Field, ...]:
+    """Return the fields of a dataclass, those of its bases first, as their annotations describe them.
+
+    Ranges stand outermost in an annotation: ``Annotated[int | None, AtLeast(1)]``.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple(_described(field.name, hints[field.name]) for field in dataclasses.fields(kind))
+
+
+def _described(name: str, hint: Any) -> Field:
+    ranges: tuple[Range, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        ranges = tuple(one for one in extras if hasattr(one, "allows"))
+    optional = NoneType in get_args(hint)
+    if optional:
+        (hint,) = (one for one in get_args(hint) if one is not NoneType)
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    return Field(name, str if choices else hint, optional, choices, ranges)
+
+
+def check(settings: Any) -> None:
+    """Check the fields of a dataclass against their annotations: types of numbers, ranges, Literals.
+
+    Parameters
+    ----------
+    settings : dataclass
+        Fields are checked in the order of their declaration. Booleans, paths and text without a range are not.
+
+    Raises
+    ------
+    ConfigError
+        For the first field with a value that it must not hold; the message names flag, value and remedy.
+    """
+    for field in fields_of(type(settings)):
+        value = getattr(settings, field.name)
+        if wanted := field.wanted(value):
+            raise ConfigError(f"{field.flag} is {value!r}; give {wanted}")

@@ -1,0 +1,20 @@
+"""Settings of every run: types, ranges and defaults, presets, and the record of them in config.json."""
+
+from fastrl.config.presets import PRESETS, Preset, custom_preset, preset_for
+from fastrl.config.record import from_record, lift, read_record, to_record
+from fastrl.config.settings import Device, DQNConfig, RunConfig, SarsaConfig
+
+__all__ = [
+    "PRESETS",
+    "DQNConfig",
+    "Device",
+    "Preset",
+    "RunConfig",
+    "SarsaConfig",
+    "custom_preset",
+    "from_record",
+    "lift",
+    "preset_for",
+    "read_record",
+    "to_record",
+]

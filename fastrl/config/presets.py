@@ -1,0 +1,135 @@
+"""Presets: settings that belong together, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from fastrl.config.settings import DQNConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings that belong together, and what to expect of a run with them."""
+
+    config: DQNConfig
+    about: str
+
+
+PRESETS: dict[str, Preset] = {
+    "cuda": Preset(
+        config=DQNConfig(
+            total_frames=40_000_000,
+            num_envs=128,
+            env_groups=2,
+            batch_size=512,
+            samples_per_step=8.0,
+            n_step_end=1,
+            learn_start_steps=50_000,
+            target_period_updates=100,
+            learning_rate=1e-3,
+            learning_rate_end=2.5e-4,
+            learning_rate_warmup_steps=20_000,
+            epsilon_steps=200_000,
+            log_every_frames=100_000,
+            evaluate_every_frames=4_000_000,
+            checkpoint_every_frames=4_000_000,
+        ),
+        about="40M frames on one GPU; not yet timed on one",
+    ),
+    "cpu": Preset(
+        config=DQNConfig(
+            total_frames=20_000_000,
+            trunk="small",
+            hidden=256,
+            n_step_end=1,
+            n_step_steps=600_000,
+            batch_size=64,
+            learn_start_steps=10_000,
+            target_period_updates=100,
+            learning_rate=1e-3,
+            learning_rate_end=2.5e-4,
+            learning_rate_warmup_steps=20_000,
+            epsilon_steps=50_000,
+        ),
+        about="20M frames on a CPU: three to six hours on two older cores (human level on Breakout: about 10 minutes)",
+    ),
+    # The tiny problem: 10 x 5 floats, one step per frame, games of ten steps (Osband et al. 2020, bsuite).
+    "catch": Preset(
+        config=DQNConfig(
+            game="catch",
+            total_frames=40_000,
+            num_envs=16,
+            frame_skip=1,
+            trunk="vector",
+            hidden=64,
+            stack=1,
+            n_step=1,
+            batch_size=64,
+            samples_per_step=4.0,
+            learn_start_steps=1_000,
+            epsilon_steps=10_000,
+            learning_rate=1e-3,
+            target_period_updates=100,
+            dephase_steps=0,
+            torch_threads=1,
+            log_every_frames=1_000,
+            evaluate_every_frames=10_000,
+            checkpoint_every_frames=20_000,
+        ),
+        about="40k steps of Catch: about a minute",
+    ),
+    # Custom environments with vector observations.
+    "vector": Preset(
+        config=DQNConfig(
+            total_frames=100_000,
+            num_envs=8,
+            frame_skip=1,
+            reward_clip=False,
+            trunk="vector",
+            hidden=128,
+            stack=1,
+            batch_size=64,
+            samples_per_step=8.0,
+            learn_start_steps=1_000,
+            epsilon_steps=10_000,
+            learning_rate=1e-3,
+            target_period_updates=200,
+            torch_threads=1,
+            log_every_frames=1_000,
+            evaluate_every_frames=10_000,
+            checkpoint_every_frames=50_000,
+        ),
+        about="custom environment with vector observations, 100k steps",
+    ),
+}
+
+
+def custom_preset(game: str, device: str, *, images: bool, num_envs: int | None = None) -> Preset:
+    """Return the preset of a custom environment.
+
+    Parameters
+    ----------
+    game : str
+        ``module:callable`` of the environment.
+    device : {"cpu", "cuda"}
+        Where the network learns.
+    images : bool
+        Whether observations are images, else vectors.
+    num_envs : int, optional
+        Environments that one call of the callable makes (default: one).
+    """
+    preset = PRESETS["vector"]
+    if images:
+        config = PRESETS[device].config.replace(total_frames=1_000_000, frame_skip=1, reward_clip=False, env_groups=1)
+        preset = Preset(config=config, about="custom environment with image observations, 1M steps")
+    num_envs = num_envs or preset.config.num_envs
+    return dataclasses.replace(preset, config=preset.config.replace(game=game, num_envs=num_envs))
+
+
+def preset_for(game: str, device: str) -> Preset:
+    """Return the preset of a game on a device (``"cpu"`` or ``"cuda"``)."""
+    if game == "catch":
+        return PRESETS["catch"]
+    preset = PRESETS[device]
+    return dataclasses.replace(preset, config=preset.config.replace(game=game))

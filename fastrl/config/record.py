@@ -1,0 +1,95 @@
+"""Settings as a run's config.json keeps them: one flat record with its format and the kind of agent.
+
+Format 2, since the rooms: ``{"format": 2, "kind": "dqn" or "sarsa", ...}`` and every field of the settings.
+Format 1: no ``format``; the kind stands under ``agent``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from fastrl.base.errors import ConfigError
+from fastrl.config.settings import DQNConfig, RunConfig, SarsaConfig
+
+FORMAT = 2
+KINDS: dict[str, type[RunConfig]] = {"dqn": DQNConfig, "sarsa": SarsaConfig}
+NOT_SETTINGS = ("format", "kind")
+"""Keys of a record that are not fields of the settings."""
+
+
+def to_record(config: RunConfig) -> dict[str, Any]:
+    """Return settings as a record of the newest format, ready for JSON."""
+    kind = next(name for name, kind in KINDS.items() if isinstance(config, kind))
+    return {"format": FORMAT, "kind": kind} | dataclasses.asdict(config)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a run's config.json and return its record, lifted to the newest format; fields are not checked.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, it is damaged, or its format is newer than `FORMAT`.
+    """
+    try:
+        fields = json.loads(path.read_text())
+    except OSError:
+        raise ConfigError(f"{path.parent} is no run folder: it has no {path.name}; give one that a run made") from None
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    return lift(fields, path)
+
+
+def lift(fields: Any, path: Path) -> dict[str, Any]:
+    """Return a record of any format in the newest one.
+
+    Parameters
+    ----------
+    fields : Any
+        What the file's JSON holds; it stays as it is.
+    path : Path
+        The file, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If `fields` is no record, or its format is newer than `FORMAT`.
+    """
+    if not isinstance(fields, dict):
+        raise _damaged(path, "it holds no settings")
+    found = fields.get("format", 1)
+    if type(found) is not int or found < 1:
+        raise _damaged(path, f"its format is {found!r}")
+    if found > FORMAT:
+        raise ConfigError(
+            f"{path} has format {found}, and this version reads formats 1 to {FORMAT}; install the version of fastrl "
+            "that made the run, or a newer one"
+        )
+    if found == 1:
+        fields = {"kind" if name == "agent" else name: value for name, value in fields.items()}
+    return {**fields, "format": FORMAT}
+
+
+def from_record(record: dict[str, Any], path: Path) -> RunConfig:
+    """Return the settings of a record of the newest format; fields that it lacks have their defaults.
+
+    Raises
+    ------
+    ConfigError
+        If the kind is unknown, a field is unknown, or a value is out of its range. `path` is the file, for messages.
+    """
+    kind = KINDS.get(str(record.get("kind")))
+    if kind is None:
+        raise _damaged(path, f"its kind is {record.get('kind')!r}, not {' or '.join(KINDS)}")
+    values = {name: value for name, value in record.items() if name not in NOT_SETTINGS}
+    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(kind)})
+    if unknown:
+        raise _damaged(path, f"this version knows no setting {', '.join(unknown)}")
+    return kind(**values)
+
+
+def _damaged(path: Path, reason: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged ({reason}); restore it from a copy")

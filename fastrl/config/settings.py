@@ -1,0 +1,231 @@
+"""Every setting of every agent: frozen dataclasses whose fields state type, range, default and help.
+
+*Steps* are agent steps (one action), *frames* are emulator frames; Atari makes ``frame_skip`` = 4 of
+them per step. Each field is a flag of the command line, and its docstring is the flag's help. A help text names in
+"(default: ...)" what None means; where a setting has another value, the command line shows that instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from fastrl.base.errors import ConfigError
+from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, check
+from fastrl.envs.rules import Rules
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of every run, for any agent."""
+
+    seed: Annotated[int, AtLeast(0)] = 1
+    """Seeds every generator of the run: environments, exploration, replay, network."""
+    runs_dir: str = "runs"
+    """Folder that holds one folder per run."""
+    name: Annotated[str | None, OneFolder()] = None
+    """Name of the run's folder (default: game, seed and date)."""
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values in the named fields."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig(Rules, RunConfig):
+    """Settings of DQN runs: by default dueling double DQN with prioritized replay on EnvPool's games."""
+
+    game: str = "breakout"
+    """Plain name of an Atari game, `catch`, or a custom environment as `my_module:make_env`."""
+    device: Device = "auto"
+    """Where the network learns; `auto`: on a GPU if there is one."""
+    total_frames: Annotated[int, AtLeast(1)] = 10_000_000
+    """Emulator frames to play in total, `frame_skip` of them per agent step."""
+
+    # Environments
+    num_envs: Annotated[int, Between(1, 10_000)] = 64
+    """Games played in parallel."""
+    env_groups: Annotated[int, AtLeast(1)] = 1
+    """Groups of games that take turns: while the games of one step, the run receives, adds and acts for another."""
+    env_threads: Annotated[int, AtLeast(0)] = 0
+    """EnvPool's threads per group (0: one per CPU core that this process may use)."""
+    reward_clip: bool = True
+    """Learn from the sign of the reward; reported scores are never clipped."""
+    max_episode_steps: Annotated[int, AtLeast(1)] = 27_000
+    """A game is cut off after N agent steps (27,000 = 108,000 frames)."""
+    dephase_steps: Annotated[int, AtLeast(0)] = 128
+    """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
+
+    # Network
+    trunk: Literal["nature", "small", "impala", "vector"] = "nature"
+    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `impala` (residual, Espeholt et
+    al. 2018; many times the arithmetic), `vector` (two dense layers)."""
+    width: Annotated[int, AtLeast(1)] = 1
+    """Multiplies the number of filters of an image trunk."""
+    hidden: Annotated[int, AtLeast(1)] = 512
+    """Width of the dense layer in each of the two dueling streams."""
+    dueling: bool = True
+    """Separate streams for state value and advantages (Wang et al. 2016)."""
+    double: bool = True
+    """The online network selects the action, and the target network values it (van Hasselt et al. 2016)."""
+    distributional: bool = False
+    """Learn distributions of returns instead of their means (C51, Bellemare et al. 2017)."""
+    atoms: Annotated[int, AtLeast(2)] = 51
+    """Atoms of a distribution: the returns among which it divides its probability."""
+    v_max: Annotated[float, Above(0)] = 10.0
+    """Largest return of a distribution; the smallest is its negative."""
+
+    # Replay
+    capacity: Annotated[int | None, AtLeast(1)] = None
+    """Rows of replay over all games (default: 1,000,000, or fewer if the run or the memory is smaller)."""
+    frame_store: Literal["auto", "ram", "lz4", "device"] = "auto"
+    """Where the replay keeps its frames: in memory, plain (`ram`) or compressed (`lz4`), or on the device that learns
+    (`device`). `auto` on a GPU: on the GPU if they fit, else in memory. On a CPU: compressed only if plain frames do
+    not fit."""
+    stack: Annotated[int, AtLeast(1)] = 4
+    """Frames in one observation."""
+    prioritized: bool = True
+    """Draw rows by TD error (Schaul et al. 2016); off: uniformly."""
+    alpha: Annotated[float, Between(0, 1)] = 0.6
+    """Exponent of the priorities."""
+    beta_start: Annotated[float, Between(0, 1)] = 0.4
+    """Exponent of the importance weights at the start."""
+    beta_end: Annotated[float, Between(0, 1)] = 1.0
+    """Exponent of the importance weights at the end of the run."""
+    priority_eps: Annotated[float, Above(0)] = 1e-6
+    """Added to each priority, so that every row can be drawn again."""
+    n_step: Annotated[int, AtLeast(1)] = 3
+    """Rewards summed before the value of a later state takes over."""
+    n_step_end: Annotated[int | None, AtLeast(1)] = None
+    """Rewards summed from `n_step_steps` on (default: `n_step`)."""
+    n_step_steps: Annotated[int, AtLeast(0)] = 1_000_000
+    """Agent steps over which n_step becomes n_step_end, once learning has started."""
+    gamma: Annotated[float, Between(0, 1)] = 0.99
+    """Discount per agent step."""
+
+    # Learning
+    batch_size: Annotated[int, AtLeast(1)] = 256
+    """Samples in one update."""
+    samples_per_step: Annotated[float, Above(0)] = 4.0
+    """Samples learned per agent step; divided by the batch size, this gives updates per agent step."""
+    learn_start_steps: Annotated[int, AtLeast(0)] = 20_000
+    """Agent steps with random actions before learning starts (at most a tenth of the run)."""
+    target_period_updates: Annotated[int, AtLeast(1)] = 500
+    """Updates between two copies of the online network into the target network."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """`rmsprop` is the centred version of Mnih et al. 2015."""
+    learning_rate: Annotated[float, Above(0)] = 2.5e-4
+    """Step size of the optimizer (Mnih et al. 2015: 2.5e-4 for rmsprop)."""
+    learning_rate_end: Annotated[float | None, Above(0)] = None
+    """Step size from `learning_rate_steps` on (default: `learning_rate`)."""
+    learning_rate_steps: Annotated[int, AtLeast(0)] = 1_000_000
+    """Agent steps over which learning_rate becomes learning_rate_end, once learning has started."""
+    learning_rate_warmup_steps: Annotated[int, AtLeast(0)] = 0
+    """Agent steps over which the step size rises from 0 to `learning_rate`, once learning has started."""
+    optimizer_eps: Annotated[float | None, Above(0)] = None
+    """Stability term of the optimizer (default: 0.005 / batch size for adam, 0.01 for rmsprop as in the paper)."""
+    max_grad_norm: Annotated[float, Above(0)] = 10.0
+    """Largest norm of a gradient; a larger gradient is scaled down to it."""
+    huber_delta: Annotated[float, Above(0)] = 1.0
+    """TD error at which the Huber loss turns from quadratic to linear."""
+
+    # Exploration
+    epsilon_start: Annotated[float, Between(0, 1)] = 1.0
+    """Share of random actions at the start."""
+    epsilon_end: Annotated[float, Between(0, 1)] = 0.01
+    """Share of random actions from `epsilon_steps` on."""
+    epsilon_steps: Annotated[int, AtLeast(0)] = 250_000
+    """Agent steps over which epsilon falls, once learning has started (at most half of the run)."""
+
+    # Speed
+    compile: bool = True
+    """Compile act and update with torch.compile; off: eager PyTorch."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; `auto`: bfloat16 if the device supports it."""
+    torch_threads: Annotated[int, AtLeast(0)] = 0
+    """PyTorch's CPU threads (0: one per CPU core that this process may use)."""
+
+    # Clocks
+    log_every_frames: Annotated[int, AtLeast(1)] = 20_000
+    """Frames between two rows of metrics."""
+    evaluate_every_frames: Annotated[int, AtLeast(1)] = 1_000_000
+    """Frames between two evaluations; each one also renews the film."""
+    evaluate_episodes: Annotated[int, Between(1, 10_000)] = 10
+    """Whole games per evaluation during the run."""
+    final_episodes: Annotated[int, Between(1, 10_000)] = 30
+    """Whole games of the evaluation at the end of the run."""
+    checkpoint_every_frames: Annotated[int, AtLeast(1)] = 1_000_000
+    """Frames between two checkpoints."""
+    keep_checkpoints: Annotated[int, AtLeast(1)] = 3
+    """Checkpoints to keep, besides the best by evaluation."""
+    checkpoint_replay: bool = True
+    """Save the replay with the newest checkpoint, so that a resumed run needs no new warm-up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self)
+        if self.num_envs % self.env_groups:
+            raise ConfigError(
+                f"--env-groups is {self.env_groups}, which does not divide --num-envs {self.num_envs}; "
+                "give a divisor of it"
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Games in one group."""
+        return self.num_envs // self.env_groups
+
+    @property
+    def total_steps(self) -> int:
+        """Agent steps of the whole run."""
+        return self.total_frames // self.frame_skip
+
+    @property
+    def warm_up_steps(self) -> int:
+        """Agent steps before learning starts, in this run."""
+        return min(self.learn_start_steps, self.total_steps // 10)
+
+    @property
+    def epsilon_decay_steps(self) -> int:
+        """Agent steps over which epsilon falls, in this run."""
+        return min(self.epsilon_steps, self.total_steps // 2)
+
+    @property
+    def largest_n_step(self) -> int:
+        """Most rewards that are ever summed."""
+        return max(self.n_step, self.n_step_end or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SarsaConfig(RunConfig):
+    """Settings of linear SARSA(lambda) on many CartPoles at once (Sutton & Barto 2018, section 12.7)."""
+
+    learners: Annotated[int, Between(1, 10_000)] = 256
+    """Independent learners, each with its own CartPole."""
+    episodes: Annotated[int, AtLeast(1)] = 300
+    """Episodes of each learner that count; a learner plays on until all have finished N."""
+    max_steps: Annotated[int, AtLeast(1)] = 200_000
+    """Agent steps per learner after which the run ends in any case."""
+    learning_rate: Annotated[float, Above(0)] = 0.1
+    """Step size, the alpha of the textbook."""
+    gamma: Annotated[float, Between(0, 1)] = 0.95
+    """Discount per step."""
+    lam: Annotated[float, Between(0, 1)] = 0.5
+    """Decay of the eligibility traces."""
+    epsilon: Annotated[float, Between(0, 1)] = 0.0
+    """Share of random actions; ties between action values are broken at random."""
+    features: Literal["scaled", "raw"] = "scaled"
+    """Inputs of the linear values: observations `scaled` to about 1 in size, or `raw`."""
+    reward: Literal["failure", "survival"] = "failure"
+    """`failure`: 0, and -1 for the step that fails; `survival`: +1 for every step, including the one that fails."""
+    dynamics: Literal["gymnasium", "own"] = "gymnasium"
+    """Code that moves the CartPoles: Gymnasium, or the package's `own` NumPy code, which is faster and equal to the
+    bit."""
+    version: Literal["v0", "v1", "both"] = "both"
+    """CartPole-v0 (200 steps, solved at 195), v1 (500 steps, solved at 475), or one after the other."""
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,129 @@
+"""A trained network and the game that it plays, from a run or as it ships."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastrl.base.errors import ConfigError
+from fastrl.dqn import pretrained
+from fastrl.dqn.checkpoint import load_network
+from fastrl.dqn.network import QNetwork
+from fastrl.envs.names import game_name, is_custom, load
+from fastrl.envs.rules import EvaluationRules, ProtocolName
+from fastrl.play.acting import Act
+from fastrl.runs import folder
+from fastrl.runs.folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agent:
+    """A trained network and the game that it plays."""
+
+    game: str
+    """Plain name of the game, or `module:callable` of a custom environment."""
+    network: QNetwork
+    """In eval mode, on the CPU."""
+    stack: int
+    """Frames in one observation."""
+    rules: EvaluationRules
+    """By which it was trained."""
+    origin: Path
+    """Where it was read from."""
+    about: str
+    """What is known of it, in one line."""
+    films: Path
+    """Folder for films of it."""
+
+
+def load_agent(run_or_game: str, checkpoint: str = "newest", make_env: str | None = None) -> Agent:
+    """Return the agent in a run's folder or, where there is no such folder, the one that ships for a game.
+
+    Parameters
+    ----------
+    run_or_game : str
+        Path of the folder, or the game in any spelling that `fastrl.envs.names.game_name` takes.
+    checkpoint : str
+        Which of a run's, as `RunFolder.find` takes it.
+    make_env : str, optional
+        Factory of a custom environment, as ``module:callable`` (default: the one that the run recorded).
+
+    Raises
+    ------
+    ConfigError
+        If it names neither, its weights cannot be read, or its environment is not found.
+    """
+    path = Path(run_or_game)
+    agent = _trained(path, checkpoint) if (path / "config.json").exists() else _shipped(run_or_game, checkpoint)
+    if make_env is not None:
+        if not (is_custom(agent.game) and is_custom(make_env)):
+            raise ConfigError(
+                f"--make-env is {make_env!r}; give my_module:make_env, for runs of custom environments alone: "
+                f"{run_or_game} plays {agent.game}"
+            )
+        agent = dataclasses.replace(agent, game=make_env)
+    if is_custom(agent.game):
+        load(agent.game)
+    return agent
+
+
+def rules_for(agent: Agent, protocol: ProtocolName | None, **settings: Any) -> EvaluationRules:
+    """Return the rules to play by: the agent's or a protocol's, changed by the settings that are not None.
+
+    Frame skip and actions stay the agent's: it was made for them.
+    """
+    rules = agent.rules
+    if protocol is not None:
+        rules = rules.replace(protocol=protocol, full_action_set=rules.full_action_set)
+    return rules.replace(**{name: value for name, value in settings.items() if value is not None})
+
+
+def greedy(network: QNetwork) -> Act:
+    """Return the act function that gives the network's Q-values, of which `play_games` takes the highest."""
+    device = next(network.parameters()).device
+
+    @torch.inference_mode()
+    def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        values: np.ndarray[Any, Any] = network(torch.from_numpy(stacks).to(device)).cpu().numpy()
+        return values
+
+    return act
+
+
+def _trained(run: Path, checkpoint: str) -> Agent:
+    config = folder.load_dqn_config(run)
+    saved = RunFolder(run).find(checkpoint)
+    return Agent(
+        game=config.game,
+        network=load_network(saved / "weights.safetensors"),
+        stack=config.stack,
+        rules=EvaluationRules(**config.rules()),
+        origin=saved,
+        about=f"{config.game}, {saved}",
+        films=run / "pictures",
+    )
+
+
+def _shipped(name: str, checkpoint: str) -> Agent:
+    try:
+        game = game_name(name)
+    except ConfigError as error:
+        raise ConfigError(f"{name} is no run folder (it holds no config.json), and {error}") from error
+    card = pretrained.card(game)
+    if checkpoint != "newest":
+        raise ConfigError(f"--checkpoint is {checkpoint!r}, but one network ships for {game}; leave it out")
+    network = pretrained.load_pretrained(game)
+    return Agent(
+        game=game,
+        network=network,
+        stack=card.network["obs_shape"][0],
+        rules=EvaluationRules(**card.rules | {"frame_skip": card.frame_skip}),
+        origin=pretrained.WEIGHTS / f"{game}.safetensors",
+        about=card.describe(),
+        films=Path(),
+    )

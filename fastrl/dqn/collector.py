@@ -1,0 +1,231 @@
+"""The collector: games and acting. A policy goes in, rows for the replay come out.
+
+Games may stand in groups that take turns: while one is stepped, the others are acted for and learned from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.base.errors import ConfigError
+from fastrl.config import DQNConfig
+from fastrl.dqn.policy import Policy
+from fastrl.envs.frame_stack import FrameStack
+from fastrl.envs.make import make_envs
+from fastrl.envs.step import Envs, Step
+
+Array = NDArray[Any]
+
+
+@runtime_checkable
+class Saveable(Protocol):
+    """Games with these methods continue in the middle at a resume; EnvPool's have none and start anew."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all that they continue from, a step in progress included: nested dicts of arrays and JSON values."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from where `state` was taken, in place of `reset`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one vector step brings: a row of the replay for each of n environments, and how their games stand."""
+
+    frame: Array
+    """[n, *frame_shape], the newest frame of the observation in which the action was taken."""
+    action: NDArray[np.int64]
+    """[n] int64."""
+    reward: NDArray[np.float32]
+    """[n] float32, to learn from."""
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    """[n] bool: how the action ended the episode, if it did."""
+    first: NDArray[np.bool_]
+    """[n] bool: the frame opens a game."""
+    final: Array | None
+    """[n, *frame_shape] or None: the last frames of episodes that ended, where the next row does not hold them."""
+    env_id: NDArray[np.int64]
+    """[n] int64: the environments, numbered over all groups."""
+    after: Step
+    """Where the actions led: resets, ended games, scores and lengths."""
+
+    @property
+    def counted(self) -> NDArray[np.int64]:
+        """The actions that were agent steps, [at most n] int64: all but those of resets."""
+        return self.action[~self.after.reset]
+
+
+class Group:
+    """Games that step together.
+
+    Attributes
+    ----------
+    envs
+        The games, n of them.
+    number : int
+        Of the group.
+    env_id : [n] int64
+        Their numbers among the games of all groups.
+    """
+
+    def __init__(self, envs: Envs, number: int, stack: int) -> None:
+        self.envs, self.number = envs, number
+        self.env_id = np.arange(envs.num_envs) + number * envs.num_envs
+        self._stack = FrameStack(envs.num_envs, stack, envs.frame_shape, envs.frame_dtype)
+        self._actions: NDArray[np.int64] | None = None  # of the newest step
+
+    def reset(self) -> None:
+        """Open the games."""
+        self._now = self.envs.reset()
+        self._now.first[:] = True  # games from before a resume are abandoned
+
+    def observe(self) -> Array:
+        """Return the stacked frames [n, stack, *frame_shape] in which actions are due; call it once per step."""
+        return self._stack.push(self._now.frame, self._now.first)
+
+    def send(self, actions: NDArray[np.int64]) -> None:
+        """Start a step."""
+        self._actions = actions
+        self.envs.send(actions)
+
+    def recv(self) -> tuple[Step, NDArray[np.int64], Step]:
+        """Wait for the step; return the one before it, the actions, and the one that they led to."""
+        assert self._actions is not None
+        before, self._now = self._now, self.envs.recv()
+        return before, self._actions, self._now
+
+    def state(self) -> dict[str, Any] | None:
+        """Return all that these games continue from; None if they cannot be saved or were not opened."""
+        if not isinstance(self.envs, Saveable) or not hasattr(self, "_now"):
+            return None
+        now = {field.name: getattr(self._now, field.name) for field in dataclasses.fields(Step)}
+        return {"envs": self.envs.state(), "stack": self._stack.state(), "now": now, "actions": self._actions}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from where `state` was taken."""
+        assert isinstance(self.envs, Saveable)
+        self.envs.load_state(state["envs"])
+        self._stack.load_state(state["stack"])
+        self._now, self._actions = Step(**state["now"]), state["actions"]
+
+
+class Collector:
+    """Games in this process, which run while the learner learns: `send`, learn, `recv`.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+        At least one; with several, the rows received are of the group sent longest ago.
+
+    Attributes
+    ----------
+    envs : Envs
+        The games of the first group, to ask about shapes and actions.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = deque(groups)  # the one to send next stands first
+        self._resumed = False
+        self.envs = groups[0].envs
+
+    def start(self, policy: Policy) -> None:
+        """Open the games, unless they continue, and send all groups but one."""
+        if self._resumed:
+            return
+        for group in self._groups:
+            group.reset()
+        for group in list(self._groups)[1:]:
+            group.send(policy.act(group.observe()))
+
+    def send(self, policy: Policy) -> None:
+        """Act for one group and start its step."""
+        group = self._groups[0]
+        group.send(policy.act(group.observe()))
+
+    def recv(self) -> Rows:
+        """Wait for the group sent longest ago and return its rows."""
+        self._groups.rotate(-1)
+        group = self._groups[0]  # with one group the same again
+        before, action, after = group.recv()
+        return Rows(
+            before.frame,
+            action,
+            after.reward,
+            after.terminated,
+            after.truncated,
+            before.first,
+            after.final,
+            group.env_id,
+            after,
+        )
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the state of all games, and which group is next; None if they cannot be saved."""
+        states = {str(group.number): group.state() for group in self._groups}
+        return None if None in states.values() else {"turn": self._groups[0].number, "groups": states}
+
+    def load_state(self, state: dict[str, Any] | None) -> bool:
+        """Continue the games from where `state` was called; return whether they can."""
+        if state is None or not isinstance(self.envs, Saveable):
+            return False
+        for group in self._groups:
+            group.load_state(state["groups"][str(group.number)])
+        self._groups.rotate(-state["turn"])
+        self._resumed = True
+        return True
+
+    def close(self) -> None:
+        """Close all games, even if one of them raises."""
+        with contextlib.ExitStack() as last:
+            for group in self._groups:
+                last.callback(group.envs.close)
+
+
+def build_collector(config: DQNConfig, seed: int) -> Collector:
+    """Start the games that the settings ask for.
+
+    Raises
+    ------
+    ConfigError
+        If a setting does not fit the game.
+    """
+    seeds = np.random.SeedSequence(seed).generate_state(config.env_groups)
+    groups = [Group(build_envs(config, int(s)), number, config.stack) for number, s in enumerate(seeds)]
+    made = groups[0].envs.num_envs
+    if made != config.group_size:  # a custom vector environment decides it
+        for group in groups:
+            group.envs.close()
+        raise ConfigError(
+            f"--num-envs is {config.num_envs} in {config.env_groups} groups, and {config.game} makes {made} at a time; "
+            f"give {made * config.env_groups}"
+        )
+    return Collector(groups)
+
+
+def build_envs(config: DQNConfig, seed: int) -> Envs:
+    """Start the games of one group; errors as of `make_envs`, and for a frame skip that the game does not have."""
+    envs = make_envs(
+        config.game,
+        config.group_size,
+        rules=config,
+        seed=seed,
+        threads=config.env_threads,
+        reward_clip=config.reward_clip,
+        max_episode_steps=config.max_episode_steps,
+        dephase_steps=config.dephase_steps,
+    )
+    if envs.frame_skip != config.frame_skip:  # or frames would be counted wrong
+        envs.close()
+        raise ConfigError(
+            f"--frame-skip is {config.frame_skip}, which {config.game} does not do; give {envs.frame_skip}"
+        )
+    return envs

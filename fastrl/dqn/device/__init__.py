@@ -1,0 +1,1 @@
+"""The device that the learner computes on."""

@@ -1,0 +1,48 @@
+"""Where the network runs, and what that device can do."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from fastrl.base.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of `--device`: "cpu", "cuda", or for "auto" a GPU where there is one.
+
+    Raises
+    ------
+    ConfigError
+        There is no usable GPU, or no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device is {name!r}; give auto, cpu or cuda")
+    usable = torch.cuda.is_available()
+    if name == "cuda" and not usable:
+        raise ConfigError(
+            "--device is 'cuda' but PyTorch finds no usable GPU; give --device cpu, or install PyTorch for CUDA"
+        )
+    return torch.device("cuda" if usable and name != "cpu" else "cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself, rather than emulating it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if hasattr(torch.cpu, "get_capabilities"):  # newer than torch 2.6
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def gpu_free_bytes(device: torch.device) -> int:
+    """Return the free bytes of a GPU's memory."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def forget_compiled() -> None:
+    """Forget what torch.compile made in this process: it keeps eight versions of a function, and refuses the ninth."""
+    if "torch._dynamo" in sys.modules:  # which takes seconds to import
+        torch.compiler.reset()

@@ -1,0 +1,59 @@
+"""The policy: a network that acts, apart from the learner that updates it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ActingNetwork(Protocol):
+    """What a policy asks of a network; a `Learner` is one."""
+
+    updates: int
+    """Updates that its weights have had."""
+
+    def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape]."""
+
+
+class Policy:
+    """Epsilon-greedy actions, one coin per environment; before the first update all are random.
+
+    Parameters
+    ----------
+    network : ActingNetwork
+        Chooses the greedy actions; in one process the learner itself, whose newest weights act.
+    num_actions : int
+        Number of actions A.
+    rng : Generator
+        Tosses the coins and draws the random actions.
+
+    Attributes
+    ----------
+    epsilon : float
+        Share of random actions, in [0, 1]; the loop sets it.
+    rng : Generator
+        As given; its state belongs to the run's.
+    """
+
+    def __init__(self, network: ActingNetwork, num_actions: int, rng: np.random.Generator) -> None:
+        self._network, self._num_actions = network, num_actions
+        self.rng, self.epsilon = rng, 1.0
+
+    @property
+    def version(self) -> int:
+        """Updates that the acting weights have had."""
+        return self._network.updates
+
+    def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
+        """Return actions [n] int64 for obs [n, stack, *frame_shape]."""
+        if not self.version:
+            return self._random_actions(len(obs))
+        greedy = self._network.act(obs)
+        coins = self.rng.random(len(obs)) < self.epsilon
+        return np.where(coins, self._random_actions(len(obs)), greedy)
+
+    def _random_actions(self, n: int) -> NDArray[np.int64]:
+        return self.rng.integers(self._num_actions, size=n)

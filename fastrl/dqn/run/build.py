@@ -1,0 +1,218 @@
+"""From settings to games and replay, after asking how much memory and disk there is."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastrl.base.errors import ConfigError, DamageError
+from fastrl.base.extras import need
+from fastrl.base.machine import available_bytes, free_disk_bytes, has_hard_links
+from fastrl.config import DQNConfig
+from fastrl.dqn.collector import build_envs
+from fastrl.dqn.device.device import gpu_free_bytes
+from fastrl.dqn.device.store import DeviceStore
+from fastrl.dqn.run.replay_plan import (
+    ReplayPlan,
+    SavedReplay,
+    describe,
+    describe_disk,
+    disk_refusal,
+    plan_disk,
+    plan_replay,
+    refusal,
+)
+from fastrl.envs.step import Envs
+from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer
+from fastrl.replay.saves import segments
+from fastrl.runs.checkpoints import REPLAY
+
+
+class FoundReplay(NamedTuple):
+    """The replay to start with."""
+
+    buffer: PrioritizedReplayBuffer
+    words: str
+    """On its size and place."""
+    earlier: Path | None
+    """The save that it was loaded from; None: it is empty."""
+
+
+def find_replay(
+    found: Path | None, config: DQNConfig, envs: Envs, seed: int, device: torch.device, notes: list[str]
+) -> FoundReplay:
+    """Load the replay of a checkpoint, or build an empty one where it is missing or damaged.
+
+    Damage is added to ``notes``, in words. Errors as of `load_replay` and `build_replay`.
+    """
+    earlier = None if found is None else found / REPLAY
+    if earlier is not None and earlier.exists():
+        try:
+            return FoundReplay(*load_replay(earlier, config, envs, device), earlier)
+        except DamageError as error:
+            notes.append(f"{error}; resuming with an empty replay")
+    return FoundReplay(*build_replay(config, envs, seed, device), None)
+
+
+def build_replay(config: DQNConfig, envs: Envs, seed: int, device: torch.device) -> tuple[PrioritizedReplayBuffer, str]:
+    """Build an empty replay by a plan for this machine; return it with words on its size and place.
+
+    Raises
+    ------
+    ConfigError
+        If the capacity asked for does not fit into memory or cannot hold the warm-up, or if too little memory
+        is free for a useful replay.
+    ImportError
+        If the settings ask for compressed frames, but lz4 is not installed.
+    """
+    plan = _plan(config, envs, device)
+    settings = _settings(config, envs)
+    buffer = PrioritizedReplayBuffer(capacity=plan.capacity, **settings, seed=seed, store=_store(plan, device))
+    return buffer, describe(plan, buffer.nbytes)
+
+
+def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device) -> tuple[PrioritizedReplayBuffer, str]:
+    """Load a saved replay if these settings would have built the same; return it with words on its size and place.
+
+    The store that its frames came from does not matter.
+
+    Raises
+    ------
+    ConfigError
+        If a setting differs, or the replay does not fit into memory.
+    DamageError
+        If the file is damaged.
+    ImportError
+        If the settings ask for compressed frames, but lz4 is not installed.
+    """
+    try:
+        saved = PrioritizedReplayBuffer.saved_settings(path)
+        own: dict[str, Any] = _settings(config, envs)
+        own |= {"obs_dtype": envs.frame_dtype.str, "obs_shape": list(envs.frame_shape)}
+        own |= {} if config.capacity is None else {"capacity": config.capacity}
+        del own["n_step"]  # the run changes it as it advances
+        for name, value in own.items():
+            if saved[name] != value:
+                raise ConfigError(
+                    f"{path} was made with {name} {saved[name]}, this run has {value}; give the settings that it was "
+                    "made with, or delete it to resume with an empty replay"
+                )
+        plan = _plan(config, envs, device, SavedReplay(path, saved["capacity"]))
+        buffer = PrioritizedReplayBuffer.load(path, store=_store(plan, device))
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(str(error)) from error
+    return buffer, describe(plan, buffer.nbytes)
+
+
+def require_disk(
+    config: DQNConfig, buffer: PrioritizedReplayBuffer, steps: int, run_folder: Path, earlier: Path | None
+) -> str:
+    """Return words on the disk that checkpoints with the replay take at most, to follow those on the replay.
+
+    Parameters
+    ----------
+    config, buffer : DQNConfig, PrioritizedReplayBuffer
+        Settings of the run, and its replay.
+    steps : int
+        Agent steps played so far.
+    run_folder : Path
+        Where the run's files go.
+    earlier : Path or None
+        The save that the replay was loaded from; None without one.
+
+    Raises
+    ------
+    ConfigError
+        If less disk is free than that.
+    """
+    if not config.checkpoint_replay:
+        return ""
+    settings = buffer.settings
+    one_file = earlier is not None and earlier.is_file()  # which shares nothing with later saves
+    replaced = 0 if earlier is None else _bytes_below(earlier.parent)  # other checkpoints may stay
+    plan = plan_disk(
+        config,
+        segments.frame_bytes(settings),
+        settings["capacity"],
+        free_disk_bytes(run_folder) + replaced,
+        held=len(buffer),
+        steps=steps,
+        share_files=not one_file and has_hard_links(run_folder),
+    )
+    if error := disk_refusal(plan, run_folder):
+        raise error
+    return describe_disk(plan)
+
+
+def _bytes_below(folder: Path) -> int:
+    """Return the bytes of all files in a folder, those with several names once."""
+    stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
+
+
+def _plan(config: DQNConfig, envs: Envs, device: torch.device, saved: SavedReplay | None = None) -> ReplayPlan:
+    """Plan the replay for the memory that is free now, or raise what refuses the plan."""
+    plan = plan_replay(
+        config,
+        math.prod(envs.frame_shape) * envs.frame_dtype.itemsize,
+        available_bytes(),
+        None if device.type == "cpu" else gpu_free_bytes(device),
+        lz4_installed=_lz4_installed(),
+        compressed_bytes=lambda: _compressed_bytes(config),
+        saved=saved,
+    )
+    if error := refusal(plan):
+        raise error
+    return plan
+
+
+def _store(plan: ReplayPlan, device: torch.device) -> str | MakeStore:
+    """Return the plan's store as a buffer takes it: a name, or a maker."""
+    return partial(DeviceStore, device=device) if plan.store == "device" else plan.store
+
+
+def _lz4_installed() -> bool:
+    try:
+        need("lz4.block", "lz4")
+    except ImportError:
+        return False
+    return True
+
+
+def _compressed_bytes(config: DQNConfig) -> int:
+    """Return what to expect of a frame in an `Lz4Store`: twice the mean of random play, measured here and now.
+
+    Twice, because better play sees other frames, those of the network that ships for Breakout up to 1.4 times as
+    large, and because memory is handed out in pieces that do not quite fit.
+    """
+    envs = build_envs(config.replace(num_envs=8, env_groups=1), seed=0)
+    num_envs, steps = envs.num_envs, 50
+    store, rng = Lz4Store(num_envs * steps, envs.frame_shape, envs.frame_dtype), np.random.default_rng(0)
+    shown = envs.reset()
+    for ids in np.arange(num_envs * steps).reshape(steps, num_envs):
+        store.write(ids, shown.frame)
+        envs.send(rng.integers(envs.num_actions, size=num_envs))
+        shown = envs.recv()
+    envs.close()
+    return 2 * store.nbytes // (num_envs * steps)
+
+
+def _settings(config: DQNConfig, envs: Envs) -> dict[str, Any]:
+    return {
+        "num_envs": config.num_envs,
+        "obs_shape": envs.frame_shape,
+        "obs_dtype": envs.frame_dtype,
+        "stack": config.stack,
+        "autoreset": envs.autoreset,
+        "n_step": config.n_step,
+        "gamma": config.gamma,
+        "alpha": config.alpha if config.prioritized else 0.0,
+        "eps": config.priority_eps,
+    }

@@ -1,0 +1,104 @@
+"""Evaluations: whole games during the run and at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from fastrl.base.errors import DamageError
+from fastrl.dqn import checkpoint
+from fastrl.dqn.callbacks import Callback, TrainingRun
+from fastrl.dqn.run.clock import Clock, announce
+from fastrl.envs.rules import EvaluationRules
+from fastrl.film import video
+from fastrl.play.games import Games, play_games
+from fastrl.runs import checkpoints
+
+
+class Evaluation(Callback):
+    """Plays whole games during the run and at its end; each evaluation films one, and the best weights are kept."""
+
+    key = "evaluation"
+
+    def __init__(self) -> None:
+        self.best: float | None = None
+        self.last: Games | None = None
+        self._due = False  # and not played to the end yet
+        self._ended_at = -1  # frames after which the run's last evaluation was played
+
+    def on_start(self, run: TrainingRun) -> None:
+        self._clock = Clock(run.config.evaluate_every_frames)
+        self._clock.set(run.frames)
+        self._evaluate_if_due(run)  # a stop interrupted it
+
+    def on_step(self, run: TrainingRun, actions: np.ndarray[Any, Any]) -> None:
+        self._due = self._clock.due(run.frames)
+        self._evaluate_if_due(run)
+
+    def on_end(self, run: TrainingRun) -> None:
+        if not run.stop and self._ended_at != run.frames:  # a run that had ended already has it
+            self._evaluate(run, run.config.final_episodes)
+            self._ended_at = run.frames
+
+    def _evaluate_if_due(self, run: TrainingRun) -> None:
+        if self._due and run.frames < run.config.total_frames:
+            self._evaluate(run, run.config.evaluate_episodes)
+        self._due = False
+        announce(run, "evaluation", self._clock)
+
+    def _evaluate(self, run: TrainingRun, episodes: int) -> None:
+        config = run.config
+
+        def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
+            return run.learner.q_values(stacks)
+
+        run.reporter.line(f"evaluating {episodes} games …")
+        games = play_games(
+            config.game,
+            act,
+            episodes,
+            seed=run.frames + config.seed,
+            rules=EvaluationRules(**config.rules()),
+            stack=config.stack,
+            film=True,
+            bars=True,
+            threads=config.env_threads,
+        )
+        film = ""
+        if games.film:  # a custom environment may draw none
+            gif = run.folder / "pictures" / f"{run.frames:012d}.gif"
+            video.write_gif(gif, games.film, max_pictures=1_000)
+            run.reporter.image("agent", gif, run.frames)
+            film = f"; film: {gif}"
+        figures = {f"evaluation/return_{name}": value for name, value in games.figures().items()}
+        run.reporter.write(figures, run.frames)
+        run.reporter.line(f"after {run.frames:,} frames: {games.summary()}{film}")
+        if games.mean > self._best_so_far(run):
+            self.best = games.mean
+            run.save(checkpoints.BEST)
+        for callback in run.callbacks:
+            callback.on_evaluation(run, games)
+        self.last = dataclasses.replace(games, film=[])  # which takes up to 400 MB
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "due": self._due, "ended_at": self._ended_at}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.best, self._due = state.get("best"), state.get("due", False)
+        self._ended_at = state.get("ended_at", -1)
+
+    def _best_so_far(self, run: TrainingRun) -> float:
+        """Return the best score; the best checkpoint may be newer than the one resumed from."""
+        folder, score = run.folder.checkpoints / checkpoints.BEST, None
+        if folder.exists():
+            try:
+                checkpoints.check(folder)
+                score = checkpoint.load_state(folder)["callbacks"][self.key]["best"]
+            except DamageError as error:
+                run.reporter.line(f"{error}; this evaluation's weights replace it")
+                return -math.inf
+        return max((known for known in (self.best, score) if known is not None), default=-math.inf)

@@ -1,0 +1,217 @@
+"""The experiment: build, restore, loop, close."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrl.base.errors import ConfigError, Stopped
+from fastrl.base.extras import need
+from fastrl.base.stop import Stop
+from fastrl.config import DQNConfig
+from fastrl.dqn import checkpoint
+from fastrl.dqn.callbacks import Callback, named
+from fastrl.dqn.collector import build_collector
+from fastrl.dqn.device.device import forget_compiled, pick_device
+from fastrl.dqn.learner import Learner
+from fastrl.dqn.pace import Pace
+from fastrl.dqn.policy import Policy
+from fastrl.dqn.run.build import find_replay, require_disk
+from fastrl.dqn.run.checkpointing import Checkpoints
+from fastrl.dqn.run.evaluation import Evaluation
+from fastrl.dqn.run.faults import NotFiniteError
+from fastrl.dqn.run.loop import Loop
+from fastrl.dqn.run.metrics import Metrics
+from fastrl.envs.names import is_custom, same_game
+from fastrl.runs.folder import RunFolder
+from fastrl.runs.report import Reporter
+
+
+def train(
+    config: DQNConfig,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train an agent until ``config.total_frames`` or a signal.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        All settings; ``runs_dir`` and ``name`` say where the run's folder goes.
+    callbacks : sequence of Callback
+        Called before the run's own, in order.
+    resume : path-like, optional
+        Resume the newest whole checkpoint in this run's folder, all to the bit. Games that cannot be saved, such as
+        EnvPool's, start anew.
+    quiet : bool
+        Print nothing.
+
+    Returns
+    -------
+    Run
+        Its ``stop.signal`` says whether a signal ended it, its ``evaluation.last`` what the last one gave.
+
+    Raises
+    ------
+    ConfigError
+        If a setting does not fit the machine, the game or the checkpoint, or another run has the folder; nothing was
+        written then.
+    RunError
+        If the folder takes no more files, or a loss or a weight is not finite.
+    """
+    with Stop() as stop:
+        run = Run(config, callbacks, stop, resume=resume, quiet=quiet)
+        try:
+            with run.reporter:
+                run.play()
+        except KeyboardInterrupt:
+            run.saver.give_up()
+            raise
+        finally:
+            run.close()
+    return run
+
+
+class Run(Loop):
+    """One training run, from its settings to its last checkpoint.
+
+    Parameters
+    ----------
+    config, callbacks, resume, quiet
+        As for `train`.
+    stop : Stop
+        Asked by a signal to stop.
+
+    Attributes
+    ----------
+    evaluation : Evaluation
+        The callback that plays whole games: its ``last`` and ``best``.
+    """
+
+    def __init__(
+        self,
+        config: DQNConfig,
+        callbacks: Sequence[Callback],
+        stop: Stop,
+        *,
+        resume: str | os.PathLike[str] | None,
+        quiet: bool,
+    ) -> None:
+        self.evaluation = Evaluation()
+        self._last = contextlib.ExitStack()  # closes what was made, the newest first
+        folder = RunFolder.new(config, config.game) if resume is None else RunFolder(resume)
+        try:
+            self._last.callback(folder.close)
+            if resume is not None:
+                folder.lock()
+                folder.recover()
+            self._build(config, folder, stop, [*callbacks, Metrics(), self.evaluation, Checkpoints()], resume, quiet)
+        except BaseException as error:
+            self.close()
+            if refused := folder.unwritable(error):
+                raise refused from error
+            raise
+
+    def _build(
+        self, config: DQNConfig, folder: RunFolder, stop: Stop, callbacks: list[Callback], resume: Any, quiet: bool
+    ) -> None:
+        """Make all parts, or restore them from the newest checkpoint that is whole."""
+        found, notes = folder.newest_whole() if resume else (None, [])
+        state = checkpoint.load_state(found) if found else {}
+        if state and not same_game(state["game"], config.game):
+            raise ConfigError(f"{found} plays {state['game']}, not {config.game}; start a new run for that")
+        steps = int(state.get("steps", 0))
+        # Every generator has a stream of its own; resumed games must not repeat the first ones.
+        seeds = [int(s) for s in np.random.SeedSequence([config.seed, steps]).generate_state(4)]
+        for package in ("tensorboard", "rich", "PIL", "safetensors"):  # before anything is written
+            need(package, "train")
+        device = pick_device(config.device)
+        self._last.callback(forget_compiled)
+        collector = build_collector(config, seeds[1])
+        self._last.callback(collector.close)
+        envs = collector.envs
+        replay = find_replay(found, config, envs, seeds[2], device, notes)
+        chosen = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
+        obs_shape = (config.stack, *envs.frame_shape)
+        learner = Learner(config, obs_shape, envs.frame_dtype, envs.num_actions, device, seeds[3])
+        super().__init__(
+            config,
+            folder,
+            stop,
+            callbacks,
+            collector=collector,
+            policy=Policy(learner, envs.num_actions, np.random.default_rng(seeds[0])),
+            pace=Pace(config.samples_per_step, config.batch_size, config.warm_up_steps),
+            learner=learner,
+            buffer=replay.buffer,
+            earlier=replay.earlier,
+            steps=steps,
+            abandoned=int(state.get("abandoned", 0)),
+            seconds=float(state.get("seconds", 0.0)),
+        )
+        self._last.callback(self.saver.wait)
+        games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
+        folder.open(config, new=resume is None)
+        self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
+        rules = "" if is_custom(config.game) else f", protocol {config.protocol_name}"
+        games = f"{config.game} on {device}, {config.num_envs} games side by side{rules}"
+        self.reporter.line(f"{games}; {chosen}; {folder}")
+        for note in [*notes, *(folder.set_aside(found) if found else [])]:
+            self.reporter.line(note)
+        if found:
+            kept = "with its replay" if len(self.buffer) else "without its replay"
+            games = "games continue" if games_continue else "games start anew"
+            self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
+
+    def _restore(self, found: Path, state: dict[str, Any], *, pace: bool) -> bool:
+        """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue."""
+        if pace:
+            self.pace.load_state(state)
+        self.learner.load_state(checkpoint.load_learner(found))
+        if not len(self.buffer):
+            self.learner.flush()  # priorities of rows that are gone
+        elif not self.learner.delayed:
+            self._update_priorities(self.learner.flush())  # of a run resumed from a GPU
+        self.policy.rng.bit_generator.state = state["rng"]
+        for name, callback in named(self.callbacks).items():
+            callback.load_state(state["callbacks"].get(name, {}))
+        games_continue = self.collector.load_state(checkpoint.load_games(found))
+        if not games_continue and self.steps:
+            self.abandoned += self.config.num_envs
+        return games_continue
+
+    def play(self) -> None:
+        """Play to the end, or until a stop is asked for; an error comes out once what was learned is saved."""
+        try:
+            with contextlib.suppress(Stopped):
+                self.start()
+                while self.frames < self.config.total_frames and not self.stop:
+                    self.step()
+            for callback in self.callbacks:
+                try:
+                    callback.on_end(self)
+                except Stopped:
+                    self.reporter.line("stopped during the evaluation")
+        except Exception as error:
+            if not isinstance(error, NotFiniteError):  # the games stand in the middle of a step: they are not saved
+                keeps = self.config.checkpoint_replay
+                self.saver.rescue(
+                    error,
+                    f"{self.frames:012d}",
+                    lambda replay: self.snapshot(replay=replay and keeps),
+                    self.reporter.line,
+                )
+            if refused := self.folder.unwritable(error):
+                raise refused from error
+            raise
+
+    def close(self) -> None:
+        """Wait for a checkpoint in progress, close the games, forget what was compiled, release the folder."""
+        self._last.close()

@@ -1,0 +1,222 @@
+"""The loop of a run: act, learn while the games step, receive, add, count. All else hangs on it as a callback."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrl.base.stop import Stop
+from fastrl.base.stopwatch import Stopwatch
+from fastrl.config import DQNConfig
+from fastrl.dqn.callbacks import Callback, named
+from fastrl.dqn.collector import Collector, Rows
+from fastrl.dqn.learner import Learner, Priorities
+from fastrl.dqn.pace import Pace
+from fastrl.dqn.policy import Policy
+from fastrl.dqn.run.faults import NotFiniteError, not_finite, spoilt
+from fastrl.dqn.run.saver import Saver, Snapshot
+from fastrl.dqn.schedules import Schedules
+from fastrl.replay import Batch, PrioritizedReplayBuffer
+from fastrl.runs.folder import RunFolder
+from fastrl.runs.report import Reporter
+
+MEASURE_EVERY_UPDATES = 100  # norms of parameters and update cost a copy of all weights
+
+
+class Loop(Schedules):
+    """The parts of a run at work, step by step; a callback sees this object, as a `TrainingRun`.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        All settings.
+    folder : RunFolder
+        Where the run's files go.
+    stop : Stop
+        Asked by a signal.
+    callbacks : list of Callback
+        Called in order.
+    collector, policy, pace, learner, buffer
+        Games and acting; the acting network; when a batch is due; networks with their optimizer; the replay.
+    earlier : Path or None
+        The save that the replay was loaded from.
+    steps, abandoned : int
+        Counters of `TrainingRun`, as they stood at the checkpoint.
+    seconds : float
+        Wall-clock time of the run until then.
+    """
+
+    reporter: Reporter
+
+    def __init__(
+        self,
+        config: DQNConfig,
+        folder: RunFolder,
+        stop: Stop,
+        callbacks: list[Callback],
+        *,
+        collector: Collector,
+        policy: Policy,
+        pace: Pace,
+        learner: Learner,
+        buffer: PrioritizedReplayBuffer,
+        earlier: Path | None = None,
+        steps: int = 0,
+        abandoned: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        self.config, self.folder, self.stop, self.callbacks = config, folder, stop, callbacks
+        self.collector, self.policy, self.pace, self.learner, self.buffer = collector, policy, pace, learner, buffer
+        self.envs = collector.envs
+        self.saver = Saver(folder, config.keep_checkpoints, earlier, self._on_checkpoint)
+        self.steps, self.abandoned = steps, abandoned
+        self.lap = Stopwatch()
+        self._seconds_before, self._started = seconds, time.monotonic()
+        self._recent: deque[Batch] = deque(maxlen=2 if learner.delayed else 1)  # whose errors may not be known
+
+    @property
+    def frames(self) -> int:
+        """Emulator frames played so far."""
+        return self.steps * self.config.frame_skip
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of this run, the parts before a resume included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def start(self) -> None:
+        """Open the games, unless they continue."""
+        for callback in self.callbacks:
+            callback.on_start(self)
+        self.policy.epsilon = self.epsilon
+        self.collector.start(self.policy)
+        self.lap = Stopwatch()
+
+    def step(self) -> None:
+        """Act, learn, receive, add, count: once in one group of games."""
+        self.policy.epsilon = self.epsilon
+        self.collector.send(self.policy)
+        self.lap("act")
+        self._learn()  # while the games step
+        rows = self.collector.recv()
+        self.lap("environments")
+        self.buffer.add(
+            rows.frame, rows.action, rows.reward, rows.terminated, rows.truncated, rows.first, rows.final, rows.env_id
+        )
+        self.lap("add")
+        self._count(rows)
+        self.lap("callbacks")
+
+    def _learn(self) -> None:
+        """Learn as many batches as are due."""
+        if self.n_step != self.buffer.settings["n_step"]:
+            self.buffer.set_n_step(self.n_step)
+        self.learner.set_learning_rate(self.learning_rate)
+        while self.pace.due():
+            batch = self.buffer.sample(self.config.batch_size, self.beta)
+            self.lap("sample")
+            measure = self.learner.updates % MEASURE_EVERY_UPDATES == 0
+            self._recent.append(batch)
+            priorities = self.learner.learn(batch, measure=measure)
+            self.lap("update")
+            self._update_priorities(priorities)
+            self.lap("priorities")
+            for callback in self.callbacks:
+                callback.on_update(self, batch)
+            self.lap("callbacks")
+
+    def _update_priorities(self, priorities: Priorities | None) -> None:
+        if priorities is None:
+            return
+        index, errors = priorities
+        if not np.isfinite(errors).all():
+            raise self._not_finite("the loss", {"errors": errors, "of": index})
+        if self.config.prioritized:
+            self.buffer.update_priorities(index, errors)
+
+    def _count(self, rows: Rows) -> None:
+        """Count what a vector step brought and tell the callbacks."""
+        counted, after = rows.counted, rows.after
+        self.steps += len(counted)
+        self.pace.added(len(counted), self.buffer.drawable)
+        for i in np.flatnonzero(after.game_over):
+            for callback in self.callbacks:
+                callback.on_game(self, float(after.score[i]), int(after.length[i]))
+        for callback in self.callbacks:
+            callback.on_step(self, counted)
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    def save(self, name: str | None = None, *, wait: bool = True) -> Path:
+        """Write a checkpoint, named after the frames played unless a name is given; return its folder.
+
+        Changes nothing of the run. A named one holds the weights alone: to evaluate, not to resume. All others hold the
+        run of this moment; a thread does what takes time, and without ``wait`` the run may continue meanwhile.
+        Callbacks hear of it when it is whole.
+
+        Parameters
+        ----------
+        name : str, optional
+            Its name.
+        wait : bool
+            Return when it is whole.
+
+        Raises
+        ------
+        NotFiniteError
+            If a weight is NaN or infinite; only the newest batch is written then.
+        OSError
+            If this checkpoint cannot be written, or the one in progress could not; the last whole one is left as it is.
+        """
+        if name is not None:
+            return self.saver.save_weights(name, self.snapshot())
+        self.settle()
+        folder = self.saver.save(f"{self.frames:012d}", self.snapshot(games=True, replay=self.config.checkpoint_replay))
+        self.settle(wait=wait)
+        return folder
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Tell callbacks of a checkpoint that has become whole, or raise what kept it from that; see `Saver`."""
+        self.saver.settle(wait=wait)
+
+    def snapshot(self, *, games: bool = False, replay: bool = False) -> Snapshot:
+        """Return this moment of the run for a checkpoint, with the games, if they can be saved, and the replay.
+
+        Raises
+        ------
+        NotFiniteError
+            If a weight is NaN or infinite.
+        """
+        learner = self.learner.state()
+        if names := spoilt({key: learner[key] for key in ("online", "target", "optimizer")}):
+            raise self._not_finite(", ".join(names[:3]), {"weights": names})
+        state = {
+            "game": self.config.game,
+            "network": self.learner.online.settings,
+            "steps": self.steps,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "abandoned": self.abandoned,
+            **self.pace.state(),
+            "rng": self.policy.rng.bit_generator.state,
+            "callbacks": {name: callback.state() for name, callback in named(self.callbacks).items()},
+            **self.reporter.state(),
+        }
+        return Snapshot(
+            state=state,
+            weights=self.learner.online.state_dict(),
+            learner=learner,
+            games=self.collector.state() if games else None,
+            replay=self.buffer if replay else None,
+        )
+
+    def _on_checkpoint(self, folder: Path) -> None:
+        for callback in self.callbacks:
+            callback.on_checkpoint(self, folder)
+
+    def _not_finite(self, what: str, found: dict[str, Any]) -> NotFiniteError:
+        return not_finite(what, self.folder, self.learner.updates, self._recent, found, self.config)

@@ -1,0 +1,339 @@
+"""A plan of the replay: which store holds its frames, how many rows it has, and which memory limits them.
+
+`plan_replay` makes the plan from the settings and the bytes that the caller found free, and asks the machine nothing.
+Exhausting memory gets the process killed hours later, so the plan is checked before any array is made: `describe`
+puts a plan into words, and `refusal` says why a plan cannot be carried out.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fastrl.base.errors import ConfigError
+from fastrl.base.machine import GIB
+from fastrl.config import DQNConfig
+from fastrl.replay.saves import segments
+
+DEFAULT_CAPACITY = 1_000_000  # rows
+# Shares of the free memory: for a capacity that the plan chooses, and for one that a setting or a save gives. The
+# network, its batches and everything else that the process still allocates come out of the rest.
+DEFAULT_SHARE, LARGEST_SHARE = 0.6, 0.9
+BYTES_BESIDE_FRAME = 32  # columns and tree of one row: 24 to 26
+INSTALL_LZ4 = "pip install -c constraints.txt -e '.[lz4]'"
+
+
+class Memory(NamedTuple):
+    """A memory that the replay takes a part of.
+
+    Attributes
+    ----------
+    kind : {"host", "gpu"}
+        Whose memory it is.
+    free : int or None
+        Bytes free; None where the system does not say, which counts as enough.
+    row_bytes : int
+        Bytes of it that one row takes.
+    """
+
+    kind: Literal["host", "gpu"]
+    free: int | None
+    row_bytes: int
+
+    def rows(self, share: float) -> int:
+        """Return how many rows fit into a share of the free bytes."""
+        return sys.maxsize if self.free is None else int(self.free * share) // self.row_bytes
+
+
+class SavedReplay(NamedTuple):
+    """A replay to be loaded: its file or folder, and its capacity in rows, which loading does not change."""
+
+    path: Path
+    capacity: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayPlan:
+    """How to build the replay, and the facts behind that choice.
+
+    Attributes
+    ----------
+    store : {"ram", "lz4", "device"}
+        What holds the frames: host memory, plain or compressed, or the memory of the device that learns.
+    memory : Memory
+        Of the memories that the replay takes a part of, the one with room for the fewest rows.
+    wanted : int
+        Rows that a flag or a save asks for; without either, rows that the run can fill, at most `DEFAULT_CAPACITY`.
+    least : int
+        Rows that hold the warm-up, so that learning can start; 0 for a saved replay, which is loaded whatever its size.
+    asked_by : str or None
+        What asks for the wanted rows, as errors name it; None without a flag or a save: then there may be fewer.
+    frame_store : {"auto", "ram", "lz4", "device"}
+        The setting.
+    frame_bytes : int
+        Bytes of a plain frame.
+    gpu_free : int or None
+        Bytes free on the GPU that learns; None where the CPU learns.
+    lz4_rows : int or None
+        Rows that ``frame_store="lz4"`` would fit, if that is a remedy: the plain frames do not fit, more compressed
+        ones do, and enough of them.
+    lz4_missing : bool
+        Whether the plain frames do not fit and lz4 is not installed.
+    """
+
+    store: Literal["ram", "lz4", "device"]
+    memory: Memory
+    wanted: int
+    least: int
+    asked_by: str | None
+    frame_store: Literal["auto", "ram", "lz4", "device"]
+    frame_bytes: int
+    gpu_free: int | None
+    lz4_rows: int | None = None
+    lz4_missing: bool = False
+
+    @property
+    def most(self) -> int:
+        """Rows that the memory allows."""
+        return self.memory.rows(DEFAULT_SHARE if self.asked_by is None else LARGEST_SHARE)
+
+    @property
+    def capacity(self) -> int:
+        """Rows of the replay."""
+        return min(self.wanted, self.most) if self.asked_by is None else self.wanted
+
+    @property
+    def limited_by(self) -> Memory | None:
+        """The memory that has no room for the wanted rows; None where they fit."""
+        return self.memory if self.wanted > self.most else None
+
+
+def plan_replay(
+    config: DQNConfig,
+    frame_bytes: int,
+    memory_free: int | None,
+    gpu_free: int | None,
+    *,
+    lz4_installed: bool,
+    compressed_bytes: Callable[[], int],
+    saved: SavedReplay | None = None,
+) -> ReplayPlan:
+    """Decide which store holds the frames and how many rows there are.
+
+    The capacity is that of the save or the setting; without either, as many rows as the run can fill, at most
+    `DEFAULT_CAPACITY` and at most what fits into `DEFAULT_SHARE` of the free memory. The setting ``frame_store``
+    names the store; with ``"auto"``, frames lie
+
+    - with a GPU: on the GPU if they fit into `DEFAULT_SHARE` of its free memory, else plain in host memory;
+    - on a CPU: plain in host memory, compressed only if plain frames do not fit and compressed ones do.
+
+    Columns and tree always lie in host memory.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        Settings of the run.
+    frame_bytes : int
+        Bytes of a plain frame.
+    memory_free : int or None
+        Bytes of host memory free; None where the system does not say.
+    gpu_free : int or None
+        Bytes free on the GPU that learns; None where the CPU learns.
+    lz4_installed : bool
+        Whether frames can be compressed.
+    compressed_bytes : callable
+        Returns the bytes to expect of a compressed frame. It may take seconds, so it is called at most once, and only
+        if the setting is ``"lz4"``, or if plain frames do not fit into host memory and lz4 is installed.
+    saved : SavedReplay, optional
+        The save to load, which decides the capacity.
+
+    Returns
+    -------
+    ReplayPlan
+        It may be one that cannot be carried out: `refusal` tells.
+
+    Raises
+    ------
+    ImportError
+        By ``compressed_bytes``, if the setting is ``"lz4"`` and lz4 is missing.
+    """
+    least = least_capacity(config)
+    if saved is not None:
+        wanted, asked_by = saved.capacity, f"the capacity of {saved.path}"
+    elif config.capacity is not None:
+        wanted, asked_by = config.capacity, "--capacity"
+    else:
+        wanted, asked_by = min(DEFAULT_CAPACITY, max(most_rows(config.total_steps), least)), None
+
+    plan = partial(
+        ReplayPlan,
+        wanted=wanted,
+        least=least if saved is None else 0,
+        asked_by=asked_by,
+        frame_store=config.frame_store,
+        frame_bytes=frame_bytes,
+        gpu_free=gpu_free,
+    )
+    plain = Memory("host", memory_free, frame_bytes + BYTES_BESIDE_FRAME)
+    if gpu_free is None and config.frame_store == "device":  # the device is the CPU
+        return plan(store="device", memory=plain)
+    if gpu_free is not None and config.frame_store in ("auto", "device"):
+        gpu = Memory("gpu", gpu_free, frame_bytes)
+        if config.frame_store == "device" or wanted <= gpu.rows(DEFAULT_SHARE):
+            beside = Memory("host", memory_free, BYTES_BESIDE_FRAME)
+            return plan(store="device", memory=min(gpu, beside, key=lambda memory: memory.rows(1.0)))
+
+    share = DEFAULT_SHARE if config.capacity is None else LARGEST_SHARE
+    if config.frame_store != "lz4":
+        if wanted <= plain.rows(share):
+            return plan(store="ram", memory=plain)
+        if not lz4_installed:
+            return plan(store="ram", memory=plain, lz4_missing=True)
+    compressed = Memory("host", memory_free, compressed_bytes() + BYTES_BESIDE_FRAME)
+    if config.frame_store == "lz4":
+        return plan(store="lz4", memory=compressed)
+    fit = min(wanted, compressed.rows(share))
+    if config.frame_store == "auto" and gpu_free is None and fit == wanted:  # a GPU would wait for decompressed frames
+        return plan(store="lz4", memory=compressed)
+    worth_it = fit > plain.rows(share) and fit >= least
+    return plan(store="ram", memory=plain, lz4_rows=fit if worth_it else None)
+
+
+def describe(plan: ReplayPlan, replay_bytes: int) -> str:
+    """Return the words on the replay that a run prints.
+
+    Parameters
+    ----------
+    plan : ReplayPlan
+        A plan without a `refusal`.
+    replay_bytes : int
+        Bytes that the replay built by it takes. For compressed frames, which have yet to come, the plan's estimate
+        is given instead.
+    """
+    size = _gib(replay_bytes)
+    if plan.store == "lz4":
+        size = f"up to {_gib(plan.capacity * plan.memory.row_bytes)}"
+    words = f"replay of {plan.capacity:,} frames in {size}"
+    if plan.gpu_free is not None:
+        words += " on the GPU" if plan.store == "device" else " of memory"
+        if plan.store == "ram" and plan.frame_store == "auto":
+            words += f", the GPU having {_gib(plan.gpu_free)} free"
+    if plan.store == "lz4":
+        words += ", compressed by lz4"
+        if plan.frame_store == "auto":
+            plain_bytes = plan.capacity * (plan.frame_bytes + BYTES_BESIDE_FRAME)
+            words += f" (plain frames would take {_gib(plain_bytes)}, and {_gib(plan.memory.free)} are free)"
+    if plan.capacity < plan.wanted:
+        words += f" (what memory allows{_advice(plan)})"
+    return words
+
+
+def refusal(plan: ReplayPlan) -> ConfigError | None:
+    """Return the error to raise for a plan that cannot be carried out; None for one that can."""
+    memory = plan.memory
+    where, remedy = "", ""
+    if memory.kind == "gpu":
+        where, remedy = " on the GPU", ", or keep the frames in memory with --frame-store ram"
+    if plan.asked_by is not None and plan.limited_by is not None:
+        return ConfigError(
+            f"{plan.asked_by} is {plan.capacity:,}, which takes {_gib(plan.capacity * memory.row_bytes)} of the "
+            f"{_gib(memory.free)} free{where}; give {plan.most:,} or less{remedy}{_advice(plan)}"
+        )
+    if plan.capacity >= plan.least:
+        return None
+    if plan.asked_by is not None:
+        return ConfigError(
+            f"{plan.asked_by} is {plan.capacity:,}; give {plan.least:,} or more, so that it holds the warm-up, "
+            "or shorten the warm-up with --learn-start-steps"
+        )
+    return ConfigError(
+        f"{_gib(memory.free)} of memory are free{where}, too little for a replay of {plan.least:,} rows "
+        f"({_gib(plan.least * memory.row_bytes)}), which these settings need; free some, or lower "
+        f"--learn-start-steps or --num-envs{remedy}{_advice(plan)}"
+    )
+
+
+class DiskPlan(NamedTuple):
+    """Disk for the checkpoints that keep the replay.
+
+    Attributes
+    ----------
+    needed : int
+        Bytes that they take at most.
+    free : int
+        Bytes that they may take.
+    """
+
+    needed: int
+    free: int
+
+
+def plan_disk(
+    config: DQNConfig, frame_bytes: int, capacity: int, disk_free: int, *, held: int, steps: int, share_files: bool
+) -> DiskPlan:
+    """Work out how much disk the checkpoints with the replay take at most.
+
+    While a checkpoint is written, the one before is still there.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        Settings of the run.
+    frame_bytes : int
+        Bytes of a plain frame; on disk all frames are plain.
+    capacity, held : int
+        Rows that the replay can hold, and those that it holds.
+    disk_free : int
+        Bytes free, with those of an older save that the new ones replace.
+    steps : int
+        Agent steps played so far.
+    share_files : bool
+        Whether a save shares files of frames with the one before; otherwise each is written whole.
+    """
+    rows = min(capacity, held + most_rows(config.total_steps - steps))
+    added = min(rows, most_rows(config.checkpoint_every_frames // config.frame_skip)) if share_files else rows
+    # A file goes when all of its rows are overwritten, so files hold more than the rows of the ring.
+    on_disk = int(rows * (1 + segments.LARGEST + segments.SMALL)) + added
+    return DiskPlan(on_disk * (frame_bytes + BYTES_BESIDE_FRAME), disk_free)
+
+
+def describe_disk(plan: DiskPlan) -> str:
+    """Return the words on the disk that a run prints, to follow those on the replay."""
+    return f"; up to {_gib(plan.needed)} of disk for checkpoints with it"
+
+
+def disk_refusal(plan: DiskPlan, run_folder: Path) -> ConfigError | None:
+    """Return the error to raise where the disk of a run's folder has too little room; None where it has enough."""
+    if plan.free >= plan.needed:
+        return None
+    return ConfigError(
+        f"{run_folder} needs up to {_gib(plan.needed)} of disk for checkpoints with the replay, {_gib(plan.free)} are "
+        "free; free some, give another --runs-dir or a smaller --capacity, or leave the replay out with "
+        "--no-checkpoint-replay"
+    )
+
+
+def least_capacity(config: DQNConfig) -> int:
+    """Return rows enough for the warm-up: reset rows, open windows and cut stacks cannot be drawn."""
+    return math.ceil(config.warm_up_steps * 1.25) + 2 * config.num_envs * (config.stack + config.largest_n_step + 1)
+
+
+def most_rows(steps: int) -> int:
+    """Return how many rows a number of agent steps adds at most: reset rows come on top, in Catch every tenth."""
+    return max(0, steps) * 5 // 4
+
+
+def _advice(plan: ReplayPlan) -> str:
+    """Return what would make room for more rows, as the end of a sentence."""
+    if plan.lz4_missing:
+        return f"; lz4 compresses most games' frames to a quarter or less: {INSTALL_LZ4}"
+    return "" if plan.lz4_rows is None else f"; {plan.lz4_rows:,} would fit with --frame-store lz4"
+
+
+def _gib(count: int | None) -> str:
+    return f"{(count or 0) / GIB:.1f} GiB"

@@ -1,0 +1,242 @@
+"""Saving a run: each checkpoint appears whole or not at all, while the run continues.
+
+A saver is handed a snapshot and never sees the run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastrl.dqn.checkpoint import pack_learner, pack_state, pack_weights
+from fastrl.replay import PrioritizedReplayBuffer
+from fastrl.replay.saves import Save
+from fastrl.runs import checkpoints
+from fastrl.runs.folder import RunFolder, no_room
+
+LEAVE_SECONDS = 1.0  # that a thread has to stop saving, when the run leaves at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A run between two steps, as a checkpoint keeps it (see `fastrl.dqn.checkpoint`)."""
+
+    state: dict[str, Any]
+    """JSON-able: counters, generators, callbacks; ``"network"`` holds the settings of the network."""
+    weights: dict[str, Tensor]
+    """State of the online network."""
+    learner: dict[str, Any] | None = None
+    """What `Learner.state` returned."""
+    games: dict[str, Any] | None = None
+    """State of the games, if they can be saved: nested dicts of arrays and of what JSON has."""
+    replay: PrioritizedReplayBuffer | None = None
+    """The replay, if it is saved along; rows may be added to it as soon as the `Draft` is made."""
+
+
+class Saver:
+    """Writes checkpoints into a run's folder, one at a time.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        The run's.
+    keep : int
+        Numbered checkpoints to keep.
+    earlier : Path or None
+        The newest save of the replay, whose files the next one shares.
+    on_whole : callable
+        Called with the folder of a checkpoint that has become whole, in the thread that calls `settle`.
+    """
+
+    def __init__(self, folder: RunFolder, keep: int, earlier: Path | None, on_whole: Callable[[Path], None]) -> None:
+        self._folder, self._keep, self._earlier, self._on_whole = folder, keep, earlier, on_whole
+        self._saving: Background | None = None
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a checkpoint is being written, or has been and `settle` has not been told."""
+        return self._saving is not None
+
+    def save_weights(self, name: str, snapshot: Snapshot) -> Path:
+        """Write a named checkpoint of the snapshot's state and weights alone, here and now; return its folder."""
+        return Draft(self._folder, name, Snapshot(state=snapshot.state, weights=snapshot.weights)).finish()
+
+    def save(self, name: str, snapshot: Snapshot) -> Path:
+        """Start writing a numbered checkpoint in a thread; return where it will be.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        assert self._saving is None
+        draft = Draft(self._folder, name, snapshot, self._earlier)
+        self._saving = Background(draft, lambda: self._folder.prune(self._keep))
+        self._saving.start()  # once it is known to `give_up`
+        return draft.folder
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Tell of a checkpoint that has become whole, or raise what kept it from that; wait for one in progress."""
+        if self._saving is None or not (wait or self._saving.done):
+            return
+        self._saving.wait()  # may be interrupted: it is in progress until then
+        saving, self._saving = self._saving, None
+        whole = saving.result()
+        if (whole / checkpoints.REPLAY).exists():
+            self._earlier = whole / checkpoints.REPLAY
+        self._on_whole(whole)
+
+    def rescue(self, error: Exception, name: str, take: Callable[[bool], Snapshot], say: Callable[[str], None]) -> None:
+        """Save what was learned before an error ends the run; a message says what was kept.
+
+        Parameters
+        ----------
+        error : Exception
+            What ends the run.
+        name : str
+            Of the checkpoint; one that exists holds this step already, with its games and its replay.
+        take : callable
+            Takes the snapshot, with the replay or without it.
+        say : callable
+            Takes the message.
+        """
+        try:
+            self.settle()
+        except Exception as another:
+            say(f"the checkpoint in progress could not be finished: {another}")
+        here = self._folder.checkpoints / name
+        for replay in (False,) if no_room(error) and not here.exists() else (True, False):
+            try:
+                if not here.exists():
+                    self.save(name, take(replay))
+                    self.settle()
+            except Exception as another:
+                say(f"what was learned could not be saved: {another}")
+            else:
+                kept = "what was learned is saved" if replay else "what was learned is saved without its replay"
+                say(f"{type(error).__name__} ended the run; {kept}; resume with: {self._folder.resume_command}")
+                return
+
+    def give_up(self) -> None:
+        """Leave a checkpoint in progress unfinished."""
+        if self._saving is not None:
+            self._saving.give_up(LEAVE_SECONDS)
+            self._saving = None
+
+    def wait(self) -> None:
+        """Wait until no thread writes."""
+        if self._saving is not None:
+            self._saving.wait()
+
+
+class Draft:
+    """A checkpoint that is being written: a hidden folder, which `finish` moves to its place.
+
+    Making it writes all but the replay's frames, as it is now. `finish` may run in a thread while everything continues.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Folder of the run.
+    name : str
+        Name of the checkpoint's folder; one that exists is replaced.
+    snapshot : Snapshot
+        What is written. Checkpoints that exist lose their replay once one with a replay is whole.
+    earlier : Path, optional
+        An earlier save of this replay; see `Save`.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the checkpoint will be.
+    """
+
+    def __init__(self, run: RunFolder, name: str, snapshot: Snapshot, earlier: Path | None = None) -> None:
+        self._run, self.folder = run, run.checkpoints / name
+        self._partial = checkpoints.new_partial(self.folder)
+        self._replay: Save | None = None
+        with checkpoints.or_removed(self._partial):
+            self._write("weights.safetensors", pack_weights(snapshot.weights, snapshot.state["network"]))
+            if snapshot.learner is not None:
+                self._write("learner.safetensors", pack_learner(snapshot.learner))
+            if snapshot.games is not None:
+                self._write("games.safetensors", checkpoints.pack(snapshot.games))
+            self._write("state.json", pack_state(snapshot.state))
+            if snapshot.replay is not None:
+                self._replay = snapshot.replay.begin_save(self._partial / checkpoints.REPLAY, earlier)
+
+    def finish(self) -> Path:
+        """Write the rest, move the folder to its place in one move, and return it."""
+        with checkpoints.or_removed(self._partial):
+            if self._replay is not None:
+                self._replay.write()
+            checkpoints.put_in_place(self._partial, self.folder)
+        if self._replay is not None:
+            for other in self._run.numbered():
+                if other != self.folder:
+                    checkpoints.remove(other / checkpoints.REPLAY)
+        return self.folder
+
+    def give_up(self) -> None:
+        """Let a `finish` that is writing frames end with an error."""
+        if self._replay is not None:
+            self._replay.close()
+
+    def _write(self, name: str, content: bytes) -> None:
+        (self._partial / name).write_bytes(content)  # `finish` sees to it that it is on the disk
+
+
+class Background:
+    """A thread that finishes a checkpoint, and then calls ``then``.
+
+    It is a daemon, so that a process that leaves at once does not wait for it. It is never joined: a join that a signal
+    interrupts takes a running thread for one that is over.
+    """
+
+    def __init__(self, draft: Draft, then: Callable[[], None]) -> None:
+        self._draft, self._then = draft, then
+        self._error: BaseException | None = None
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        """Start; if no thread can be started, finish here and now."""
+        try:
+            threading.Thread(target=self._finish, name="fastrl-checkpoint", daemon=True).start()
+        except RuntimeError:
+            self._finish()
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over, however it ended."""
+        return self._over.is_set()
+
+    def wait(self) -> None:
+        """Wait until it is over; signals are heard meanwhile, even one that came right before."""
+        while not self._over.wait(0.1):
+            pass
+
+    def result(self) -> Path:
+        """Wait for the checkpoint and return its folder, or raise what went wrong."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._draft.folder
+
+    def give_up(self, seconds: float) -> None:
+        """Ask it to end, and wait for that for at most this many seconds."""
+        self._draft.give_up()
+        self._over.wait(seconds)
+
+    def _finish(self) -> None:
+        try:
+            self._draft.finish()
+            self._then()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._over.set()

@@ -1,0 +1,1 @@
+"""Games and environments as one Step record."""

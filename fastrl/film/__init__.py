@@ -1,0 +1,1 @@
+"""Pictures of games: films, Q-value bars, windows."""

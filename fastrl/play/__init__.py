@@ -1,0 +1,1 @@
+"""Whole games with any policy: scores, lengths, a film."""

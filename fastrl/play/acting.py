@@ -1,0 +1,47 @@
+"""Act functions, which turn observations into actions, and epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
+"""Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken; n is
+the number of games in progress."""
+
+
+class Epsilon:
+    """Replaces a share of the actions with random ones, drawn for each of `games` games by itself."""
+
+    def __init__(self, epsilon: float, num_actions: int, games: int, seed: int) -> None:
+        self._rng = np.random.default_rng([seed, 1])
+        self._epsilon, self._num_actions, self._games = epsilon, num_actions, games
+
+    def __call__(self, actions: npt.ArrayLike, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the actions [n] int64 of the games `ids` [n]; the draws do not depend on which games are over.
+
+        Parameters
+        ----------
+        actions : array_like
+            What an act function returned.
+        ids : [n] int64
+            The games that it was asked for.
+
+        Raises
+        ------
+        ValueError
+            If the act function returned other than one action of the game, or the values of all, per row.
+        """
+        greedy = np.asarray(actions)
+        if greedy.shape == (len(ids), self._num_actions) and greedy.dtype.kind == "f":
+            greedy = greedy.argmax(axis=1)
+        if greedy.shape != ids.shape or greedy.dtype.kind not in "iu":
+            raise ValueError(f"act returned {greedy.dtype} {greedy.shape}; return integers of shape {ids.shape}")
+        if greedy.min() < 0 or greedy.max() >= self._num_actions:
+            raise ValueError(f"act returned {greedy.tolist()}; the game's actions are 0 to {self._num_actions - 1}")
+        explore = self._rng.random(self._games) < self._epsilon
+        random = self._rng.integers(self._num_actions, size=self._games)
+        return np.where(explore[ids], random[ids], greedy.astype(np.int64))

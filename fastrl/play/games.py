@@ -1,0 +1,190 @@
+"""Whole games with any act function: scores, lengths and a film.
+
+A game counts as it does in the literature: all lives, unclipped rewards, a cap on its steps. Each episode is one game,
+played to its end, so that short games do not crowd out long ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrl.base.checks import at_least
+from fastrl.base.errors import ConfigError
+from fastrl.envs.make import Backend, make_envs
+from fastrl.envs.names import game_name, is_custom
+from fastrl.envs.rules import EvaluationRules
+from fastrl.envs.step import GameEnvs
+from fastrl.film.camera import Camera, Show
+from fastrl.film.picture import Picture, frame_to_rgb
+from fastrl.play.acting import Act, Epsilon
+from fastrl.play.loop import Draw, play_whole_games
+
+AT_ONCE = 256
+"""Most games to hold in memory side by side, about 1 MB each."""
+CUSTOM_AT_ONCE = 16
+"""The same for custom environments, whose size is not known."""
+NO_PICTURES = "nothing to see: the environment draws none; make it with render_mode='rgb_array'"
+
+
+@dataclass
+class Games:
+    """Scores and lengths of whole games, and how they were played."""
+
+    game: str
+    """Plain name of the game, or ``module:callable``."""
+    scores: npt.NDArray[np.float64]
+    """[episodes] float64: unclipped reward of each game."""
+    lengths: npt.NDArray[np.int64]
+    """[episodes] int64: agent steps of each game."""
+    rules: EvaluationRules
+    backend: Backend | Literal["custom"]
+    """What played: a maker of Atari games, or a custom environment."""
+    film: list[Picture] = field(default_factory=list, repr=False)
+    """Pictures of the first game, [H, W, 3] uint8 each; empty without a film."""
+
+    @property
+    def mean(self) -> float:
+        """Mean score."""
+        return float(self.scores.mean())
+
+    @property
+    def median(self) -> float:
+        """Median score."""
+        return float(np.median(self.scores))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the scores (of these games: divided by their number)."""
+        return float(self.scores.std())
+
+    @property
+    def min(self) -> float:
+        """Lowest score."""
+        return float(self.scores.min())
+
+    @property
+    def max(self) -> float:
+        """Highest score."""
+        return float(self.scores.max())
+
+    def figures(self) -> dict[str, float]:
+        """Return the five figures by name."""
+        return {name: getattr(self, name) for name in ("mean", "median", "std", "min", "max")}
+
+    def summary(self) -> str:
+        """Return the figures in one line."""
+        return (
+            f"{self.game}: mean {self.mean:,.1f}, median {self.median:,.1f}, std {self.std:,.1f}, "
+            f"min {self.min:,.1f}, max {self.max:,.1f} over {len(self.scores)} games "
+            f"of {self.lengths.mean():,.0f} steps on average "
+            + ("(custom)" if self.backend == "custom" else f"({self.backend}, protocol {self.rules.protocol_name})")
+        )
+
+
+def play_games(
+    game: str,
+    act: Act,
+    episodes: int,
+    *,
+    seed: int,
+    rules: EvaluationRules | None = None,
+    backend: Backend = "envpool",
+    stack: int = 4,
+    film: bool = False,
+    film_every: int = 1,
+    film_steps: int = 2_000,
+    show: Show | None = None,
+    bars: bool = False,
+    threads: int = 0,
+) -> Games:
+    """Play `episodes` whole games with `act` and return their scores.
+
+    Parameters
+    ----------
+    game : str
+        Any spelling that `fastrl.envs.names.task_id` takes, or ``module:callable`` of a custom environment (see
+        `fastrl.envs.custom`). Of the rules, only epsilon and max_steps affect a custom environment, and it can be
+        filmed if its render_mode is "rgb_array".
+    act : callable
+        Stacks [n, stack, *frame] to actions [n] integers or Q-values [n, A] floats. The stacks are valid during the
+        call only. With EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
+    episodes : int
+        Number of games. EnvPool plays them side by side, about 1 MB each; Gymnasium one after another.
+    seed : int
+        At least 0; seeds games and epsilon. Same seed and same act function, same scores.
+    rules : EvaluationRules, optional
+        The rules (default: ``EvaluationRules()``).
+    backend : {"envpool", "gymnasium"}
+        What plays Atari games. Gymnasium with ale_py is slower: an independent second opinion.
+    stack : int
+        Frames in one observation.
+    film : bool
+        Keep pictures of the first game: its first frame, then one every `film_every` agent steps up to step
+        `film_steps`.
+    show : callable, optional
+        Called with pictures as they come: on Gymnasium with each emulator frame of every game, 60 to a second
+        of play; otherwise once per agent step of the first game (EnvPool returns only what agents see).
+    bars : bool
+        Draw the Q-values that `act` returns beside the pictures, the action taken marked (`fastrl.film.q_bars`).
+    threads : int
+        EnvPool's threads; 0: one per CPU core that this process may use.
+
+    Raises
+    ------
+    ConfigError
+        For a setting out of its range, an unknown game or backend, or ``catch`` on Gymnasium.
+    ValueError
+        If `act` returns other than one action of the game, or the values of all, per row.
+    """
+    at_least(1, episodes=episodes, stack=stack, film_every=film_every)
+    at_least(0, seed=seed, film_steps=film_steps)
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
+    name = game if is_custom(game) else game_name(game)
+    rules = rules or EvaluationRules()
+    camera = first_camera = Camera(film_every, film_steps if film else -1, show, bars)
+    parts = []
+    for done in range(0, episodes, AT_ONCE):
+        games = min(AT_ONCE, episodes - done)
+        envs = make_envs(
+            name,
+            _at_once(name, backend, games),
+            rules=rules,
+            seed=seed + done,
+            threads=threads,
+            max_episode_steps=rules.max_steps,
+            backend=backend,
+            pictures=camera.on,
+            each_frame=camera.show if camera.shows else None,
+        )
+        with contextlib.closing(envs):
+            camera.names(envs.action_names)
+            explore = Epsilon(rules.epsilon, envs.num_actions, envs.num_envs, seed + done)
+            draw = _draw(name, envs)
+            parts.append(
+                play_whole_games(
+                    envs, act, games, explore=explore, stack=stack, max_steps=rules.max_steps, camera=camera, draw=draw
+                )
+            )
+        camera = first_camera.without_film()
+    scores, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Games(name, scores, lengths, rules, "custom" if is_custom(name) else backend, first_camera.film)
+
+
+def _at_once(game: str, backend: Backend, games: int) -> int:
+    """Return the number of environments to make for a number of games, at most `AT_ONCE`."""
+    if is_custom(game):
+        return min(games, CUSTOM_AT_ONCE)
+    return games if backend == "envpool" else 1
+
+
+def _draw(game: str, envs: GameEnvs) -> Draw | None:
+    """Return what draws the first environment: its screen, or in Catch, which has none, the frame that agents see."""
+    if envs.has_pictures:
+        return lambda step: envs.render(0)
+    return (lambda step: frame_to_rgb(step.frame[0])) if game == "catch" else None

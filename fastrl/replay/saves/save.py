@@ -1,0 +1,151 @@
+"""Saving a replay again and again: each save writes only new frames, while more rows are added."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.replay.saves.archive import SavedReplay, write_index
+from fastrl.replay.saves.segments import SavedRows, Segment, frame_bytes, piece_for, split
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """What a save reads of a buffer: its state at one moment, and access to its frames."""
+
+    kind: str
+    """Kind of buffer, as the header of a file gives it (see `archive`)."""
+    settings: dict[str, Any]
+    """Arguments of the buffer's class."""
+    state: dict[str, Any]
+    """All but the frames: columns, cursors, priorities, generator. Copies."""
+    rows: int
+    """Slots of each ring, T."""
+    count: NDArray[np.int64]
+    """``[N]``: rows ever added to each ring. A copy."""
+    held: int
+    """Slots of each ring that were written to."""
+    lock: threading.RLock
+    """Lock of the buffer, held whenever rows are added."""
+    gather: Callable[[NDArray[np.int64], NDArray[Any]], None]
+    """Puts the frames in slots ``[n]`` into an array ``[n, 1, *obs_shape]``; called with the lock held."""
+    release: Callable[[], None]
+    """Tells the buffer that the save reads no more frames; called once, with the lock held."""
+
+
+class Save:
+    """One save of a buffer into a folder, begun by `ReplayBuffer.begin_save`; ``load`` takes the folder like a file.
+
+    Beginning a save copies all but the frames, 24 bytes a row, and takes a moment. `write` takes longer and may run in
+    a thread while rows are added, drawn and updated: it writes the buffer as it was when the save began. A row waits
+    only where it would overwrite a frame that is yet to be written; the oldest frames are written first. `write` must
+    follow, or `close` to abandon the save.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        What is saved.
+    folder : Path
+        Where to; it is made here. It is complete once `write` has returned, and not before.
+    earlier : Path, optional
+        An earlier save of the same buffer, or what the buffer was loaded from. Files of frames there that are still
+        needed are linked, not written; if they cannot be linked, all frames are written.
+
+    Raises
+    ------
+    OSError
+        If the folder exists or cannot be made.
+    """
+
+    def __init__(self, snapshot: Snapshot, folder: Path, earlier: Path | None = None) -> None:
+        folder.mkdir()
+        self._snapshot, self._folder, self._closed = snapshot, folder, False
+        self._written = threading.Condition(snapshot.lock)
+        count, rows, frame = snapshot.count, snapshot.rows, frame_bytes(snapshot.settings)
+        self._kept, self._new = split(_segments(earlier, snapshot), count, rows, frame)
+        if earlier is not None and not _link(self._kept, earlier, folder):
+            self._kept, self._new = split([], count, rows, frame)
+        self._unsaved = np.zeros(len(count) * rows, np.bool_)  # by slot
+        for each in self._new:
+            for piece in each.pieces(len(self._unsaved)):
+                self._unsaved[self._slots(piece)] = True
+
+    def write(self) -> None:
+        """Write the new frames and then the index; once, in any thread. Holds at most 16 MB of frames in memory.
+
+        Raises
+        ------
+        RuntimeError
+            If `close` was called meanwhile.
+        """
+        snapshot = self._snapshot
+        try:
+            frames = piece_for(snapshot.settings)
+            new = [each.write(self._folder, frames, self._gather) for each in self._new]
+            header = {"kind": snapshot.kind, "settings": snapshot.settings, "held": snapshot.held}
+            write_index(self._folder, header, snapshot.state, self._kept + new)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let no row wait any longer; a `write` in progress raises at its next piece. May be called again."""
+        with self._written:
+            if not self._closed:
+                self._closed = True
+                self._snapshot.release()
+                self._written.notify_all()
+
+    def wait_for(self, slots: NDArray[np.int64]) -> bool:
+        """Wait for one more piece to be written if a frame in these slots is yet to be written; see `Reader`."""
+        if self._closed or not self._unsaved[slots].any():
+            return False
+        self._written.wait()
+        return True
+
+    def _slots(self, rows: SavedRows) -> NDArray[np.int64]:
+        env, row = rows
+        return env * self._snapshot.rows + row % self._snapshot.rows
+
+    def _gather(self, rows: SavedRows, frames: NDArray[Any]) -> None:
+        """Take a piece out of the store, under the lock: a store need not support two threads at once."""
+        slots = self._slots(rows)
+        with self._written:
+            if self._closed:
+                raise RuntimeError("the save was given up")
+            self._snapshot.gather(slots, frames)
+            self._unsaved[slots] = False
+            self._written.notify_all()
+
+
+def _segments(earlier: Path | None, snapshot: Snapshot) -> list[Segment]:
+    """Return the files of frames in an earlier save; none if it is damaged, a single file, or of another buffer."""
+    if earlier is None:
+        return []
+    try:
+        with SavedReplay(earlier, snapshot.kind) as saved:
+            found, segments = saved.settings | {"n_step": 0}, saved.segments or []
+    except (OSError, ValueError):
+        return []
+    own = json.loads(json.dumps(snapshot.settings | {"n_step": 0}))  # n_step may change from save to save
+    later = any((each.end > snapshot.count).any() for each in segments)
+    return segments if found == own and not later else []
+
+
+def _link(segments: list[Segment], earlier: Path, folder: Path) -> bool:
+    """Link the files of an earlier save into a folder; if the file system cannot, leave it empty and return False."""
+    try:
+        for each in segments:
+            os.link(earlier / each.name, folder / each.name)
+    except OSError:
+        for each in segments:
+            (folder / each.name).unlink(missing_ok=True)
+        return False
+    return True

@@ -1,0 +1,63 @@
+"""Frames in memory, as they come."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.replay import _frames
+from fastrl.replay.stores.copy_threads import Team
+
+
+class RamStore:
+    """Frames as one array in memory, ``[count, *shape]``: a gather is one ``memcpy`` per frame.
+
+    Parameters
+    ----------
+    count : int
+        Frames to hold.
+    shape, dtype
+        Shape and dtype of one frame.
+    threads : int
+        Threads that share the copying of a large gather, the caller included: ``store=functools.partial(RamStore,
+        threads=2)``. The caller alone does small gathers.
+
+    Raises
+    ------
+    ValueError
+        If ``threads`` is less than 1.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any], threads: int = 1) -> None:
+        self.frames = np.zeros((count, *shape), dtype)  # pages are mapped when first written
+        self._team = Team(threads)
+
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """The same memory as ``[count, bytes of a frame] uint8``; made at each call, since a pickled view is a copy."""
+        return self.frames.reshape(len(self.frames), -1).view(np.uint8)
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return a fresh array for `gather` to fill."""
+        return np.empty(shape, self.frames.dtype)
+
+    def write(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> None:
+        """Keep ``frames [n, *shape]`` under the numbers ``ids [n]``."""
+        self.frames[ids] = frames
+
+    def gather(self, ids: NDArray[np.int64], *outs: NDArray[Any]) -> None:
+        """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``, one or two of them; -1 is a frame of zeros."""
+        frames, parts = self.bytes, [out.reshape(ids[0].size, -1).view(np.uint8) for out in outs]
+        if len(parts) == 1:
+            work = partial(_frames.gather, frames, ids[0], parts[0])
+        else:
+            work = partial(_frames.gather_both, frames, ids, parts[0], parts[1])
+        self._team.share(work, ids.shape[1], ids.size * frames.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the store takes when full."""
+        return self.frames.nbytes

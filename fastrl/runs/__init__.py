@@ -1,0 +1,1 @@
+"""What a run leaves behind, whatever its agent: folder, checkpoints, metrics, curves."""

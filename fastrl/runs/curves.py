@@ -1,0 +1,293 @@
+"""Learning curves: read from runs, grouped over seeds, summarised with an interval.
+
+Several seeds are summarised by the interquartile mean and a percentile interval of a stratified bootstrap
+(Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice"). A stratum there is a
+game. All runs of a group here play one game, so the bootstrap draws whole runs from the group with replacement.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.base.errors import ConfigError
+from fastrl.base.extras import extra
+from fastrl.config import read_record
+
+Floats = NDArray[np.float64]
+Grouping = Literal["settings", "each", "all"]
+
+CONFIDENCE = 0.95
+RESAMPLES = 2_000
+MOST_POINTS = 500  # of a band: a picture does not show more, and each costs RESAMPLES means
+IGNORED = ("format", "kind", "seed", "name", "runs_dir")  # in the record of a run: runs that differ here are one line
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRun:
+    """What a run measured, and its settings."""
+
+    path: Path
+    name: str
+    settings: dict[str, Any]
+    """The record in config.json, lifted to the newest format; empty if the run is a CSV file alone."""
+    game: str | None
+    """None if it is unknown."""
+    columns: list[str]
+    rows: list[dict[str, str]]
+
+    def column(self, name: str, flag: str) -> Floats:
+        """Return a column as ``[R]`` float64, NaN where nothing was measured.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such column, or a cell of it is no number; the message names ``flag``.
+        """
+        if name not in self.columns:
+            raise ConfigError(f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(self.columns)}")
+        try:
+            return np.array([float(row[name] or "nan") for row in self.rows])
+        except ValueError as error:
+            raise ConfigError(f"{self.path} is damaged in column {name} ({error}); restore it from a copy") from error
+
+
+@dataclass(frozen=True)
+class Curve:
+    """``y [K]`` over ``x [K]``, float64 and finite, x rising."""
+
+    x: Floats
+    y: Floats
+
+    def until(self, x_max: float) -> Curve:
+        """Return the part up to ``x_max``, which may be empty."""
+        return Curve(self.x[self.x <= x_max], self.y[self.x <= x_max])
+
+
+@dataclass(frozen=True)
+class Band:
+    """Curves of ``runs`` runs as one: ``middle``, and the interval from ``low`` to ``high``; all ``[G]`` float64."""
+
+    x: Floats
+    middle: Floats
+    low: Floats
+    high: Floats
+    runs: int
+
+
+def read_run(path: Path, game: str | None = None) -> MeasuredRun:
+    """Read a run's folder, or a CSV file of the same form.
+
+    A last row without a line end is left out: the run is still writing it, or a crash cut it short.
+
+    Parameters
+    ----------
+    path : Path
+        The folder, its metrics.csv, or any CSV file; the last has no settings.
+    game : str, optional
+        Game of a run whose settings do not name one.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such run, nothing measured in it, or its files are damaged.
+    """
+    if path.name == "metrics.csv" and (path.parent / "config.json").exists():
+        path = path.parent
+    table, settings = path, {}
+    if path.is_dir():
+        table, settings = path / "metrics.csv", read_record(path / "config.json")
+    columns, rows = _read_table(table)
+    game = settings.get("game") or ("cartpole" if settings.get("kind") == "sarsa" else game)
+    name = path.resolve().name if path.is_dir() else path.stem
+    return MeasuredRun(path=path, name=name, settings=settings, game=game, columns=columns, rows=rows)
+
+
+def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns' names and the rows by them, whole rows only."""
+    try:
+        lines = csv.DictReader(path.read_text().rpartition("\n")[0].splitlines())
+        rows = [row for row in lines if None not in row and None not in row.values()]
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path}; give a folder that a run made, or a CSV file of metrics") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); give a CSV file of metrics") from error
+    if not rows:
+        raise ConfigError(f"{path} holds no measurements; wait for the run's first line, or give another run")
+    return list(lines.fieldnames or []), rows
+
+
+def group_runs(runs: Sequence[MeasuredRun], by: Grouping) -> list[list[MeasuredRun]]:
+    """Group runs, each group one line: by ``"settings"``, runs that differ only in the seed.
+
+    Raises
+    ------
+    ConfigError
+        If a run is given twice, or two runs of a group have one seed.
+    """
+    paths = [run.path.resolve() for run in runs]
+    twice = next((run for i, run in enumerate(runs) if paths[i] in paths[:i]), None)
+    if twice:
+        raise ConfigError(f"{twice.path} is given twice; give it once")
+    if by == "all":
+        return [list(runs)]
+    groups: dict[str, list[MeasuredRun]] = {}
+    for run, path in zip(runs, paths, strict=True):
+        settings = {name: value for name, value in run.settings.items() if name not in IGNORED}
+        alone = by == "each" or not settings
+        groups.setdefault(str(path) if alone else json.dumps(settings, sort_keys=True), []).append(run)
+    for group in groups.values():
+        _check_seeds(group)
+    return list(groups.values())
+
+
+def _check_seeds(group: list[MeasuredRun]) -> None:
+    seen: dict[Any, MeasuredRun] = {}
+    for run in group:
+        seed = run.settings.get("seed")
+        if seed in seen:
+            raise ConfigError(
+                f"{seen[seed].path} and {run.path} are the same run twice, settings and seed {seed}, which no interval "
+                "over seeds may count; give one of them, or --group each"
+            )
+        seen[seed] = run
+
+
+def name_groups(groups: Sequence[Sequence[MeasuredRun]]) -> list[str]:
+    """Return a label for each group: the name of its runs, with settings or games where those tell groups apart."""
+    names = [_common_name(group) for group in groups]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({apart})" for name, apart in zip(names, _what_differs(groups), strict=True)]
+    if len({group[0].game for group in groups}) > 1:
+        names = [f"{spoken(group[0].game)}: {name}" for name, group in zip(names, groups, strict=True)]
+    return [
+        f"{name}, {len(group)} seeds" if len(group) > 1 else name for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def spoken(game: str | None) -> str:
+    """Return a game's name as titles spell it."""
+    return "unknown game" if game is None else game.replace("_", " ").title()
+
+
+def _common_name(group: Sequence[MeasuredRun]) -> str:
+    """Return a run's name, or the common beginning of several names, without the seed."""
+    if len(group) == 1:
+        return group[0].name
+    columns = zip(*(run.name for run in group), strict=False)
+    common = "".join(letters[0] for letters in itertools.takewhile(lambda letters: len(set(letters)) == 1, columns))
+    return re.sub(r"[-_.]+((s|seed)[-_]?)?\d*$", "", common) or group[0].name
+
+
+def _what_differs(groups: Sequence[Sequence[MeasuredRun]]) -> list[str]:
+    """Return at most three settings in which the groups differ, or the folders of the runs if no setting differs."""
+    settings = [group[0].settings for group in groups]
+    names = dict.fromkeys(name for one in settings for name in one if name not in IGNORED)
+    apart = [name for name in names if len({repr(one.get(name)) for one in settings}) > 1][:3]
+    if not apart:
+        return [group[0].path.resolve().parent.name for group in groups]
+    return [", ".join(f"{name} {one.get(name)}" for name in apart) for one in settings]
+
+
+def curve_of(run: MeasuredRun, x: str, y: str) -> Curve:
+    """Return the curve of one column over another; rows without ``y`` are skipped.
+
+    Evaluations have rows of their own, which hold the first column but no other ``x``. That ``x`` is interpolated over
+    the first column, between the rows before and after. Of rows with equal ``x`` the last counts.
+
+    Raises
+    ------
+    ConfigError
+        If a column is missing, or no row has both.
+    """
+    xs, ys = _filled(run, x), run.column(y, "--y")
+    measured = np.isfinite(xs) & np.isfinite(ys)
+    if not measured.any():
+        raise ConfigError(f"{run.path} has no row with both {x} and {y}; give another --x or --y, or wait for one")
+    last_first = slice(None, None, -1)
+    xs, at = np.unique(xs[measured][last_first], return_index=True)
+    return Curve(xs, ys[measured][last_first][at])
+
+
+def _filled(run: MeasuredRun, x: str) -> Floats:
+    """Return column ``x`` as ``[R]`` with its gaps filled over the first column, NaN before and after all of it."""
+    xs, first = run.column(x, "--x"), run.column(run.columns[0], "--x")
+    known, gap = np.isfinite(xs) & np.isfinite(first), ~np.isfinite(xs)
+    if known.any():
+        xs[gap] = np.interp(first[gap], first[known], xs[known], left=np.nan, right=np.nan)
+    return xs
+
+
+def band_of(curves: Sequence[Curve]) -> Band:
+    """Summarise curves as one band: a single curve as it is, several on a common grid.
+
+    Raises
+    ------
+    ConfigError
+        If the curves have no common range.
+    """
+    if len(curves) == 1:
+        return Band(curves[0].x, curves[0].y, curves[0].y, curves[0].y, runs=1)
+    grid = common_grid(curves)
+    values = np.stack([np.interp(grid, curve.x, curve.y) for curve in curves])  # [S, G]
+    low, high = interval(values)
+    return Band(grid, interquartile_mean(values), low, high, runs=len(curves))
+
+
+def common_grid(curves: Sequence[Curve]) -> Floats:
+    """Return ``[G]`` points of the range that all curves share, G <= MOST_POINTS: the points of the sparsest curve.
+
+    Raises
+    ------
+    ConfigError
+        If they share none.
+    """
+    low, high = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+    if low > high:
+        raise ConfigError(
+            f"runs of one line share no range: one begins at {low:g}, one ends at {high:g}; give --group each"
+        )
+    inside = [curve.x[(low <= curve.x) & (curve.x <= high)] for curve in curves]
+    grid = np.unique([low, *min(inside, key=len), high])
+    return grid if len(grid) <= MOST_POINTS else np.linspace(low, high, MOST_POINTS)
+
+
+def interquartile_mean(values: Floats, axis: int = 0) -> Floats:
+    """Return the mean without the lowest and the highest quarter, rounded down: of fewer than four values, the mean."""
+    middle: Floats = _stats().trim_mean(values, 0.25, axis=axis)
+    return middle
+
+
+def interval(values: Floats) -> tuple[Floats, Floats]:
+    """Return the bootstrap interval of the interquartile mean: ``[S, G]``, S >= 2 runs, to two ``[G]``."""
+    found = (
+        _stats()
+        .bootstrap(
+            (values,),
+            interquartile_mean,
+            axis=0,
+            vectorized=True,
+            method="percentile",
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            rng=np.random.default_rng(0),
+        )
+        .confidence_interval
+    )
+    return found.low, found.high
+
+
+def _stats() -> Any:
+    """Return `scipy.stats`, which takes a second to import: only where several runs are summarised."""
+    with extra("train"):
+        from scipy import stats
+    return stats

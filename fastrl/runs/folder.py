@@ -1,0 +1,289 @@
+"""The folder of a run: its lock, its settings, its checkpoints, and what to do where it takes no files."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import IO, Self
+
+from fastrl.base.errors import ConfigError, DamageError, RunError
+from fastrl.base.files import write_atomically
+from fastrl.config import DQNConfig, RunConfig, from_record, read_record, to_record
+from fastrl.runs import checkpoints
+
+_REPORTED = "fastrl-atari numpy torch gymnasium ale-py envpool tensorboard".split()
+
+
+class RunFolder:
+    """The folder of one run, a path-like object: ``folder / "pictures"`` is a `Path`.
+
+    A process that trains in it holds its lock, from `resume` or `open` until `close`.
+
+    Parameters
+    ----------
+    path : path-like
+        Where it is; it need not exist.
+
+    Attributes
+    ----------
+    path : Path
+        As given.
+    checkpoints : Path
+        Folder of the checkpoints.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def new(cls, config: RunConfig, game: str) -> Self:
+        """Return the folder of a new run of a game, or of ``module:callable``; nothing is written yet.
+
+        Raises
+        ------
+        ConfigError
+            If a run of that name exists.
+        """
+        started = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        plain = re.sub(r"\W+", "-", game).strip("-")
+        folder = cls(Path(config.runs_dir) / (config.name or f"{plain}-s{config.seed}-{started}"))
+        if folder.path.exists():
+            raise folder._exists()
+        return folder
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the folder of a run to resume, locked and in order.
+
+        Raises
+        ------
+        ConfigError
+            If another run has the folder, or no file can be written there.
+        """
+        folder = cls(path)
+        folder.lock()
+        folder.recover()
+        return folder
+
+    def open(self, config: RunConfig, *, new: bool) -> None:
+        """Make the folder if it is new, write settings, versions and this command line into it, and lock it.
+
+        Raises
+        ------
+        ConfigError
+            If a new run's folder exists already or cannot be made, or another run has it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=not new)
+        except FileExistsError:
+            raise self._exists() from None
+        except OSError as error:
+            raise ConfigError(f"--runs-dir is {config.runs_dir!r}, where no folder can be made: {error}") from error
+        write_atomically(self / "config.json", json.dumps(to_record(config), indent=2) + "\n")
+        write_atomically(self / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        with (self / "commands.txt").open("a") as file:
+            file.write(_command_line() + "\n")
+        if self._lock is None:
+            self.lock()
+
+    def lock(self) -> None:
+        """Keep the runs of other processes out until `close`, or until this process is gone.
+
+        Raises
+        ------
+        ConfigError
+            If another run has the folder, or no file can be written there.
+        """
+        try:
+            file = (self / "lock").open("a+")
+        except OSError as error:
+            raise ConfigError(
+                f"{self} cannot be written to ({error.strerror}); make it writable, or copy it and resume the copy"
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it with the process, however it ends
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ConfigError(
+                f"{self} belongs to {holder}, which is still running there; wait for it or stop it, or start a run of "
+                "another --name"
+            ) from None
+        except OSError:  # a file system without locks
+            self._lock = file
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._lock = file
+
+    def close(self) -> None:
+        """Release the lock, if this process holds it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    def numbered(self) -> list[Path]:
+        """Return the checkpoints to resume from or to evaluate, oldest first, without the best."""
+        folders = self.checkpoints.glob("[0-9]*")
+        return sorted(folder for folder in folders if (folder / "state.json").exists())
+
+    def find(self, name: str = "newest") -> Path:
+        """Return the folder of a checkpoint: ``"newest"``, ``"best"`` or a folder's own name.
+
+        Raises
+        ------
+        ConfigError
+            If the run has no such checkpoint; the message lists those that it has.
+        """
+        if name != Path(name).name or name == "..":  # of this folder alone
+            raise ConfigError(f"--checkpoint is {name!r}; give newest, best or the name of a folder in checkpoints/")
+        known = [folder.name for folder in self.numbered()]
+        if name == "newest" and known:
+            return self.checkpoints / known[-1]
+        if name != "newest" and (self.checkpoints / name / "state.json").exists():
+            return self.checkpoints / name
+        if (self.checkpoints / checkpoints.BEST / "state.json").exists():
+            known.append(checkpoints.BEST)
+        there_is = f"there is {', '.join(known)}" if known else "the run has none yet"
+        raise ConfigError(f"{self} has no checkpoint {name!r}; {there_is}")
+
+    def newest_whole(self) -> tuple[Path, list[str]]:
+        """Return the newest checkpoint whose checksums hold, and words on those passed over.
+
+        Raises
+        ------
+        ConfigError
+            If no checkpoint is whole.
+        """
+        wrong: list[DamageError] = []
+        for folder in reversed(self.numbered()):
+            try:
+                checkpoints.check(folder)
+            except DamageError as error:
+                wrong.append(error)
+            else:
+                reasons = (str(error).partition(";")[0] for error in wrong)
+                return folder, [f"{reason}; resuming from the checkpoint before" for reason in reasons]
+        raise wrong[0] if wrong else ConfigError(f"{self} has no checkpoint yet; start a run of another --name")
+
+    def prune(self, keep: int) -> None:
+        """Delete all numbered checkpoints but the newest ``keep`` and the one that has the replay."""
+        for folder in self.numbered()[:-keep]:
+            if not (folder / checkpoints.REPLAY).exists():
+                checkpoints.remove(folder)
+
+    def set_aside(self, found: Path) -> list[str]:
+        """Rename checkpoints newer than the one found whole, so that none of them counts; return words on each."""
+        words = []
+        for folder in self.numbered():
+            if folder > found:
+                aside = folder.with_name(f"damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(folder, aside)
+                words.append(f"the damaged one is set aside as {aside}; delete it when you like")
+        return words
+
+    def recover(self) -> None:
+        """Put in order what a run left behind that was killed while it saved; nothing else may be saving into it."""
+        for old in self.checkpoints.glob(".*.old"):
+            final = self.checkpoints / old.name[1:].removesuffix(".old")
+            if not final.exists():  # killed between two moves
+                os.replace(old, final)
+        for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone"):
+            for left in self.checkpoints.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+        for left in self.path.glob(".*.partial"):  # of `write_atomically`
+            left.unlink()
+
+    # --- words ----------------------------------------------------------------------------------------
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run."""
+        return shlex.join(["python", "-m", "fastrl.train", "--resume", str(self)])
+
+    def unwritable(self, error: BaseException) -> RunError | None:
+        """Return the error that says what to do where another says that this folder takes no files, else None."""
+        if not isinstance(error, OSError):
+            return None
+        inside = str(error.filename).startswith(str(self))
+        if not no_room(error) and not (inside and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)):
+            return None
+        remedy = "free some space" if no_room(error) else "make it writable"
+        reason = os.strerror(error.errno or 0)
+        return RunError(f"{self} cannot be written to ({reason}); {remedy}, then resume with: {self.resume_command}")
+
+    def _exists(self) -> ConfigError:
+        return ConfigError(f"{self} exists already; give another --name, or resume it with --resume {self}")
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that the disk is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def load_config(folder: Path) -> RunConfig:
+    """Return the settings of the run in a folder, a `DQNConfig` or a `SarsaConfig`.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no run, or its settings cannot be read or are out of range.
+    """
+    path = folder / "config.json"
+    return from_record(read_record(path), path)
+
+
+def load_dqn_config(folder: Path) -> DQNConfig:
+    """Return the settings of the DQN run in a folder; errors as of `load_config`, and for a run of another agent."""
+    config = load_config(folder)
+    if not isinstance(config, DQNConfig):
+        raise ConfigError(f"{folder} is a cartpole run, which saves no network; give a DQN run")
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Return what ran: Python, platform, and the packages that decide results."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _REPORTED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _command_line() -> str:
+    """Return what was typed, as far as Python knows, without the folders that programs lie in."""
+    words = sys.orig_argv[1:]
+    if words and Path(words[0]).stem == "fastrl":  # the console script
+        return shlex.join(["fastrl", *words[1:]])
+    return shlex.join([Path(sys.executable).name, *words])

@@ -1,0 +1,1 @@
+"""Linear SARSA(lambda) on many CartPoles."""

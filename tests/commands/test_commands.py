@@ -1,0 +1,247 @@
+"""The command line: one name in front of four commands, help that teaches, and flags that mean one thing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+from untrained import write_settings
+
+pytest.importorskip("envpool")
+
+import itertools
+from types import ModuleType, NoneType
+
+from fastrl import __main__ as front
+from fastrl import cli, evaluate, plot, train, watch
+from fastrl.config import PRESETS, DQNConfig, RunConfig, SarsaConfig
+from fastrl.envs.rules import Rules
+from fastrl.runs import folder
+
+MODULES = {"train": train, "evaluate": evaluate, "watch": watch, "plot": plot}
+ROOT = Path(__file__).parents[2]
+PARSED = [train.Arguments, DQNConfig, SarsaConfig, evaluate.Arguments, watch.Arguments, plot.Arguments]
+
+
+def examples_of(module):
+    """Return the words of each example in a module's docstring, without what explains it."""
+    lines = module.__doc__.partition("\n\n")[2].splitlines()
+    return [shlex.split(re.split(r"\s{2,}", line)[0]) for line in lines]
+
+
+EXAMPLES = [pytest.param(words, id=" ".join(words)) for name in MODULES for words in examples_of(MODULES[name])]
+
+
+MY_MODULE = "import gymnasium as gym\n\ndef make_env():\n    return gym.make('CartPole-v1')\n"
+
+
+@pytest.fixture
+def reached(monkeypatch, tmp_path):
+    """What was parsed: nothing is done with it. The current folder holds a run of catch, runs/NAME, and my_module."""
+    reached = []
+
+    def note(*arguments, **_):
+        reached.append(arguments)
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    write_settings(Path("runs/NAME"), PRESETS["catch"].config)
+    Path("my_module.py").write_text(MY_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", ModuleType("imageio_ffmpeg"))
+    monkeypatch.setattr(train, "_dqn", note)
+    monkeypatch.setattr("fastrl.sarsa.run.train", note)
+    monkeypatch.setattr("fastrl.dqn.agent.load_agent", lambda *_: None)
+    monkeypatch.setattr(evaluate, "evaluate", note)
+    monkeypatch.setattr(watch, "watch", note)
+    monkeypatch.setattr(plot, "plot", lambda *arguments: [reached.append(arguments)])
+    return reached
+
+
+@pytest.mark.parametrize("words", EXAMPLES)
+def test_every_example_of_a_help_text_parses(reached, words):
+    python, m, module, *arguments = words
+    assert (python, m) == ("python", "-m")
+    assert MODULES[module.removeprefix("fastrl.")].main(arguments) == 0
+    assert len(reached) == 1
+
+
+@pytest.mark.parametrize("words", [pytest.param(w, id=" ".join(w)) for w in examples_of(front)])
+def test_every_example_of_the_command_in_front_reaches_its_command(reached, words, monkeypatch):
+    assert words[0] == "fastrl"
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as leaving:
+        front.main()
+    assert leaving.value.code == 0
+    assert len(reached) == 1
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["train", "cartpole"], ["evaluate"], ["watch"], ["plot"]])
+def test_help_lists_the_flags_and_ends_with_examples(arguments, capsys):
+    name, *rest = arguments
+    with pytest.raises(SystemExit) as leaving:
+        MODULES[name].main([*rest, "--help"])
+    assert leaving.value.code == 0
+    flags, _, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    assert "--seed" in flags or name == "plot"
+    assert examples.count("\n") == len(examples_of(MODULES[name]))
+    assert all(line.startswith("  python -m fastrl.") for line in examples.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["catch"], ["Preset: 40k steps of Catch", "--hidden N Width of the dense layer", "(default: 64)", "--resume"]),
+        (["--game", "pong", "--device", "cpu"], ["Preset: 20M frames on a CPU", "(default: pong)", "(default: auto)"]),
+        (["pong", "--protocol", "machado"], ["at most N no-ops. (default: 1)", "(default: 0.25)"]),
+        (["--resume", "runs/NOWHERE"], ["--game TEXT", "(default: breakout)"]),
+        (["cartpole"], ["Linear SARSA(lambda) on many CartPoles.", "--learners N", "(default: 256)", "--quiet"]),
+        (["my_module:make_env"], ["custom environment with vector observations", "(default: my_module:make_env)"]),
+    ],
+)
+def test_help_shows_the_preset_of_the_game_that_is_named(reached, arguments, shown, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        train.main([*arguments, "--help"])
+    assert leaving.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert [words for words in shown if words not in said] == []
+    assert reached == []
+
+
+def test_the_command_in_front_names_four_commands_and_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['fastrl', '--help']; from fastrl.__main__ import main\n"
+    code += "try: main()\nexcept SystemExit as e: print(e.code, *sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *said, last = result.stdout.splitlines()
+    status, *loaded = last.split()
+    assert status == "0"
+    assert not {"torch", "numpy", "matplotlib", "rich", "fastrl.train"} & set(loaded)
+    assert [line.split()[0] for line in said if re.match(r"  \w+ {2,}\w", line)][:4] == list(MODULES)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--help"], 0), (["-h"], 0), (["play"], 2)])
+def test_the_command_in_front_says_what_there_is(monkeypatch, capsys, arguments, status):
+    monkeypatch.setattr(sys, "argv", ["fastrl", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        front.main()
+    assert leaving.value.code == status
+    said = capsys.readouterr()
+    if arguments == ["play"]:
+        assert said.err == "fastrl: error: command is 'play'; give train, evaluate, watch, plot, or --help\n"
+    else:
+        assert "usage: fastrl COMMAND" in said.out
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = subprocess.Popen(
+        [sys.executable, "-m", "fastrl", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    command.stderr.close()
+    assert command.wait() == 128 + signal.SIGPIPE
+
+
+def test_the_command_in_front_finds_modules_of_the_current_folder(tmp_path):
+    (tmp_path / "my_module.py").write_text(MY_MODULE)
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "fastrl"  # which Python looks beside, not in the current folder
+    script.write_text("from fastrl.__main__ import main\nmain()\n")
+    flags = "--total-frames 300 --no-compile --hidden 8 --device cpu --name x --final-episodes 1".split()
+    command = [sys.executable, str(script), "train", "my_module:make_env", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert folder.load_config(tmp_path / "runs" / "x").game == "my_module:make_env"
+    assert (tmp_path / "runs" / "x" / "commands.txt").read_text().startswith("fastrl train my_module:make_env ")
+
+
+def test_hints_are_worded_as_the_command_was_called(monkeypatch):
+    doc = "Purpose.\n\npython -m fastrl.plot RUN   what\n"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/fastrl", "plot"])
+    assert cli.program("plot") == "fastrl plot"
+    assert cli.examples(doc) == "fastrl plot RUN   what\n"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/fastrl/plot.py"])
+    assert cli.program("plot") == "python -m fastrl.plot"
+    assert cli.examples(doc) == "python -m fastrl.plot RUN   what\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["/usr/bin/python3", "/somewhere/bin/fastrl", "train", "a b"], "fastrl train 'a b'"),
+        (["/usr/bin/python3", "-m", "fastrl.train", "catch"], "NAME -m fastrl.train catch"),
+    ],
+)
+def test_a_run_remembers_its_command_without_folders_of_the_machine(monkeypatch, tmp_path, argv, line):
+    monkeypatch.setattr(sys, "orig_argv", argv)
+    write_settings(tmp_path / "run", PRESETS["catch"].config)
+    expected = line.replace("NAME", Path(sys.executable).name) + "\n"
+    assert (tmp_path / "run" / "commands.txt").read_text() == expected
+
+
+# --- flags ----------------------------------------------------------------------------------------------
+
+
+def flags_of(kind):
+    """Return the help of each flag of a dataclass, inherited ones included."""
+    tree = ast.parse(inspect.getsource(kind)).body[0].body
+    pairs = itertools.pairwise(tree)
+    own = {a.target.id: ast.literal_eval(b.value) for a, b in pairs if isinstance(a, ast.AnnAssign)}
+    inherited = [flags_of(base) for base in (RunConfig, Rules) if issubclass(kind, base) and kind is not base]
+    return {name: text for flags in [*inherited, own] for name, text in flags.items()}
+
+
+def without_none(hint):
+    """Return the types of a union but None, or the one type."""
+    return {kind for kind in get_args(hint) if kind is not NoneType} if NoneType in get_args(hint) else {hint}
+
+
+SAME = {  # flags of several commands, and words that each help has: a new one wants a look at the others
+    "seed": "Seeds",
+    "episodes": "to play|that count",  # of CartPole, whose games are its episodes
+    "checkpoint": "Checkpoint of a run: `newest`, `best`",
+    "epsilon": "Share of random actions",
+    "make_env": "Factory for a custom environment",
+    "protocol": "Sets the five flags below unless given explicitly|Rules to play by",
+    "repeat_action_probability": "Sticky actions: the chance per emulator frame that the last action is repeated",
+    "episodic_life": "life",
+    "fire_reset": "FIRE is pressed for the player",
+    "noop_max": "Each game starts with at most N no-ops",
+    "max_episode_steps": "A game is cut off after N agent steps",
+    "learning_rate": "Step size",
+    "gamma": "Discount",
+    "out": "File for the film|Where the pictures",
+    "q_values": "Draw the values of all actions",
+    "game": "(g|G)ame",
+    "runs_dir": "Folder that holds",
+    "name": "Name of the run's folder",
+}
+
+
+def test_a_flag_means_the_same_in_every_command():
+    flags = {kind: flags_of(kind) for kind in PARSED}
+    shared = {name for kind in PARSED for name in flags[kind] if sum(name in f for f in flags.values()) > 1}
+    assert shared == set(SAME)
+    for name, words in SAME.items():
+        kinds = [kind for kind in PARSED if name in flags[kind]]
+        for kind in kinds:
+            assert re.search(words, flags[kind][name]), (kind, name)
+        hints = [get_type_hints(kind)[name] for kind in kinds]
+        assert all(without_none(hint) == without_none(hints[0]) for hint in hints), (name, hints)
+
+
+def test_the_script_that_is_installed_is_the_command_in_front():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"fastrl": f"{front.__name__}:{front.main.__name__}"}

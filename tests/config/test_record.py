@@ -1,0 +1,84 @@
+"""The record of a run's settings in its config.json: written in one format, read in each that there was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastrl.base.errors import ConfigError
+from fastrl.config import PRESETS, DQNConfig, SarsaConfig, from_record, lift, read_record, to_record
+
+HERE = Path("runs/x/config.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [(PRESETS["catch"].config, "dqn"), (DQNConfig(protocol="machado", noop_max=3), "dqn"), (SarsaConfig(), "sarsa")],
+)
+def test_a_record_says_format_and_kind_and_gives_the_settings_back(config, kind):
+    record = json.loads(json.dumps(to_record(config)))
+    assert list(record.items())[:2] == [("format", 2), ("kind", kind)]
+    assert from_record(lift(record, HERE), HERE) == config
+
+
+@pytest.mark.parametrize("config", [PRESETS["cpu"].config, SarsaConfig(learners=7)])
+def test_a_record_of_format_1_is_lifted(config):
+    newest = to_record(config)
+    first = {"agent": newest["kind"]} | {name: newest[name] for name in newest if name not in ("format", "kind")}
+    before = dict(first)
+    assert lift(first, HERE) == newest
+    assert first == before
+    assert from_record(lift(first, HERE), HERE) == config
+
+
+def test_settings_that_a_record_lacks_have_their_defaults():
+    assert from_record(lift({"agent": "dqn", "seed": 3}, HERE), HERE) == DQNConfig(seed=3)
+
+
+def test_a_newer_format_is_refused_with_file_format_and_remedy(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_record(DQNConfig()) | {"format": 3}))
+    with pytest.raises(ConfigError) as refused:
+        read_record(path)
+    assert str(refused.value) == (
+        f"{path} has format 3, and this version reads formats 1 to 2; install the version of fastrl that made the run, "
+        "or a newer one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": "2"}, "its format is '2'"),
+        ({"format": 0}, "its format is 0"),
+        ({"format": True}, "its format is True"),
+        ({"kind": "a2c"}, "its kind is 'a2c', not dqn or sarsa"),
+        ({"kind": None}, "its kind is None, not dqn or sarsa"),
+        ({"kind": ["dqn"]}, "its kind is ['dqn'], not dqn or sarsa"),
+        ({"hue": 1, "colour": 2}, "this version knows no setting colour, hue"),
+    ],
+)
+def test_what_no_version_wrote_is_named(changes, reason):
+    with pytest.raises(ConfigError) as refused:
+        from_record(lift(to_record(DQNConfig()) | changes, HERE), HERE)
+    assert str(refused.value) == f"{HERE} is damaged ({reason}); restore it from a copy"
+
+
+def test_a_value_out_of_its_range_is_named():
+    with pytest.raises(ConfigError, match="--batch-size is '64'; give a whole number"):
+        from_record(to_record(DQNConfig()) | {"batch_size": "64"}, HERE)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe"])
+def test_a_file_without_a_record_is_named(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=r"config\.json is damaged \(.*\); restore it from a copy"):
+        read_record(path)
+
+
+def test_a_folder_without_the_file_is_no_run_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"is no run folder: it has no config\.json; give one that a run made"):
+        read_record(tmp_path / "config.json")

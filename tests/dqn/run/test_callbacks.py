@@ -1,0 +1,84 @@
+"""What callbacks tell the screen and TensorBoard, on small runs of Catch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from number_run import rows
+from quick_run import QUICK, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastrl import train
+from fastrl.dqn.callbacks import Callback
+from fastrl.dqn.run.clock import Clock
+
+
+def test_the_screen_is_told_scores_stages_and_what_comes_next(tmp_path):
+    seen = []
+
+    class Look(Callback):
+        def on_log(self, run, metrics):
+            seen.append((run.frames // 1_000, dict(run.reporter.extras.due)))
+
+    ended = start(QUICK.replace(total_frames=3_000, log_every_frames=400), tmp_path, Look())
+    assert seen[0] == (0, {"evaluation": 2_000, "save": 1_000})
+    assert (1, {"evaluation": 2_000, "save": 2_000}) in seen
+    assert seen[-1] == (3, {"evaluation": 3_000, "save": 3_000})  # both come at the end
+    assert sum(ended.reporter.extras.shares.values()) == pytest.approx(1)
+    assert set(ended.reporter.extras.scores) == {-1.0, 1.0}
+
+
+def test_a_clock_says_when_it_is_due_next():
+    clock = Clock(100)
+    clock.set(250)
+    assert clock.next == 300
+    assert not clock.due(299)
+    assert clock.due(510)
+    assert clock.next == 600
+
+
+def test_a_quiet_run_prints_nothing_and_writes_all(tmp_path, capfd):
+    flags = [
+        "--runs-dir",
+        str(tmp_path),
+        "--name",
+        "a",
+        "--no-compile",
+        "--total-frames",
+        "600",
+        "--final-episodes",
+        "1",
+    ]
+    assert train.main(["catch", "--quiet", *flags]) == 0
+    sarsa = ["--learners", "4", "--episodes", "2", "--version", "v0", "--runs-dir", str(tmp_path), "--name", "b"]
+    assert train.main(["cartpole", "--quiet", *sarsa]) == 0
+    assert capfd.readouterr() == ("", "")
+    for name in "ab":
+        assert (tmp_path / name / "metrics.csv").exists()
+
+
+def test_every_metric_is_explained(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    explained = set(re.findall(r"`([^`]+)`", "".join(line for line in page.splitlines() if line.startswith("| `"))))
+    columns = set(rows(start(QUICK.replace(total_frames=2_000), tmp_path).folder)[0])
+    assert {"evaluation/return_mean", "update_ratio/value", "replay/age_mean"} < columns
+    for column in columns:
+        assert explained & {column, re.sub("/.*", "/…", column), column.replace("evaluation/return", "…")}, column
+
+
+def test_tensorboard_gets_histograms_and_each_layers_update_ratio(tmp_path):
+    ended = start(QUICK.replace(total_frames=2_000), tmp_path)
+    events = EventAccumulator(str(ended.folder), size_guidance={"histograms": 0, "scalars": 0}).Reload()
+    sizes = {"train/q": 64 * 3, "train/abs_td": 64, "replay/age": 64, "replay/priority_weight": 64}
+    for tag, size in sizes.items():
+        written = events.Histograms(tag)
+        assert [entry.histogram_value.num for entry in written] == [size] * len(written), tag
+        assert len(written) == sum(bool(row["replay/age_mean"]) for row in rows(ended.folder)) >= 2
+    assert "actions" in events.Tags()["histograms"]
+    layers = {name.rpartition(".")[0] for name, _ in ended.learner.online.named_parameters()}
+    for layer in layers:
+        ratios = [event.value for event in events.Scalars(f"update_ratio/{layer}")]
+        assert all(0 < ratio < 1 for ratio in ratios)
+        assert sum(bool(row[f"update_ratio/{layer}"]) for row in rows(ended.folder)) == len(ratios) >= 1

@@ -1,0 +1,214 @@
+"""A run that was killed and resumed is the run that was not, to the bit."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from number_games import NumberGames
+from number_run import CONFIG, batches, events, in_a_process, play, rows
+
+from fastrl import train
+from fastrl.base.errors import ConfigError
+from fastrl.config import SarsaConfig
+from fastrl.dqn import checkpoint
+from fastrl.dqn.callbacks import Callback
+from fastrl.dqn.collector import Group
+from fastrl.dqn.run import evaluation, experiment
+from fastrl.envs.atari import Step
+from fastrl.replay.saves import Save
+from fastrl.runs import report
+from fastrl.runs.folder import RunFolder
+from fastrl.sarsa import learners
+from fastrl.sarsa import run as sarsa_run
+
+
+def killed(folder: Path, **options: Any) -> int:
+    """Run in a process of its own that ends itself; return how."""
+    process = in_a_process(folder, config={}, **options)
+    process.join(600)
+    return process.exitcode
+
+
+def assert_equal(whole: experiment.Run, resumed: experiment.Run) -> None:
+    assert (whole.steps, whole.frames) == (resumed.steps, resumed.frames)
+    one, other = (checkpoint.load_learner(r.folder.find()) for r in (whole, resumed))
+    for name in ("online", "target"):
+        assert all(torch.equal(one[name][key], other[name][key]) for key in one[name]), name
+    for i, moments in one["optimizer"]["moments"].items():
+        assert all(torch.equal(moments[key], other["optimizer"]["moments"][i][key]) for key in moments)
+    mine, its = whole.buffer._state(), resumed.buffer._state()
+    for name, value in mine.items():
+        assert np.array_equal(value, its[name]) if isinstance(value, np.ndarray) else value == its[name], name
+    assert np.array_equal(whole.buffer._store.frames, resumed.buffer._store.frames)
+    assert batches(whole.folder) == batches(resumed.folder)
+    assert rows(whole.folder) == rows(resumed.folder)
+    assert whole.policy.rng.bit_generator.state == resumed.policy.rng.bit_generator.state
+    assert events(whole.folder) == events(resumed.folder)
+
+
+def test_two_thousand_steps_are_one_thousand_killed_resumed_and_one_thousand_more(tmp_path):
+    whole = play(tmp_path / "whole")
+    assert len(rows(whole.folder)) > 15
+    assert killed(tmp_path / "cut", at=1_345) == -signal.SIGKILL  # rows and updates after the checkpoint are undone
+    (tmp_path / "cut.batches").write_text("")
+    resumed = play(tmp_path / "cut", resume=True)
+    learned = batches(resumed.folder)
+    assert min(learned) == checkpoint.load_learner(whole.folder.numbered()[0])["updates"] + 1
+    (tmp_path / "cut.batches").write_text("".join(f"{k} {v}\n" for k, v in (batches(whole.folder) | learned).items()))
+    assert_equal(whole, resumed)
+
+
+def test_a_stop_in_an_evaluation_that_is_played_again_saves_too(tmp_path, monkeypatch):
+    play_games = evaluation.play_games
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return play_games(*args, **kwargs)
+
+    with monkeypatch.context() as every:
+        every.setattr(evaluation, "play_games", interrupted)
+        stopped = [play(tmp_path / "cut", resume=again) for again in (False, True)]
+    assert [one.stop.signal for one in stopped] == [signal.SIGTERM] * 2
+    whole, cut = play(tmp_path / "whole"), play(tmp_path / "cut", resume=True)
+    assert cut.frames == whole.frames
+    evaluations = ([row for row in rows(one.folder) if row["evaluation/return_mean"]] for one in (whole, cut))
+    assert len(next(evaluations)) == len(next(evaluations))
+
+
+def test_a_run_that_has_ended_ends_again_as_it_was(tmp_path):
+    config = CONFIG.replace(total_frames=600)
+    ended = play(tmp_path / "run", config=config)
+    lines, seen = rows(ended.folder), events(ended.folder)
+    assert play(tmp_path / "run", config=config, resume=True).frames == ended.frames
+    assert (rows(ended.folder), events(ended.folder)) == (lines, seen)
+    longer = play(tmp_path / "run", config=config.replace(total_frames=800), resume=True)
+    assert longer.evaluation.last is not None
+
+
+def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_asked_for(tmp_path, monkeypatch):
+    whole, write, picture = tmp_path / "whole", Save.write, tmp_path / "cut"
+
+    def late(self):
+        if not picture.exists():
+            assert reached.wait(60)
+        write(self)
+
+    class Killed(Callback):
+        """Lets the thread go on late, and then takes a picture of the folder, as a kill would leave it."""
+
+        def on_step(self, run, actions):
+            if run.frames >= 1_350:  # after an evaluation and three lines of metrics
+                reached.set()
+
+        def on_checkpoint(self, run, folder):
+            if not picture.exists():
+                assert int(folder.name) < 1_010 < 1_350 <= run.frames
+                shutil.copytree(run.folder, picture)
+
+    reached = threading.Event()
+    monkeypatch.setattr(Save, "write", late)
+    ended = play(whole, hooks=[Killed()])
+    saved_at = checkpoint.load_learner(RunFolder(picture).find())["updates"]
+    resumed = play(picture, resume=True)
+    assert min(batches(picture)) == saved_at + 1
+    (tmp_path / "cut.batches").write_text("".join(f"{k} {v}\n" for k, v in (batches(whole) | batches(picture)).items()))
+    assert_equal(ended, resumed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"env_groups": 2, "prioritized": False, "samples_per_step": 0.5},
+        {"optimizer": "rmsprop", "distributional": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+    ],
+    ids=["two groups, uniform", "rmsprop, distributional", "compiled"],
+)
+@pytest.mark.parametrize("delayed", [False, True])
+def test_a_stop_at_any_step_changes_nothing(tmp_path, options, delayed):
+    config = CONFIG.replace(total_frames=1_000, **options)
+    whole = play(tmp_path / "whole", config=config, delayed=delayed)
+    for at in (5, 515, 700, 709):  # warm-up, right before a line, within the step of an evaluation, between two lines
+        stopped = play(tmp_path / "cut", config=config, at=at, number=signal.SIGTERM, resume=at > 5, delayed=delayed)
+        assert stopped.stop.signal == signal.SIGTERM
+        assert at <= stopped.frames < at + 16
+    assert_equal(whole, play(tmp_path / "cut", config=config, resume=True, delayed=delayed))
+
+
+def test_a_group_of_games_goes_on_as_it_was_within_a_step_too():
+    one, other = (Group(NumberGames(4, seed=seed), 0, stack=3) for seed in (1, 2))
+    one.reset()
+    for _ in range(20):
+        other.load_state(copy.deepcopy(one.state()))
+        seen = [group.observe().copy() for group in (one, other)]
+        assert np.array_equal(*seen)
+        actions = np.arange(4) % 3
+        one.send(actions)
+        other.load_state(copy.deepcopy(one.state()))  # with its step under way
+        before, after = zip(*(group.recv()[::2] for group in (one, other)), strict=True)
+        for pair in (before, after):
+            for field in dataclasses.fields(Step):
+                assert np.array_equal(*(getattr(step, field.name) for step in pair)), field.name
+
+
+CARTPOLE = SarsaConfig(learners=6, episodes=12, max_steps=5_000, epsilon=0.05)
+
+
+def cartpole(folder: Path, *, resume: bool = False, **changes: Any) -> int:
+    config = dataclasses.replace(CARTPOLE, runs_dir=str(folder.parent), name=folder.name, **changes)
+    return sarsa_run.train(config, resume=folder if resume else None, quiet=True)
+
+
+def test_cartpole_stopped_killed_and_resumed_is_cartpole_at_one_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(sarsa_run, "CHECKPOINT_EVERY_STEPS", 2_000)
+    monkeypatch.setattr(learners, "LOG_EVERY_STEPS", 250)  # so that several lines stand at one number of episodes
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert cartpole(whole) == 0
+
+    def dies(*_):
+        raise KeyError("killed, as it were")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sarsa_run, "evaluate", dies)  # after lines that no checkpoint knows of
+        with pytest.raises(KeyError):
+            cartpole(cut)
+    written, write = [], report.Reporter.write
+
+    def stops(self, values, at):
+        written.append(at)
+        if len(written) in (3, 9):
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, values, at)
+
+    monkeypatch.setattr(report.Reporter, "write", stops)
+    assert cartpole(cut, resume=True) == cartpole(cut, resume=True) == 128 + signal.SIGTERM
+    assert cartpole(cut, resume=True) == 0
+    assert rows(whole) == rows(cut)
+    assert len(rows(whole)) > 12
+    assert events(whole) == events(cut)
+    for version in ("v0", "v1"):
+        one, other = (np.load(path / "checkpoints" / f"sarsa-{version}.npz") for path in (whole, cut))
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert cartpole(cut, resume=True) == 0  # there is nothing left to do
+    assert rows(whole) == rows(cut)
+    for name, value in {"episodes": 13, "learners": 5, "version": "v1", "features": "raw"}.items():
+        if name in ("version", "features"):
+            with pytest.raises(ConfigError, match=f"--{name} is '{value}'"):
+                cartpole(cut, resume=True, **{name: value})
+
+
+def test_the_command_goes_on_with_cartpole(tmp_path, capsys):
+    flags = ["--learners", "4", "--episodes", "3", "--version", "v0"]
+    assert train.main(["cartpole", *flags, "--runs-dir", str(tmp_path), "--name", "run"]) == 0
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+    assert f"resuming from {tmp_path / 'run' / 'checkpoints' / '001-000000000'}" in capsys.readouterr().out

@@ -1,0 +1,142 @@
+"""The Q-network: shapes, scaling, the dueling equation, and clear errors."""
+
+import json
+
+import pytest
+import torch
+
+from fastrl.base.errors import ConfigError
+from fastrl.config import DQNConfig
+from fastrl.dqn.network import QNetwork, build_network
+
+IMAGE = (4, 84, 84)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "obs_shape", "features"),
+    [
+        ("nature", IMAGE, 64 * 7 * 7), ("small", IMAGE, 32 * 9 * 9), ("impala", IMAGE, 32 * 11 * 11),
+        ("vector", (1, 10, 5), 8),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dueling", [True, False])
+@pytest.mark.parametrize("atoms", [1, 7])
+def test_every_trunk_gives_one_float32_value_per_action(trunk, obs_shape, features, dueling, atoms):
+    network = QNetwork(obs_shape, 5, trunk, hidden=8, dueling=dueling, atoms=atoms)
+    q = network(torch.zeros(3, *obs_shape, dtype=torch.uint8))
+    assert q.shape == (3, 5)
+    assert q.dtype == torch.float32
+    assert network.hidden.weight.shape == (16 if dueling else 8, features)
+
+
+def test_bytes_are_scaled_to_one_and_floats_pass_as_they_are():
+    network = QNetwork(IMAGE, 4, "small", hidden=8)
+    obs = torch.randint(0, 256, (2, *IMAGE), dtype=torch.uint8)
+    torch.testing.assert_close(network(obs), network(obs.double() / 255))
+    assert not torch.allclose(network(obs), network(obs.float()))
+
+
+def test_dueling_is_value_plus_advantage_less_its_mean():
+    network = QNetwork((2,), 3, "vector", hidden=4)
+    obs = torch.randn(6, 2)
+    x_value, x_advantage = torch.relu(network.hidden(network.trunk(obs))).split(4, dim=1)
+    value, advantage = network.value(x_value), network.advantage(x_advantage)
+    q = network(obs)
+    torch.testing.assert_close(q, value + advantage - advantage.mean(1, keepdim=True))
+    torch.testing.assert_close(q.mean(1, keepdim=True), value)
+
+
+def test_the_streams_share_no_weight_above_the_trunk():
+    network = QNetwork((2,), 3, "vector", hidden=16)
+    network(torch.randn(64, 2)).mean().backward()  # the mean over actions is the value alone
+    grad = network.hidden.weight.grad
+    assert grad[:16].abs().sum() > 0
+    assert grad[16:].abs().max() < 1e-7
+
+
+def test_autocast_still_returns_float32():
+    network = QNetwork((2,), 3, "vector", hidden=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.randn(6, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("trunk", ["nature", "small", "impala"])
+def test_the_width_multiplies_the_filters_of_a_trunk(trunk):
+    narrow, wide = (QNetwork(IMAGE, 5, trunk, hidden=8, width=width) for width in (1, 2))
+    assert [2 * len(p) for p in narrow.trunk.parameters()] == [len(p) for p in wide.trunk.parameters()]
+    assert wide(torch.zeros(2, *IMAGE)).shape == (2, 5)
+
+
+def test_the_residual_trunk_has_the_published_layers():
+    network = QNetwork((4, 84, 84), 5, "impala", hidden=8)
+    convolutions = [m for m in network.trunk.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [16] * 5 + [32] * 10
+    block, x = network.trunk[2], torch.randn(1, 16, 42, 42)
+    expected = x + block.second(torch.relu(block.first(torch.relu(x))))
+    torch.testing.assert_close(block(x), expected)
+    assert QNetwork((1, 21, 30), 5, "impala", hidden=8)(torch.zeros(2, 1, 21, 30)).shape == (2, 5)
+
+
+def test_with_atoms_a_value_is_the_mean_of_the_dueling_streams_distribution():
+    network = QNetwork((2,), 3, "vector", hidden=4, atoms=5, v_max=2.0)
+    obs = torch.randn(6, 2)
+    x_value, x_advantage = torch.relu(network.hidden(network.trunk(obs))).split(4, dim=1)
+    value, advantage = network.value(x_value)[:, None], network.advantage(x_advantage).view(6, 3, 5)
+    logits = value + advantage - advantage.mean(1, keepdim=True)
+    torch.testing.assert_close(network.outputs(obs), logits)
+    torch.testing.assert_close(network(obs), (logits.softmax(2) * torch.tensor([-2.0, -1, 0, 1, 2])).sum(2))
+
+
+def test_the_networks_own_settings_build_it_again():
+    network = QNetwork(IMAGE, 3, "impala", hidden=4, dueling=False, width=2, atoms=5, v_max=2.0)
+    again = QNetwork(**json.loads(json.dumps(network.settings)))
+    again.load_state_dict(network.state_dict())
+    obs = torch.randn(2, *IMAGE)
+    assert torch.equal(again(obs), network(obs))
+
+
+def test_atoms_cost_nothing_when_off():
+    plain, off = (build_network(DQNConfig(trunk="small", atoms=atoms), IMAGE, 6) for atoms in (51, 7))
+    assert [p.shape for p in plain.parameters()] == [p.shape for p in off.parameters()]
+    assert plain.values(out := torch.rand(2, 6)) is out
+
+
+def test_the_settings_build_the_network():
+    network = build_network(DQNConfig(trunk="small", hidden=32, distributional=True, atoms=21), IMAGE, 6)
+    assert network.advantage.weight.shape == (6 * 21, 32)
+    network = build_network(DQNConfig(trunk="small", hidden=32, dueling=False), IMAGE, 6)
+    assert network.action_value.weight.shape == (6, 32)
+
+
+@pytest.mark.parametrize("obs_shape", [(1, 10, 5), (4,), (4, 84), (4, 20, 84), (4, 84, 35)])
+def test_a_trunk_that_does_not_fit_names_the_flag_and_the_remedy(obs_shape):
+    with pytest.raises(ConfigError, match=r"--trunk is 'nature'.*give --trunk vector"):
+        QNetwork(obs_shape, 3, "nature")
+
+
+def test_an_unknown_trunk_is_refused():
+    with pytest.raises(ConfigError, match="--trunk is 'huge'; give nature"):
+        QNetwork(IMAGE, 3, "huge")
+
+
+def test_check_state_names_what_differs():
+    network = QNetwork((2,), 3, "vector", hidden=4)
+    network.check_state(network.state_dict())
+    with pytest.raises(ConfigError, match=r"advantage.weight is \[5, 4\] in the saved state and \[3, 4\]"):
+        network.check_state({**network.state_dict(), "advantage.weight": torch.zeros(5, 4)})
+    with pytest.raises(ConfigError, match=r"action_value.weight is \[3, 4\] in the saved state and missing here"):
+        network.check_state({"action_value.weight": torch.zeros(3, 4)})
+
+
+def test_a_stack_of_colours_reaches_the_network_channel_by_channel():
+    torch.manual_seed(0)
+    network = QNetwork((2, 3, 40, 40), 2, trunk="small", hidden=8)
+    flat = QNetwork((6, 40, 40), 2, trunk="small", hidden=8)
+    flat.load_state_dict(network.state_dict())
+    obs = torch.randint(256, (5, 2, 3, 40, 40), dtype=torch.uint8)
+    assert torch.equal(network(obs), flat(obs.reshape(5, 6, 40, 40)))

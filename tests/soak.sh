@@ -1,3 +1,0 @@
-#!/bin/sh
-# Faults at random moments until the time is up, an hour by default: tests/soak.sh [MINUTES] [SEED]
-cd "$(dirname "$0")/.." && exec python tests/soak.py "${1:-60}" "${2:-0}"
