@@ -28,7 +28,7 @@ _REPORTED = "fastrl-atari numpy torch gymnasium ale-py envpool tensorboard".spli
 class RunFolder:
     """The folder of one run, a path-like object: ``folder / "pictures"`` is a `Path`.
 
-    A process that trains in it holds its lock, from `resume` or `open` until `close`.
+    A process that trains in it holds its lock, from `lock` or `open` until `close`.
 
     Parameters
     ----------
@@ -62,20 +62,6 @@ class RunFolder:
         folder = cls(Path(config.runs_dir) / (config.name or f"{plain}-s{config.seed}-{started}"))
         if folder.path.exists():
             raise folder._exists()
-        return folder
-
-    @classmethod
-    def resume(cls, path: str | os.PathLike[str]) -> Self:
-        """Return the folder of a run to resume, locked and in order.
-
-        Raises
-        ------
-        ConfigError
-            If another run has the folder, or no file can be written there.
-        """
-        folder = cls(path)
-        folder.lock()
-        folder.recover()
         return folder
 
     def open(self, config: RunConfig, *, new: bool) -> None:
