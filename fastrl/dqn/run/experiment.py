@@ -112,7 +112,8 @@ class Run(Loop):
             if resume is not None:
                 folder.lock()
                 folder.recover()
-            self._build(config, folder, stop, [*callbacks, Metrics(), self.evaluation, Checkpoints()], resume, quiet)
+            every = [*callbacks, Metrics(), self.evaluation, Checkpoints()]
+            self._build(config, folder, stop, every, new=resume is None, quiet=quiet)
         except BaseException as error:
             self.close()
             if refused := folder.unwritable(error):
@@ -120,10 +121,10 @@ class Run(Loop):
             raise
 
     def _build(
-        self, config: DQNConfig, folder: RunFolder, stop: Stop, callbacks: list[Callback], resume: Any, quiet: bool
+        self, config: DQNConfig, folder: RunFolder, stop: Stop, callbacks: list[Callback], *, new: bool, quiet: bool
     ) -> None:
         """Make all parts, or restore them from the newest checkpoint that is whole."""
-        found, notes = folder.newest_whole() if resume else (None, [])
+        found, notes = (None, []) if new else folder.newest_whole()
         state = checkpoint.load_state(found) if found else {}
         if state and not same_game(state["game"], config.game):
             raise ConfigError(f"{found} plays {state['game']}, not {config.game}; start a new run for that")
@@ -138,7 +139,7 @@ class Run(Loop):
         self._last.callback(collector.close)
         envs = collector.envs
         replay = find_replay(found, config, envs, seeds[2], device, notes)
-        chosen = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
+        replay_words = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
         obs_shape = (config.stack, *envs.frame_shape)
         learner = Learner(config, obs_shape, envs.frame_dtype, envs.num_actions, device, seeds[3])
         super().__init__(
@@ -158,17 +159,20 @@ class Run(Loop):
         )
         self._last.callback(self.saver.wait)
         games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
-        folder.open(config, new=resume is None)
+        folder.open(config, new=new)
         self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
         rules = "" if is_custom(config.game) else f", protocol {config.protocol_name}"
         games = f"{config.game} on {device}, {config.num_envs} games side by side{rules}"
-        self.reporter.line(f"{games}; {chosen}; {folder}")
-        for note in [*notes, *(folder.set_aside(found) if found else [])]:
+        self.reporter.line(f"{games}; {replay_words}; {folder}")
+        if found is not None:
+            self._say_what_is_resumed(found, notes, games_continue)
+
+    def _say_what_is_resumed(self, found: Path, notes: list[str], games_continue: bool) -> None:
+        for note in [*notes, *self.folder.set_aside(found)]:
             self.reporter.line(note)
-        if found:
-            kept = "with its replay" if len(self.buffer) else "without its replay"
-            games = "games continue" if games_continue else "games start anew"
-            self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
+        kept = "with its replay" if len(self.buffer) else "without its replay"
+        games = "games continue" if games_continue else "games start anew"
+        self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
 
     def _restore(self, found: Path, state: dict[str, Any], *, pace: bool) -> bool:
         """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue."""
