@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 from loops import NEVER, run_in_progress, seconds_of
 
 from fastrl.config import preset_for
-from fastrl.dqn.run.experiment import MEASURE_EVERY_UPDATES
+from fastrl.dqn.run.loop import MEASURE_EVERY_UPDATES
 from fastrl.dqn.run.metrics import Metrics
 from fastrl.runs.panel import REDRAW_EVERY_SECONDS, Panel
 
