@@ -13,7 +13,7 @@ debug: # the same with bounds checks
 test: # the tests that a change needs every time, some minutes
 	pytest
 
-test-all: # those, and the slow ones: every game, soaks, repeated faults
+test-all: # those, and the slow ones: every game, repeated faults, long runs
 	pytest -m ''
 
 games: # every Atari game that EnvPool has, two minutes

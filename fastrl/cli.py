@@ -107,6 +107,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(fields: Iterable[Field], helps: dict[str, str] | None = None, **options: Any) -> _Parser:
     """Return a parser that keeps the words of each flag given, and True or False of a switch."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
+    parser._negative_number_matcher = re.compile(r"^-\d*\.?\d+([eE][-+]?\d+)?$")  # argparse's own knows no exponent
     parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="Show this help and exit.")
     for field in fields:
         text = (helps or {}).get(field.name, "").replace("%", "%%")
@@ -135,15 +136,21 @@ def _plain(arguments: Iterable[str], fields: Iterable[Field]) -> list[str]:
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):
             flag = flag.replace("_", "-")
+        if equals and flag in switches and value not in _switch_values(switches[flag]):
+            raise ConfigError(f"{flag} is {value!r}; give {' or '.join(_switch_values(switches[flag]))}")
         for word in (flag, value) if equals and flag in switches else (flag + equals + value,):
             switch = switches.get(plain[-1]) if plain else None
-            if switch is None or word not in ("True", "False", *(["None"] if switch.optional else [])):
+            if switch is None or word not in _switch_values(switch):
                 plain.append(word)
             elif word == "False":
                 plain[-1] = f"--no-{switch.flag[2:]}"
             elif word == "None":
                 plain.pop()
     return plain
+
+
+def _switch_values(switch: Field) -> list[str]:
+    return ["True", "False", *(["None"] if switch.optional else [])]
 
 
 def _value(field: Field, words: Any) -> Any:

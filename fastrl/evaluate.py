@@ -88,7 +88,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     """Play and print; return the games."""
     from fastrl.dqn.agent import greedy, rules_for
 
-    protocol = rules_for(
+    rules = rules_for(
         agent,
         args.protocol,
         epsilon=args.epsilon,
@@ -98,14 +98,14 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
         episodic_life=args.episodic_life,
         fire_reset=args.fire_reset,
     )
-    rules = protocol.describe(atari=not is_custom(agent.game))
-    say(f"{agent.origin}: {args.episodes} games, {rules}")
+    words = rules.describe(atari=not is_custom(agent.game))
+    say(f"{agent.origin}: {args.episodes} games, {words}")
     played = games.play_games(
         agent.game,
         greedy(agent.network),
         args.episodes,
         seed=args.seed,
-        rules=protocol,
+        rules=rules,
         backend=args.env,
         stack=agent.stack,
         film=True,
@@ -113,7 +113,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     )
     say(played.summary())
     if args.json:
-        facts = {"game": played.game, "checkpoint": str(agent.origin), "protocol": rules, "env": played.backend}
+        facts = {"game": played.game, "checkpoint": str(agent.origin), "protocol": words, "env": played.backend}
         scores = {"scores": played.scores.tolist()}
         args.json.write_text(json.dumps(facts | played.figures() | scores, indent=2) + "\n")
     if played.film:

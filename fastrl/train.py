@@ -13,6 +13,7 @@ python -m fastrl.train cartpole --learners 1000         linear SARSA on many Car
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def dqn(
     config: DQNConfig | None = None,
     callbacks: Sequence[Callback] = (),
     *,
-    resume: Path | None = None,
+    resume: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Run:
     """Train on a custom Gymnasium environment. Callbacks, `resume` and `quiet` are as in `fastrl.dqn.run.train`.

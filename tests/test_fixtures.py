@@ -184,7 +184,8 @@ def test_the_network_of_a_saved_run_plays_the_same_games(name, tmp_path):
 
 @pytest.mark.parametrize("expected", EXPECTED["games"]["ends"], ids=["one step", "some steps"])
 def test_games_that_were_saved_go_on_where_they_were(expected, tmp_path):
-    number_run = pytest.importorskip("number_run", reason="PYTHONPATH lacks the folder tests/")
+    import number_run
+
     run = copied("games", tmp_path)
     number_run.play(run, resume=True, at=expected["stop_after"], number=signal.SIGTERM)
     games = load_file(newest(run) / "games.safetensors")

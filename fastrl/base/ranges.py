@@ -111,11 +111,13 @@ class Field:
             return None
         if self.choices:
             *others, last = self.choices
-            return None if value in self.choices else f"{', '.join(others)} or {last}"
+            return None if isinstance(value, str) and value in self.choices else f"{', '.join(others)} or {last}"
         if self.type is int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
             return "a whole number"
         if self.type is float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
             return "a number"
+        if self.type is str and not isinstance(value, str):
+            return "text"
         return next((str(allowed) for allowed in self.ranges if not allowed.allows(value)), None)
 
 

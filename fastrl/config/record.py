@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrl.base.errors import ConfigError
+from fastrl.base.ranges import fields_of
 from fastrl.config.settings import DQNConfig, RunConfig, SarsaConfig
 
 FORMAT = 2
@@ -69,7 +70,7 @@ def lift(fields: Any, path: Path) -> dict[str, Any]:
             "that made the run, or a newer one"
         )
     if found == 1:
-        fields = {"kind" if name == "agent" else name: value for name, value in fields.items()}
+        fields = {"kind" if name == "agent" else name: _whole(name, value) for name, value in fields.items()}
     return {**fields, "format": FORMAT}
 
 
@@ -88,7 +89,21 @@ def from_record(record: dict[str, Any], path: Path) -> RunConfig:
     unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise _damaged(path, f"this version knows no setting {', '.join(unknown)}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, repr(error)) from error
+
+
+def _whole(name: str, value: Any) -> Any:
+    """Return 1e6, which format 1 let stand for a whole number, as one."""
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole and name in _WHOLE_NUMBERS else value
+
+
+_WHOLE_NUMBERS = {field.name for kind in KINDS.values() for field in fields_of(kind) if field.type is int}
 
 
 def _damaged(path: Path, reason: str) -> ConfigError:

@@ -78,8 +78,8 @@ class Callback:
     Attributes
     ----------
     key : str
-        Names the state of this callback in checkpoints (default: the name of its class). With a key of its own a class
-        may be renamed, and its runs still resume.
+        Names the state of this very class in checkpoints; subclasses do not inherit it (default: the name of the
+        class). With a key of its own a class may be renamed, and its runs still resume.
     """
 
     key = ""
@@ -121,7 +121,7 @@ def named(callbacks: Iterable[Callback]) -> dict[str, Callback]:
     known: dict[str, Callback] = {}
     used: Counter[str] = Counter()
     for callback in callbacks:
-        key = callback.key or type(callback).__name__
+        key = vars(type(callback)).get("key") or type(callback).__name__  # a subclass has a state of its own
         used[key] += 1
         known[f"{key}#{used[key]}" if used[key] > 1 else key] = callback
     return known

@@ -42,9 +42,15 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise damaged(folder / "state.json", error) from error
     if state.get("format") == 2:
         known = state.get("callbacks", {})
-        state |= {"format": 3, "callbacks": {_KEYS_BEFORE_3.get(key, key): known[key] for key in known}}
+        state |= {"format": 3, "callbacks": {_lifted_key(key): known[key] for key in known}}
     _check_format(folder, state.get("format"), STATE_FORMAT)
     return state
+
+
+def _lifted_key(name: str) -> str:
+    """Return the key of a callback that format 2 knew by the name of its class, numbered or not."""
+    name, mark, number = name.partition("#")
+    return _KEYS_BEFORE_3.get(name, name) + mark + number
 
 
 def pack_state(state: Mapping[str, Any]) -> bytes:

@@ -55,13 +55,19 @@ class Rows:
     """[n, *frame_shape] or None: the last frames of episodes that ended, where the next row does not hold them."""
     env_id: NDArray[np.int64]
     """[n] int64: the environments, numbered over all groups."""
-    after: Step
-    """Where the actions led: resets, ended games, scores and lengths."""
+    reset: NDArray[np.bool_]
+    """[n] bool: the action was ignored for a reset, and is no agent step."""
+    game_over: NDArray[np.bool_]
+    """[n] bool: the action ended a whole game."""
+    score: NDArray[np.float32]
+    """[n] float32: unclipped reward of the whole game so far."""
+    length: NDArray[np.int64]
+    """[n] int64: agent steps of the whole game so far."""
 
     @property
     def counted(self) -> NDArray[np.int64]:
         """The actions that were agent steps, [at most n] int64: all but those of resets."""
-        return self.action[~self.after.reset]
+        return self.action[~self.reset]
 
 
 class Group:
@@ -157,15 +163,18 @@ class Collector:
         group = self._groups[0]  # with one group the same again
         before, action, after = group.recv()
         return Rows(
-            before.frame,
-            action,
-            after.reward,
-            after.terminated,
-            after.truncated,
-            before.first,
-            after.final,
-            group.env_id,
-            after,
+            frame=before.frame,
+            action=action,
+            reward=after.reward,
+            terminated=after.terminated,
+            truncated=after.truncated,
+            first=before.first,
+            final=after.final,
+            env_id=group.env_id,
+            reset=after.reset,
+            game_over=after.game_over,
+            score=after.score,
+            length=after.length,
         )
 
     def state(self) -> dict[str, Any] | None:

@@ -55,5 +55,13 @@ class Policy:
         coins = self.rng.random(len(obs)) < self.epsilon
         return np.where(coins, self._random_actions(len(obs)), greedy)
 
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, JSON-able: the generator's state."""
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.rng.bit_generator.state = state["rng"]
+
     def _random_actions(self, n: int) -> NDArray[np.int64]:
         return self.rng.integers(self._num_actions, size=n)

@@ -355,7 +355,7 @@ class ReplayBuffer:
             If the file or folder is not a saved buffer of this kind, or is damaged.
         """
         make = maker(store)
-        with archive.SavedReplay(Path(path), cls._kind) as saved:
+        with archive.SavedReplay(Path(path), cls._kind, cls.__name__) as saved:
             buffer = cls(**saved.settings, store=make)  # from here on `saved` takes errors for damage
             saved.fill(buffer._store)
             buffer._load_state(saved.state())
@@ -366,7 +366,7 @@ class ReplayBuffer:
     @classmethod
     def saved_settings(cls, path: str | Path) -> dict[str, Any]:
         """Return the settings of a saved buffer without loading it; errors as for `load`."""
-        with archive.SavedReplay(Path(path), cls._kind) as saved:
+        with archive.SavedReplay(Path(path), cls._kind, cls.__name__) as saved:
             return saved.settings
 
     def __getstate__(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.config import read_record
+from fastrl.config.record import NOT_SETTINGS
 
 Floats = NDArray[np.float64]
 Grouping = Literal["settings", "each", "all"]
@@ -29,7 +30,7 @@ Grouping = Literal["settings", "each", "all"]
 CONFIDENCE = 0.95
 RESAMPLES = 2_000
 MOST_POINTS = 500  # of a band: a picture does not show more, and each costs RESAMPLES means
-IGNORED = ("format", "kind", "seed", "name", "runs_dir")  # in the record of a run: runs that differ here are one line
+IGNORED = (*NOT_SETTINGS, "seed", "name", "runs_dir")  # in the record of a run: runs that differ here are one line
 
 
 @dataclass(frozen=True, kw_only=True)

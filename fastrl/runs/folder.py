@@ -236,7 +236,7 @@ def no_room(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def load_config(folder: Path) -> RunConfig:
+def load_config(folder: str | os.PathLike[str]) -> RunConfig:
     """Return the settings of the run in a folder, a `DQNConfig` or a `SarsaConfig`.
 
     Raises
@@ -244,11 +244,11 @@ def load_config(folder: Path) -> RunConfig:
     ConfigError
         If the folder holds no run, or its settings cannot be read or are out of range.
     """
-    path = folder / "config.json"
+    path = Path(folder) / "config.json"
     return from_record(read_record(path), path)
 
 
-def load_dqn_config(folder: Path) -> DQNConfig:
+def load_dqn_config(folder: str | os.PathLike[str]) -> DQNConfig:
     """Return the settings of the DQN run in a folder; errors as of `load_config`, and for a run of another agent."""
     config = load_config(folder)
     if not isinstance(config, DQNConfig):

@@ -144,7 +144,7 @@ class Reporter:
 
         TensorBoard's writer is lost for good once a write has failed, to a full disk say: then what it wrote before.
         """
-        with contextlib.suppress(OSError):  # no event is worth what was learnt
+        with contextlib.suppress(OSError):  # no event is worth what was learned
             self._board.flush()
         written = [self._csv.path] if self._csv.path.exists() else []
         for path in [*written, *_event_files(self._folder)]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ KEEP_CHECKPOINTS = 2
 _UNCHANGED = ("version", "features", "reward")  # what weights and tasks of a resumed run stand for
 
 
-def train(config: SarsaConfig, *, resume: Path | None = None, quiet: bool = False) -> int:
+def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, quiet: bool = False) -> int:
     """Run the learners on each version of CartPole asked for; return the exit status.
 
     Parameters

@@ -196,3 +196,14 @@ def test_texts_of_flags_include_those_of_bases_and_are_one_paragraph():
         texts = texts_of(kind)
         assert set(texts) == set(kind.__dataclass_fields__)
         assert all(text.endswith((".", ")")) and "\n" not in text for text in texts.values())
+
+
+@pytest.mark.parametrize("word", ["--compile=1", "--compile=false", "--compile=None"])
+def test_a_switch_with_another_value_is_refused_with_its_values(word):
+    value = word.partition("=")[2]
+    with pytest.raises(ConfigError, match=rf"--compile is '{value}'; give True or False"):
+        read([word, "pong"], Flags)
+
+
+def test_negative_numbers_with_an_exponent_are_numbers():
+    assert read(["--rate", "-1e-3", "--size", "8", "-1e0"], Flags).given == {"rate": -1e-3, "size": (8.0, -1.0)}

@@ -82,3 +82,15 @@ def test_a_file_without_a_record_is_named(tmp_path, text):
 def test_a_folder_without_the_file_is_no_run_folder(tmp_path):
     with pytest.raises(ConfigError, match=r"is no run folder: it has no config\.json; give one that a run made"):
         read_record(tmp_path / "config.json")
+
+
+def test_format_1_may_hold_a_whole_number_as_a_float():
+    lifted = lift({"agent": "dqn", "evaluate_every_frames": 1_000_000.0, "gamma": 1.0}, HERE)
+    assert from_record(lifted, HERE) == DQNConfig(evaluate_every_frames=1_000_000, gamma=1.0)
+    assert isinstance(lifted["gamma"], float)
+
+
+@pytest.mark.parametrize("fields", [{"name": 5}, {"protocol": ["x"]}, {"seed": "1"}, {"gamma": None}])
+def test_a_value_of_another_type_is_named(fields):
+    with pytest.raises(ConfigError, match=rf"{next(iter(fields))}|config\.json is damaged"):
+        from_record({"kind": "dqn", **fields}, HERE)

@@ -20,7 +20,7 @@ from untrained import make_run
 
 from fastrl.base.errors import ConfigError
 from fastrl.dqn import checkpoint
-from fastrl.dqn.run.saver import Background, Draft, Snapshot
+from fastrl.dqn.run.saver import Background, Draft, RunSnapshot
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.replay.saves import segments
 from fastrl.runs.folder import RunFolder
@@ -30,7 +30,7 @@ WEIGHTS = {"w": torch.zeros(2)}
 
 def draft(run, frames, buffer, earlier=None):
     state = {"network": {}, "frames": frames}
-    snapshot = Snapshot(state=state, weights=WEIGHTS, learner={"frames": frames}, replay=buffer)
+    snapshot = RunSnapshot(state=state, weights=WEIGHTS, learner={"frames": frames}, replay=buffer)
     return Draft(RunFolder(run), f"{frames:012d}", snapshot, earlier)
 
 

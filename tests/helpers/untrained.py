@@ -9,7 +9,7 @@ import torch
 
 from fastrl.config import PRESETS, DQNConfig, RunConfig
 from fastrl.dqn.network import QNetwork, build_network
-from fastrl.dqn.run.saver import Draft, Snapshot
+from fastrl.dqn.run.saver import Draft, RunSnapshot
 from fastrl.runs.folder import RunFolder
 
 CONFIGS = {
@@ -37,5 +37,5 @@ def make_run(path: Path, game: str = "catch", **settings: object) -> QNetwork:
         torch.manual_seed(seed)
         network = build_network(config, obs_shape, 18 if config.full_action_set else num_actions)
         state = {"game": config.game, "network": network.settings, "frames": frames, "seconds": frames / 4}
-        Draft(RunFolder(path), f"{frames:012d}", Snapshot(state=state, weights=network.state_dict())).finish()
+        Draft(RunFolder(path), f"{frames:012d}", RunSnapshot(state=state, weights=network.state_dict())).finish()
     return network

@@ -10,6 +10,11 @@ from fastrl.replay.stores import ram
 from fastrl.replay.stores.by_name import STORES
 
 
+def pytest_configure(config):
+    """Know the marker also where these tests run without the project's pyproject.toml."""
+    config.addinivalue_line("markers", "slow: see pyproject.toml")
+
+
 @pytest.fixture(params=["compiled", "reference"])
 def kernels(request, monkeypatch):
     """Let the whole package run on one kind of kernels."""

@@ -1,4 +1,4 @@
-"""From settings to games and replay, after asking how much memory and disk there is."""
+"""From settings to the replay, after asking how much memory and disk there is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastrl.dqn.device.device import gpu_free_bytes
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.run.replay_plan import (
     ReplayPlan,
-    SavedReplay,
+    ReplayToLoad,
     describe,
     describe_disk,
     disk_refusal,
@@ -102,7 +102,7 @@ def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device)
                     f"{path} was made with {name} {saved[name]}, this run has {value}; give the settings that it was "
                     "made with, or delete it to resume with an empty replay"
                 )
-        plan = _plan(config, envs, device, SavedReplay(path, saved["capacity"]))
+        plan = _plan(config, envs, device, ReplayToLoad(path, saved["capacity"]))
         buffer = PrioritizedReplayBuffer.load(path, store=_store(plan, device))
     except ConfigError:
         raise
@@ -157,7 +157,7 @@ def _bytes_below(folder: Path) -> int:
     return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
-def _plan(config: DQNConfig, envs: Envs, device: torch.device, saved: SavedReplay | None = None) -> ReplayPlan:
+def _plan(config: DQNConfig, envs: Envs, device: torch.device, saved: ReplayToLoad | None = None) -> ReplayPlan:
     """Plan the replay for the memory that is free now, or raise what refuses the plan."""
     plan = plan_replay(
         config,

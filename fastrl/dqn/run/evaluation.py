@@ -10,7 +10,7 @@ import numpy as np
 
 from fastrl.base.errors import DamageError
 from fastrl.dqn import checkpoint
-from fastrl.dqn.callbacks import Callback, TrainingRun
+from fastrl.dqn.callbacks import Callback, TrainingRun, named
 from fastrl.dqn.run.clock import Clock, announce
 from fastrl.envs.rules import EvaluationRules
 from fastrl.film import video
@@ -97,7 +97,8 @@ class Evaluation(Callback):
         if folder.exists():
             try:
                 checkpoints.check(folder)
-                score = checkpoint.load_state(folder)["callbacks"][self.key]["best"]
+                (key,) = (key for key, callback in named(run.callbacks).items() if callback is self)
+                score = checkpoint.load_state(folder)["callbacks"][key]["best"]
             except DamageError as error:
                 run.reporter.line(f"{error}; this evaluation's weights replace it")
                 return -math.inf

@@ -27,6 +27,7 @@ from fastrl.dqn.run.evaluation import Evaluation
 from fastrl.dqn.run.faults import NotFiniteError
 from fastrl.dqn.run.loop import Loop
 from fastrl.dqn.run.metrics import Metrics
+from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.envs.names import is_custom, same_game
 from fastrl.runs.folder import RunFolder
 from fastrl.runs.report import Reporter
@@ -165,10 +166,10 @@ class Run(Loop):
         games = f"{config.game} on {device}, {config.num_envs} games side by side{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
         if found is not None:
-            self._say_what_is_resumed(found, notes, games_continue)
+            self._say_what_is_resumed(found, [*notes, *folder.set_aside(found)], games_continue)
 
     def _say_what_is_resumed(self, found: Path, notes: list[str], games_continue: bool) -> None:
-        for note in [*notes, *self.folder.set_aside(found)]:
+        for note in notes:
             self.reporter.line(note)
         kept = "with its replay" if len(self.buffer) else "without its replay"
         games = "games continue" if games_continue else "games start anew"
@@ -183,7 +184,7 @@ class Run(Loop):
             self.learner.flush()  # priorities of rows that are gone
         elif not self.learner.delayed:
             self._update_priorities(self.learner.flush())  # of a run resumed from a GPU
-        self.policy.rng.bit_generator.state = state["rng"]
+        self.policy.load_state(state)
         for name, callback in named(self.callbacks).items():
             callback.load_state(state["callbacks"].get(name, {}))
         games_continue = self.collector.load_state(checkpoint.load_games(found))
@@ -204,14 +205,13 @@ class Run(Loop):
                 except Stopped:
                     self.reporter.line("stopped during the evaluation")
         except Exception as error:
-            if not isinstance(error, NotFiniteError):  # the games stand in the middle of a step: they are not saved
+            if not isinstance(error, NotFiniteError):  # what was learned is spoilt then
                 keeps = self.config.checkpoint_replay
-                self.saver.rescue(
-                    error,
-                    f"{self.frames:012d}",
-                    lambda replay: self.snapshot(replay=replay and keeps),
-                    self.reporter.line,
-                )
+
+                def take(replay: bool) -> RunSnapshot:  # without games, which stand in the middle of a step
+                    return self.snapshot(replay=replay and keeps)
+
+                self.saver.rescue(error, f"{self.frames:012d}", take, self.reporter.line)
             if refused := self.folder.unwritable(error):
                 raise refused from error
             raise

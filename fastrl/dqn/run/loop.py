@@ -18,7 +18,7 @@ from fastrl.dqn.learner import Learner, Priorities
 from fastrl.dqn.pace import Pace
 from fastrl.dqn.policy import Policy
 from fastrl.dqn.run.faults import NotFiniteError, not_finite, spoilt
-from fastrl.dqn.run.saver import Saver, Snapshot
+from fastrl.dqn.run.saver import RunSnapshot, Saver
 from fastrl.dqn.schedules import Schedules
 from fastrl.replay import Batch, PrioritizedReplayBuffer
 from fastrl.runs.folder import RunFolder
@@ -140,12 +140,12 @@ class Loop(Schedules):
 
     def _count(self, rows: Rows) -> None:
         """Count what a vector step brought and tell the callbacks."""
-        counted, after = rows.counted, rows.after
+        counted = rows.counted
         self.steps += len(counted)
         self.pace.added(len(counted), self.buffer.drawable)
-        for i in np.flatnonzero(after.game_over):
+        for i in np.flatnonzero(rows.game_over):
             for callback in self.callbacks:
-                callback.on_game(self, float(after.score[i]), int(after.length[i]))
+                callback.on_game(self, float(rows.score[i]), int(rows.length[i]))
         for callback in self.callbacks:
             callback.on_step(self, counted)
 
@@ -183,7 +183,7 @@ class Loop(Schedules):
         """Tell callbacks of a checkpoint that has become whole, or raise what kept it from that; see `Saver`."""
         self.saver.settle(wait=wait)
 
-    def snapshot(self, *, games: bool = False, replay: bool = False) -> Snapshot:
+    def snapshot(self, *, games: bool = False, replay: bool = False) -> RunSnapshot:
         """Return this moment of the run for a checkpoint, with the games, if they can be saved, and the replay.
 
         Raises
@@ -202,11 +202,11 @@ class Loop(Schedules):
             "seconds": self.seconds,
             "abandoned": self.abandoned,
             **self.pace.state(),
-            "rng": self.policy.rng.bit_generator.state,
+            **self.policy.state(),
             "callbacks": {name: callback.state() for name, callback in named(self.callbacks).items()},
             **self.reporter.state(),
         }
-        return Snapshot(
+        return RunSnapshot(
             state=state,
             weights=self.learner.online.state_dict(),
             learner=learner,

@@ -50,7 +50,7 @@ class Memory(NamedTuple):
         return sys.maxsize if self.free is None else int(self.free * share) // self.row_bytes
 
 
-class SavedReplay(NamedTuple):
+class ReplayToLoad(NamedTuple):
     """A replay to be loaded: its file or folder, and its capacity in rows, which loading does not change."""
 
     path: Path
@@ -121,7 +121,7 @@ def plan_replay(
     *,
     lz4_installed: bool,
     compressed_bytes: Callable[[], int],
-    saved: SavedReplay | None = None,
+    saved: ReplayToLoad | None = None,
 ) -> ReplayPlan:
     """Decide which store holds the frames and how many rows there are.
 
@@ -149,7 +149,7 @@ def plan_replay(
     compressed_bytes : callable
         Returns the bytes to expect of a compressed frame. It may take seconds, so it is called at most once, and only
         if the setting is ``"lz4"``, or if plain frames do not fit into host memory and lz4 is installed.
-    saved : SavedReplay, optional
+    saved : ReplayToLoad, optional
         The save to load, which decides the capacity.
 
     Returns

@@ -23,7 +23,7 @@ LEAVE_SECONDS = 1.0  # that a thread has to stop saving, when the run leaves at 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class RunSnapshot:
     """A run between two steps, as a checkpoint keeps it (see `fastrl.dqn.checkpoint`)."""
 
     state: dict[str, Any]
@@ -62,11 +62,11 @@ class Saver:
         """Whether a checkpoint is being written, or has been and `settle` has not been told."""
         return self._saving is not None
 
-    def save_weights(self, name: str, snapshot: Snapshot) -> Path:
+    def save_weights(self, name: str, snapshot: RunSnapshot) -> Path:
         """Write a named checkpoint of the snapshot's state and weights alone, here and now; return its folder."""
-        return Draft(self._folder, name, Snapshot(state=snapshot.state, weights=snapshot.weights)).finish()
+        return Draft(self._folder, name, RunSnapshot(state=snapshot.state, weights=snapshot.weights)).finish()
 
-    def save(self, name: str, snapshot: Snapshot) -> Path:
+    def save(self, name: str, snapshot: RunSnapshot) -> Path:
         """Start writing a numbered checkpoint in a thread; return where it will be.
 
         Raises
@@ -91,7 +91,9 @@ class Saver:
             self._earlier = whole / checkpoints.REPLAY
         self._on_whole(whole)
 
-    def rescue(self, error: Exception, name: str, take: Callable[[bool], Snapshot], say: Callable[[str], None]) -> None:
+    def rescue(
+        self, error: Exception, name: str, take: Callable[[bool], RunSnapshot], say: Callable[[str], None]
+    ) -> None:
         """Save what was learned before an error ends the run; a message says what was kept.
 
         Parameters
@@ -141,11 +143,11 @@ class Draft:
 
     Parameters
     ----------
-    run : RunFolder
+    run_folder : RunFolder
         Folder of the run.
     name : str
         Name of the checkpoint's folder; one that exists is replaced.
-    snapshot : Snapshot
+    snapshot : RunSnapshot
         What is written. Checkpoints that exist lose their replay once one with a replay is whole.
     earlier : Path, optional
         An earlier save of this replay; see `Save`.
@@ -156,8 +158,8 @@ class Draft:
         Where the checkpoint will be.
     """
 
-    def __init__(self, run: RunFolder, name: str, snapshot: Snapshot, earlier: Path | None = None) -> None:
-        self._run, self.folder = run, run.checkpoints / name
+    def __init__(self, run_folder: RunFolder, name: str, snapshot: RunSnapshot, earlier: Path | None = None) -> None:
+        self._run_folder, self.folder = run_folder, run_folder.checkpoints / name
         self._partial = checkpoints.new_partial(self.folder)
         self._replay: Save | None = None
         with checkpoints.or_removed(self._partial):
@@ -177,7 +179,7 @@ class Draft:
                 self._replay.write()
             checkpoints.put_in_place(self._partial, self.folder)
         if self._replay is not None:
-            for other in self._run.numbered():
+            for other in self._run_folder.numbered():
                 if other != self.folder:
                     checkpoints.remove(other / checkpoints.REPLAY)
         return self.folder

@@ -116,6 +116,8 @@ class SavedReplay:
         File that `write_file` wrote, or folder with the index that `write_index` wrote.
     kind : str
         Kind of buffer that is expected.
+    class_name : str, optional
+        Name of its class, by which format 1 knew a subclass.
 
     Attributes
     ----------
@@ -132,8 +134,8 @@ class SavedReplay:
         If a file is damaged or too short, or holds another kind of buffer.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._kind = path, kind
+    def __init__(self, path: Path, kind: str, class_name: str = "") -> None:
+        self._path, self._kind, self._class_name = path, kind, class_name
 
     def __enter__(self) -> SavedReplay:
         in_pieces = self._path.is_dir()
@@ -145,7 +147,7 @@ class SavedReplay:
                 header = json.loads(member.read())
             version, found = header["format"], header["kind"]
             if version == 1:
-                found = _KINDS_OF_FORMAT_1.get(found, found)
+                found = {self._class_name: self._kind}.get(found) or _KINDS_OF_FORMAT_1.get(found, found)
             self.settings: dict[str, Any] = header["settings"]
             self._rest, self.held = header["state"], int(header["held"])
             self.segments = self._segments(header["segments"]) if in_pieces else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from quick_run import QUICK, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastrl import train
-from fastrl.dqn.callbacks import Callback
+from fastrl.dqn import checkpoint, run
+from fastrl.dqn.callbacks import Callback, named
 from fastrl.dqn.run.clock import Clock
+from fastrl.dqn.run.evaluation import Evaluation
 
 
 def test_the_screen_is_told_scores_stages_and_what_comes_next(tmp_path):
@@ -82,3 +85,56 @@ def test_tensorboard_gets_histograms_and_each_layers_update_ratio(tmp_path):
         ratios = [event.value for event in events.Scalars(f"update_ratio/{layer}")]
         assert all(0 < ratio < 1 for ratio in ratios)
         assert sum(bool(row[f"update_ratio/{layer}"]) for row in rows(ended.folder)) == len(ratios) >= 1
+
+
+class Counter(Callback):
+    """Counts updates, under a key of its own."""
+
+    key = "my counter"
+
+    def __init__(self):
+        self.count = 0
+
+    def on_update(self, run, batch):
+        self.count += 1
+
+    def state(self):
+        return {"count": self.count}
+
+    def load_state(self, state):
+        self.count = state.get("count", 0)
+
+
+class Renamed(Counter):
+    """The same class after a change of its name."""
+
+    key = "my counter"
+
+
+class Mine(Evaluation):
+    """A subclass of one of the run's own callbacks."""
+
+
+def test_callbacks_go_by_their_keys_a_second_one_of_a_key_numbered():
+    one, two, three = Counter(), Counter(), Callback()
+    assert named([one, two, three]) == {"my counter": one, "my counter#2": two, "Callback": three}
+
+
+def test_a_subclass_does_not_take_the_key_of_its_base():
+    mine, its = Mine(), Evaluation()
+    assert named([mine, its]) == {"Mine": mine, "evaluation": its}
+
+
+def test_a_callback_of_another_name_and_the_same_key_finds_its_state(tmp_path):
+    first = Counter()
+    ended = start(QUICK.replace(total_frames=2_000), tmp_path, first)
+    again = Renamed()
+    run.train(ended.config.replace(total_frames=2_100), [again], resume=ended.folder, quiet=True)
+    assert again.count > first.count > 0
+
+
+def test_states_of_format_2_are_lifted_to_keys(tmp_path):
+    callbacks = {"Metrics": {"games": 1}, "Evaluation": {"best": 2.0}, "Evaluation#2": {"best": 3.0}, "Mine": {}}
+    (tmp_path / "state.json").write_text(json.dumps({"format": 2, "callbacks": callbacks}))
+    lifted = {"metrics": {"games": 1}, "evaluation": {"best": 2.0}, "evaluation#2": {"best": 3.0}, "Mine": {}}
+    assert checkpoint.load_state(tmp_path)["callbacks"] == lifted

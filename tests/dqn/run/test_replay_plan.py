@@ -13,7 +13,7 @@ from fastrl.dqn.run.replay_plan import (
     BYTES_BESIDE_FRAME,
     DiskPlan,
     Memory,
-    SavedReplay,
+    ReplayToLoad,
     describe,
     describe_disk,
     disk_refusal,
@@ -28,7 +28,7 @@ PLENTY = 10**12
 # A run of 1,000 steps, hence at most 1,250 rows, that warms up for 50 steps: in 63 rows, and 2 * 2 * (4 + 3 + 1).
 CONFIG = DQNConfig(num_envs=2, env_groups=1, total_frames=4_000, learn_start_steps=50)
 FILLED, LEAST = 1_250, 95
-SAVE = SavedReplay(Path("runs/a/replay"), 1_000)
+SAVE = ReplayToLoad(Path("runs/a/replay"), 1_000)
 
 
 def room(rows: int, row_bytes: int, share: float) -> int:
@@ -175,7 +175,7 @@ def test_a_capacity_that_cannot_hold_the_warm_up_is_refused_but_loaded_from_a_sa
         "--capacity is 94; give 95 or more, so that it holds the warm-up, "
         "or shorten the warm-up with --learn-start-steps"
     )
-    assert refusal(planned(small, saved=SavedReplay(SAVE.path, LEAST - 1))[0]) is None
+    assert refusal(planned(small, saved=ReplayToLoad(SAVE.path, LEAST - 1))[0]) is None
 
 
 def test_where_lz4_is_asked_for_but_missing_what_measures_it_says_so():
@@ -266,7 +266,7 @@ def test_a_plan_is_described_by_rows_size_place_and_reason(changes, facts, words
         ),
         (
             {"frame_store": "device"},
-            {"host": GIB, "gpu": GIB, "saved": SavedReplay(SAVE.path, 1_000_000)},
+            {"host": GIB, "gpu": GIB, "saved": ReplayToLoad(SAVE.path, 1_000_000)},
             "the capacity of runs/a/replay is 1,000,000, which takes 6.6 GiB of the 1.0 GiB free on the GPU; "
             "give 136,956 or less, or keep the frames in memory with --frame-store ram",
         ),
