@@ -146,7 +146,7 @@ def test_what_is_held_of_a_batch_is_never_overwritten(name, hold):
     assert all(np.array_equal(part, copy) for part, copy in zip(held, copies, strict=True))
 
 
-def test_arrays_that_nobody_holds_are_reused():
+def test_arrays_that_are_not_held_are_reused():
     buffer = filled()
     seen = set()
     for _ in range(20):
@@ -222,7 +222,7 @@ def test_ages_and_weights_of_rows():
             method([0.9])
 
 
-def test_the_game_must_not_go_on_through_a_frame_that_nobody_gave(kernels):
+def test_the_game_must_not_go_on_through_a_frame_that_was_not_given(kernels):
     buffer = small(autoreset="same_step")
     frames = np.zeros((2, 3), np.uint8)
     ends = np.array([True, False])

@@ -1,4 +1,4 @@
-"""Rows and settings that nobody should pass: the right result, or an error that leaves nothing behind."""
+"""Rows and settings that make no sense: the right result, or an error that leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws and priorities that nobody should ask for: the right result, or an error that leaves nothing behind."""
+"""Draws and priorities that make no sense: the right result, or an error that leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_rows_may_be_numbered_beyond_32_bits(kernels, tmp_path, laps):
 
 def test_frames_lie_beyond_two_gigabytes(kernels):
     size, last = 2**23, 299
-    store = RamStore(last + 1, (size,), np.dtype(np.uint8))  # pages that nobody touches take no memory
+    store = RamStore(last + 1, (size,), np.dtype(np.uint8))  # untouched pages take no memory
     store.write(np.array([last, 0]), np.array([[7], [3]], np.uint8).repeat(size, axis=1))
     out = store.empty((1, 2, size))
     store.gather(np.array([[[0, last]]]), out)

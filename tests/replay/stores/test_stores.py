@@ -64,7 +64,7 @@ def test_what_is_held_of_a_batch_is_never_overwritten_whatever_the_store(store, 
     assert all(np.array_equal(part, copy) for part, copy in zip(held, copies, strict=True))
 
 
-def test_columns_that_nobody_holds_are_reused_whatever_the_store():
+def test_columns_that_are_not_held_are_reused_whatever_the_store():
     buffer = filled(store=BoxStore)
     assert len({buffer.sample(4).reward.ctypes.data for _ in range(10)}) == 1
 
