@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fastrl.config import PRESETS, DQNConfig, RunConfig
 from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.run.saver import Draft, RunSnapshot
+from fastrl.runs import checkpoints
 from fastrl.runs.folder import RunFolder
 
 CONFIGS = {
@@ -39,3 +41,8 @@ def make_run(path: Path, game: str = "catch", **settings: object) -> QNetwork:
         state = {"game": config.game, "network": network.settings, "frames": frames, "seconds": frames / 4}
         Draft(RunFolder(path), f"{frames:012d}", RunSnapshot(state=state, weights=network.state_dict())).finish()
     return network
+
+
+def small_checkpoint(folder: Path) -> Path:
+    """Write the first checkpoint of a run that is no agent's in particular, and return its folder."""
+    return checkpoints.write_checkpoint(folder, "000000000001", {"frames": 1}, {"a": np.arange(3)})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from untrained import small_checkpoint
 
 from fastrl.base.errors import ConfigError
 from fastrl.dqn import checkpoint
@@ -30,11 +31,6 @@ class Bomb:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
-
-
-def a_checkpoint(folder: Path) -> Path:
-    """Return a small checkpoint of no run in particular."""
-    return checkpoints.write_checkpoint(folder, "000000000001", {"frames": 1}, {"a": np.arange(3)})
 
 
 READERS = {
@@ -157,7 +153,7 @@ def test_a_compressed_member_is_refused(tmp_path):
 
 
 def test_checksums_name_files_of_their_own_folder_alone(tmp_path):
-    folder = a_checkpoint(tmp_path)
+    folder = small_checkpoint(tmp_path)
     checkpoints.check(folder)
     outside = tmp_path / "secret"
     outside.write_text("of nobody's business")
@@ -171,44 +167,9 @@ def test_checksums_name_files_of_their_own_folder_alone(tmp_path):
 
 @pytest.mark.parametrize("name", ["../..", "/etc", "a/b", ".."])
 def test_a_checkpoint_is_found_in_the_runs_own_folder_alone(tmp_path, name):
-    a_checkpoint(tmp_path)
+    small_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="--checkpoint is"):
         RunFolder(tmp_path).find(name)
-
-
-@pytest.mark.parametrize("harm", ["truncated", "flipped", "gone"])
-@pytest.mark.parametrize("name", ["state.json", "arrays.safetensors", checkpoints.SUMS])
-def test_any_harm_to_a_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, name, harm):
-    before = a_checkpoint(tmp_path)
-    newest = checkpoints.write_checkpoint(tmp_path, "000000000002", {"frames": 2}, {"a": np.arange(3)})
-    assert RunFolder(tmp_path).newest_whole() == (newest, [])
-    content = bytearray((newest / name).read_bytes())
-    if harm == "truncated":
-        content = content[: len(content) // 2]
-    content[len(content) // 3] ^= harm == "flipped"
-    (newest / name).write_bytes(content)
-    if harm == "gone":
-        (newest / name).unlink()
-    found, words = RunFolder(tmp_path).newest_whole()
-    assert found == before
-    if (name, harm) != ("state.json", "gone"):  # which makes it no checkpoint at all
-        assert name in words[0] or name == checkpoints.SUMS  # which may blame another
-        assert "resuming from the checkpoint before" in words[0]
-        assert "damaged-000000000002" in RunFolder(tmp_path).set_aside(found)[0]
-    (before / name).unlink()
-    with pytest.raises(ConfigError):
-        RunFolder(tmp_path).newest_whole()
-
-
-def test_what_a_killed_save_left_is_put_in_order(tmp_path):
-    folder = a_checkpoint(tmp_path)
-    parent = folder.parent
-    (parent / ".000000000009.partial").mkdir()
-    (parent / ".best.old").mkdir()  # moved away for a new one that never came
-    folder.rename(parent / ".000000000001.old")
-    RunFolder(tmp_path).recover()
-    assert sorted(path.name for path in parent.iterdir()) == ["000000000001", "best"]
-    assert RunFolder(tmp_path).newest_whole() == (folder, [])
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):

@@ -161,7 +161,7 @@ def test_a_resumed_run_shares_what_was_saved_and_takes_the_single_file_of_before
     assert np.array_equal(loaded.sample(64).obs, resumed.buffer.sample(64).obs)
 
 
-def test_a_run_that_fails_waits_for_the_checkpoint_under_way(tmp_path):
+def test_a_run_that_fails_waits_for_the_checkpoint_in_progress(tmp_path):
     def fail(run):
         if run.saver.in_progress:
             raise ZeroDivisionError
