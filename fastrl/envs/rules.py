@@ -1,4 +1,4 @@
-"""Whose rules an Atari game is played by: protocols with names, and each of their switches (standard library only)."""
+"""Whose rules an Atari game is played by: protocols with names, and each of their switches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from fastrl.base.checks import at_least
-from fastrl.base.errors import ConfigError
-from fastrl.base.ranges import AtLeast, Between
+from fastrl.base.ranges import AtLeast, Between, check
 
 ProtocolName = Literal["deepmind", "machado"]
 BY_PROTOCOL: Any = None
@@ -76,19 +74,14 @@ class Rules:
 class EvaluationRules(Rules):
     """The rules of an evaluation: scores compare only under the same ones."""
 
-    epsilon: float = 0.01
+    epsilon: Annotated[float, Between(0, 1)] = 0.01
     """Share of random actions, each game tossing its own coin."""
-    max_steps: int = 27_000
+    max_steps: Annotated[int, AtLeast(1)] = 27_000
     """A game is cut off after N agent steps, over all its lives."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"--protocol is {self.protocol!r}; give {' or '.join(PROTOCOLS)}")
-        for name in ("epsilon", "repeat_action_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; give a number between 0 and 1")
-        at_least(1, noop_max=self.noop_max, max_steps=self.max_steps, frame_skip=self.frame_skip)
+        check(self)
 
     def describe(self, *, atari: bool = True) -> str:
         """Return the rules in one line: all, or those that games of any kind have."""
