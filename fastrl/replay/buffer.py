@@ -303,7 +303,8 @@ class ReplayBuffer:
         """Begin a save into a folder that writes only new frames, in a thread if you like, while rows are added.
 
         Copies all but the frames, 24 bytes a row. The save that it returns must be written or closed (see
-        `fastrl.replay.saves.Save`); `load` takes the folder once it is written.
+        `fastrl.replay.saves.Save`); `load` takes the folder once it is written. An `add` that would overwrite a row not
+        written yet waits for it: a thread that adds more rows than are free must not be the one that writes them later.
 
         Parameters
         ----------
