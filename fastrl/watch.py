@@ -84,12 +84,10 @@ def main(arguments: list[str]) -> int:
 
 def watch(agent: Agent, args: Arguments) -> int:
     """Play until the last game is over, the window is closed or a signal arrives; return the exit status."""
-    from fastrl.film.window import Window  # which needs pygame
-
     say(agent.about)
     best: games.Games | None = None
     with Stop() as stop:
-        window = Window(f"fastrl: {agent.game}", _pictures_per_second(agent.game)) if args.window else None
+        window = _open_window(agent.game) if args.window else None
         try:
             for number, game in enumerate(_play(agent, args, window, stop), start=1):
                 say(f"game {number}: {game.mean:,g} points in {game.lengths[0]:,} steps")
@@ -135,8 +133,10 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
         )
 
 
-def _pictures_per_second(game: str) -> float:
-    return PICTURES_PER_SECOND if game == "catch" or is_custom(game) else FRAMES_PER_SECOND
+def _open_window(game: str) -> Window:
+    from fastrl.film.window import Window  # which loads pygame: a film needs none
+
+    return Window(f"fastrl: {game}", PICTURES_PER_SECOND if game == "catch" or is_custom(game) else FRAMES_PER_SECOND)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,14 @@ def test_without_a_display_a_run_is_filmed_and_the_path_is_the_last_word(run, wi
     assert windows == []
 
 
+def test_a_film_needs_no_pygame(run, monkeypatch):
+    monkeypatch.delitem(sys.modules, "fastrl.film.window")
+    monkeypatch.setitem(sys.modules, "pygame", None)  # an import of it fails
+    assert watch.main([str(run), "--no-window"]) == 0
+    with pytest.raises(ImportError, match="needs the extra 'train'"):
+        watch.main([str(run), "--window"])
+
+
 @pytest.mark.parametrize("name", ["breakout", "ALE/Breakout-v5"])
 def test_a_game_is_played_by_what_ships_and_its_card_is_told(shipped, short, name, capsys):
     assert watch.main([name]) == 0
