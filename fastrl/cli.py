@@ -59,7 +59,7 @@ class CommandLine:
 
     @property
     def word(self) -> str | None:
-        """The one word, None if there is none; ConfigError if there are more."""
+        """The only word; None without one. Several raise ConfigError."""
         if len(self.words) > 1:
             raise ConfigError(f"{self.words[1]!r} is one word too many after {self.words[0]!r}; {LOOK}")
         return self.words[0] if self.words else None

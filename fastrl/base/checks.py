@@ -23,6 +23,13 @@ def at_least(least: int, **settings: int) -> None:
             raise ConfigError(f"{name} is {value!r}; give at least {least}")
 
 
+def share(**settings: float) -> None:
+    """Raise ConfigError for the first setting that does not lie between 0 and 1."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} is {value}; give 0 to 1")
+
+
 def indices(name: str, values: npt.ArrayLike, limit: int) -> npt.NDArray[np.int32]:
     """Return `values` as [n] int32; ValueError unless they are integers from 0 to `limit` - 1.
 

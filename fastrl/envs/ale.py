@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrl.base.checks import at_least, check_state, indices
+from fastrl.base.checks import at_least, check_state, indices, share
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.envs.names import action_names, game_name, task_id
@@ -78,8 +78,7 @@ class AleEnvs:
     ) -> None:
         at_least(1, frame_skip=frame_skip, noop_max=noop_max, max_episode_steps=max_episode_steps)
         at_least(0, seed=seed)
-        if not 0 <= repeat_action_probability <= 1:
-            raise ConfigError(f"repeat_action_probability is {repeat_action_probability}; give 0 to 1")
+        share(repeat_action_probability=repeat_action_probability)
         if game_name(game) == "catch":
             raise ConfigError("backend is 'gymnasium', which has no catch; give 'envpool'")
         emulator = _emulator(game, repeat_action_probability, "rgb_array" if render else None)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrl.base.checks import at_least, check_state, indices
+from fastrl.base.checks import at_least, check_state, indices, share
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.base.machine import cpu_count
@@ -80,8 +80,7 @@ class AtariEnvs:
         counts = {"num_envs": num_envs, "frame_skip": frame_skip, "noop_max": noop_max}
         at_least(1, **counts, max_episode_steps=max_episode_steps)
         at_least(0, seed=seed, threads=threads, dephase_steps=dephase_steps)
-        if not 0 <= repeat_action_probability <= 1:
-            raise ConfigError(f"repeat_action_probability is {repeat_action_probability}; give 0 to 1")
+        share(repeat_action_probability=repeat_action_probability)
         task = task_id(game)
         self._catch = task == "Catch-v0"
         if self._catch and max_episode_steps < CATCH_STEPS:

@@ -70,25 +70,12 @@ def make_envs(
         from fastrl.envs.custom import CustomEnvs
 
         return CustomEnvs(game, num_envs, seed=seed, reward_clip=reward_clip)
+    shared = {name: value for name, value in rules.rules().items() if name != "protocol"}  # the switches that it sets
+    shared |= {"seed": seed, "reward_clip": reward_clip, "max_episode_steps": max_episode_steps, "render": pictures}
     if backend == "envpool":
         from fastrl.envs.atari import AtariEnvs
 
-        return AtariEnvs(
-            game,
-            num_envs,
-            seed=seed,
-            threads=threads,
-            frame_skip=rules.frame_skip,
-            episodic_life=rules.episodic_life,
-            fire_reset=rules.fire_reset,
-            full_action_set=rules.full_action_set,
-            reward_clip=reward_clip,
-            repeat_action_probability=rules.repeat_action_probability,
-            noop_max=rules.noop_max,
-            max_episode_steps=max_episode_steps,
-            dephase_steps=dephase_steps,
-            render=pictures,
-        )
+        return AtariEnvs(game, num_envs, threads=threads, dephase_steps=dephase_steps, **shared)
     if backend != "gymnasium":
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
     if num_envs != 1:
@@ -97,20 +84,7 @@ def make_envs(
         raise ConfigError(f"dephase_steps is {dephase_steps}, which backend 'gymnasium' does not have; give 0")
     from fastrl.envs.ale import AleEnvs
 
-    return AleEnvs(
-        game,
-        seed=seed,
-        frame_skip=rules.frame_skip,
-        episodic_life=rules.episodic_life,
-        fire_reset=rules.fire_reset,
-        full_action_set=rules.full_action_set,
-        reward_clip=reward_clip,
-        repeat_action_probability=rules.repeat_action_probability,
-        noop_max=rules.noop_max,
-        max_episode_steps=max_episode_steps,
-        render=pictures,
-        each_frame=each_frame,
-    )
+    return AleEnvs(game, each_frame=each_frame, **shared)
 
 
 def look_at(game: str) -> tuple[tuple[int, ...], int | None]:
