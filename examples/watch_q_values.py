@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fastrl.config import preset_for
-from fastrl.dqn.callbacks import Callback
+from fastrl.dqn.callbacks import Callback, TrainingRun
 from fastrl.dqn.run import Run, train
 from fastrl.replay import Batch
 
@@ -25,23 +25,23 @@ class WatchQValues(Callback):
         self.obs: torch.Tensor | None = None
         self.columns: list[np.ndarray] = []
 
-    def on_update(self, run: Run, batch: Batch) -> None:
+    def on_update(self, run: TrainingRun, batch: Batch) -> None:
         if self.obs is None:
             self.obs = torch.as_tensor(batch.obs[:1]).clone()  # the first ever learned from; on a GPU it lies there
 
-    def on_log(self, run: Run, metrics: dict[str, float]) -> None:
+    def on_log(self, run: TrainingRun, metrics: dict[str, float]) -> None:
         if self.obs is None:
             return
         q = run.learner.q_values(self.obs)[0]
         self.columns.append(q)
         metrics["mine/q_spread"] = float(q.max() - q.min())
-        run.reporter.image("mine/q_over_time", self._picture(run.folder), run.frames)
+        run.reporter.image("mine/q_over_time", self._picture(run.folder / "q_over_time.gif"), run.frames)
 
-    def _picture(self, path: Path) -> Path:
+    def _picture(self, gif: Path) -> Path:
         """Write actions x time as a grey picture; return its path."""
         q = np.stack(self.columns, axis=1)
         grey = ((q - q.min()) / max(float(np.ptp(q)), 1e-9) * 255).astype(np.uint8)
-        gif, content = path / "q_over_time.gif", io.BytesIO()
+        content = io.BytesIO()
         Image.fromarray(grey).resize((grey.shape[1] * 8, grey.shape[0] * 16), Image.Resampling.NEAREST).save(
             content, "GIF"
         )
