@@ -159,8 +159,10 @@ class DQNConfig(Rules, RunConfig):
     """Whole games of the evaluation at the end of the run."""
     checkpoint_every_frames: Annotated[int, AtLeast(1)] = 1_000_000
     """Frames between two checkpoints."""
+    checkpoint_every_minutes: Annotated[float, Between(0, 1_000_000)] = 5.0
+    """Minutes after the newest checkpoint until one more is saved, which the next checkpoint replaces (0: none)."""
     keep_checkpoints: Annotated[int, AtLeast(1)] = 3
-    """Checkpoints to keep, besides the best by evaluation."""
+    """Checkpoints of `checkpoint_every_frames` to keep, besides the best by evaluation."""
     checkpoint_replay: bool = True
     """Save the replay with the newest checkpoint, so that a resumed run needs no new warm-up."""
 

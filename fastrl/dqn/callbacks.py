@@ -5,13 +5,15 @@ A custom callback derives from `Callback` and overrides what it needs; `examples
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.stop import Stop
 from fastrl.base.stopwatch import Stopwatch
 from fastrl.config import DQNConfig
@@ -65,8 +67,11 @@ class TrainingRun(Protocol):
     def beta(self) -> float:
         """Exponent of the importance weights now."""
 
-    def save(self, name: str | None = None, *, wait: bool = True) -> Path:
-        """Write a checkpoint and return its folder; one with a name holds the weights alone."""
+    def save(self, name: str | None = None, *, wait: bool = True, timed: bool = False) -> Path:
+        """Write a checkpoint and return its folder.
+
+        One with a name holds the weights alone; the next checkpoint replaces a timed one.
+        """
 
     def settle(self, *, wait: bool = True) -> None:
         """Tell callbacks of a checkpoint that has become whole, or raise what kept it from that."""
@@ -116,12 +121,67 @@ class Callback:
         """Take over what `state` returned; an empty one if the checkpoint was saved without this callback."""
 
 
+def key_of(callback: Callback) -> str:
+    """Return the key of a callback's state, without the number that a second one gets.
+
+    Raises
+    ------
+    ConfigError
+        If its class has a key that is no text, is empty or holds a ``#``.
+    """
+    key = vars(type(callback)).get("key") or type(callback).__name__  # a subclass has a state of its own
+    if not isinstance(key, str) or "#" in key:
+        raise ConfigError(f"callback {type(callback).__name__} has the key {key!r}; give text without a #")
+    return key
+
+
 def named(callbacks: Iterable[Callback]) -> dict[str, Callback]:
     """Return callbacks by key, a second one of a key numbered, so that each finds its state again."""
     known: dict[str, Callback] = {}
     used: Counter[str] = Counter()
     for callback in callbacks:
-        key = vars(type(callback)).get("key") or type(callback).__name__  # a subclass has a state of its own
+        key = key_of(callback)
         used[key] += 1
         known[f"{key}#{used[key]}" if used[key] > 1 else key] = callback
     return known
+
+
+def check_keys(callbacks: Iterable[Callback], of_the_run: Iterable[Callback]) -> None:
+    """Raise ConfigError if a user's callback has no valid key, or one that belongs to a callback of every run."""
+    taken = {key_of(callback) for callback in of_the_run}
+    for callback in callbacks:
+        if (key := key_of(callback)) in taken:
+            raise ConfigError(
+                f"callback {type(callback).__name__} has the key {key!r}, which belongs to a callback of every run; "
+                "give its class another key"
+            )
+
+
+def states(callbacks: Iterable[Callback], *, leave_out: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Return the states of callbacks by key, as a checkpoint keeps them.
+
+    Parameters
+    ----------
+    callbacks : iterable of Callback
+        All callbacks of the run.
+    leave_out : callable, optional
+        Takes a message on each callback whose state cannot be saved; it is left out then.
+
+    Raises
+    ------
+    RunError
+        Without ``leave_out``, if a ``state`` raises or returns what JSON cannot hold; the message names the callback.
+    """
+    found: dict[str, Any] = {}
+    for key, callback in named(callbacks).items():
+        try:
+            state = callback.state()
+            json.dumps(state)
+        except Exception as error:
+            reason = f"the state of callback {key} cannot be saved ({type(error).__name__}: {error})"
+            if leave_out is None:
+                raise RunError(f"{reason}; return numbers, text, lists and dicts of them from its state()") from error
+            leave_out(f"{reason}; it is left out")
+        else:
+            found[key] = state
+    return found

@@ -13,7 +13,7 @@ RUN/checkpoints/best/             weights.safetensors and state.json of the best
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,24 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise damaged(folder / "state.json", error) from error
     if state.get("format") == 2:
         known = state.get("callbacks", {})
-        state |= {"format": 3, "callbacks": {_lifted_key(key): known[key] for key in known}}
+        state |= {"format": 3, "callbacks": {_lifted_key(key, known): known[key] for key in known}}
     _check_format(folder, state.get("format"), STATE_FORMAT)
     return state
 
 
-def _lifted_key(name: str) -> str:
-    """Return the key of a callback that format 2 knew by the name of its class, numbered or not."""
-    name, mark, number = name.partition("#")
-    return _KEYS_BEFORE_3.get(name, name) + mark + number
+def _lifted_key(key: str, known: Iterable[str]) -> str:
+    """Return the key of a callback that format 2 knew by the name of its class, numbered or not.
+
+    The callbacks of every run came last: of several classes of one name, theirs has the highest number.
+    """
+    name = key.partition("#")[0]
+    if name not in _KEYS_BEFORE_3 or key != max((one for one in known if one.partition("#")[0] == name), key=_number):
+        return key
+    return _KEYS_BEFORE_3[name]
+
+
+def _number(key: str) -> int:
+    return int(key.partition("#")[2] or 1)
 
 
 def pack_state(state: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,8 @@
-"""Schedules. Pure functions of the step count, so there is nothing to checkpoint."""
+"""Schedules. Functions of the step count; a checkpoint keeps the length of the run that they were planned for."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fastrl.config import DQNConfig
 
@@ -24,34 +26,72 @@ def linear(start: float, end: float, duration: int, step: int) -> float:
 
 
 class Schedules:
-    """What changes over a run of deep Q-learning, by its settings and the agent steps played so far."""
+    """What changes over a run of deep Q-learning, by its settings and the agent steps played.
 
-    config: DQNConfig
-    steps: int
+    Warm-up, epsilon and beta depend on the length of the run. A run that is resumed with another length keeps the
+    warm-up and the slope of epsilon that it was planned with, so that nothing that has ended starts again; beta goes
+    from where it stands to its end over the steps that are left.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        All settings.
+    """
+
+    def __init__(self, config: DQNConfig) -> None:
+        self._config = config
+        self._planned = config  # of the length that the run was planned with
+        self._beta_from: tuple[int, float] = (0, config.beta_start)  # steps, value
 
     @property
-    def epsilon(self) -> float:
-        """Share of random actions now."""
-        c = self.config
-        return linear(c.epsilon_start, c.epsilon_end, c.epsilon_decay_steps, self.steps - c.warm_up_steps)
+    def warm_up_steps(self) -> int:
+        """Agent steps before learning starts."""
+        return self._planned.warm_up_steps
 
-    @property
-    def beta(self) -> float:
-        """Exponent of the importance weights now."""
-        return linear(self.config.beta_start, self.config.beta_end, self.config.total_steps, self.steps)
+    def epsilon(self, steps: int) -> float:
+        """Share of random actions after ``steps`` agent steps."""
+        c = self._config
+        return linear(c.epsilon_start, c.epsilon_end, self._planned.epsilon_decay_steps, steps - self.warm_up_steps)
 
-    @property
-    def n_step(self) -> int:
-        """Rewards that a return sums now."""
-        c = self.config
+    def beta(self, steps: int) -> float:
+        """Exponent of the importance weights after ``steps`` agent steps."""
+        return self._beta(self._config.total_steps, steps)
+
+    def n_step(self, steps: int) -> int:
+        """Rewards that a return sums after ``steps`` agent steps."""
+        c = self._config
         end = c.n_step if c.n_step_end is None else c.n_step_end
-        return round(linear(c.n_step, end, c.n_step_steps, self.steps - c.warm_up_steps))
+        return round(linear(c.n_step, end, c.n_step_steps, steps - self.warm_up_steps))
 
-    @property
-    def learning_rate(self) -> float:
-        """Step size of the optimizer now."""
-        c = self.config
+    def learning_rate(self, steps: int) -> float:
+        """Step size of the optimizer after ``steps`` agent steps."""
+        c = self._config
         end = c.learning_rate if c.learning_rate_end is None else c.learning_rate_end
-        learned = self.steps - c.warm_up_steps
+        learned = steps - self.warm_up_steps
         warmth = linear(0.0, 1.0, c.learning_rate_warmup_steps, learned)
         return warmth * linear(c.learning_rate, end, c.learning_rate_steps, learned)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, JSON-able."""
+        return {
+            "planned_frames": self._planned.total_frames,
+            "total_frames": self._config.total_frames,
+            "beta_from": None if self._beta_from[0] == 0 else list(self._beta_from),
+        }
+
+    def load_state(self, state: dict[str, Any], steps: int) -> bool:
+        """Take over what `state` returned after ``steps`` agent steps; return whether the run's length has changed."""
+        self._planned = self._config.replace(total_frames=state["planned_frames"])
+        if state["beta_from"] is not None:
+            begun, value = state["beta_from"]
+            self._beta_from = (int(begun), float(value))
+        if state["total_frames"] == self._config.total_frames:
+            return False
+        before = self._config.replace(total_frames=state["total_frames"])
+        self._beta_from = (steps, self._beta(before.total_steps, steps))
+        return True
+
+    def _beta(self, total_steps: int, steps: int) -> float:
+        """Return beta after ``steps`` agent steps of a run of ``total_steps``."""
+        begun, value = self._beta_from
+        return linear(value, self._config.beta_end, total_steps - begun, steps - begun)

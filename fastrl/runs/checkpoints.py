@@ -24,6 +24,8 @@ from fastrl.base.files import sync, write_atomically
 SUMS = "SHA256SUMS"
 REPLAY = "replay"
 BEST = "best"
+TIMED = "TIMED"
+"""File in a checkpoint that the next checkpoint replaces."""
 
 
 def seal(folder: Path) -> None:

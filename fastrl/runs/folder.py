@@ -170,8 +170,14 @@ class RunFolder:
         raise wrong[0] if wrong else ConfigError(f"{self} has no checkpoint yet; start a run of another --name")
 
     def prune(self, keep: int) -> None:
-        """Delete all numbered checkpoints but the newest ``keep`` and the one that has the replay."""
-        for folder in self.numbered()[:-keep]:
+        """Delete all numbered checkpoints but the newest ``keep`` and the one that has the replay.
+
+        Timed ones do not count: each goes as soon as there is a newer checkpoint.
+        """
+        known = self.numbered()
+        timed = [folder for folder in known if (folder / checkpoints.TIMED).exists()]
+        counted = [folder for folder in known if folder not in timed]
+        for folder in [*counted[:-keep], *(folder for folder in timed if folder != known[-1])]:
             if not (folder / checkpoints.REPLAY).exists():
                 checkpoints.remove(folder)
 

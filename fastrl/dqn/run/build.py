@@ -44,22 +44,33 @@ class FoundReplay(NamedTuple):
 
 
 def find_replay(
-    found: Path | None, config: DQNConfig, envs: Envs, seed: int, device: torch.device, notes: list[str]
+    found: Path | None,
+    config: DQNConfig,
+    envs: Envs,
+    seed: int,
+    device: torch.device,
+    notes: list[str],
+    warm_up_steps: int,
+    *,
+    grow: bool,
 ) -> FoundReplay:
     """Load the replay of a checkpoint, or build an empty one where it is missing or damaged.
 
-    Damage is added to ``notes``, in words. Errors as of `load_replay` and `build_replay`.
+    Damage is added to ``notes``, in words. With ``grow`` the replay gets the rows that a new run of this length would
+    have, if those are more. Errors as of `load_replay` and `build_replay`.
     """
     earlier = None if found is None else found / REPLAY
     if earlier is not None and earlier.exists():
         try:
-            return FoundReplay(*load_replay(earlier, config, envs, device), earlier)
+            return FoundReplay(*load_replay(earlier, config, envs, device, warm_up_steps, grow=grow), earlier)
         except DamageError as error:
             notes.append(f"{error}; resuming with an empty replay")
-    return FoundReplay(*build_replay(config, envs, seed, device), None)
+    return FoundReplay(*build_replay(config, envs, seed, device, warm_up_steps), None)
 
 
-def build_replay(config: DQNConfig, envs: Envs, seed: int, device: torch.device) -> tuple[PrioritizedReplayBuffer, str]:
+def build_replay(
+    config: DQNConfig, envs: Envs, seed: int, device: torch.device, warm_up_steps: int | None = None
+) -> tuple[PrioritizedReplayBuffer, str]:
     """Build an empty replay by a plan for this machine; return it with words on its size and place.
 
     Raises
@@ -70,16 +81,25 @@ def build_replay(config: DQNConfig, envs: Envs, seed: int, device: torch.device)
     ImportError
         If the settings ask for compressed frames, but lz4 is not installed.
     """
-    plan = _plan(config, envs, device)
+    plan = _plan(config, envs, device, warm_up_steps)
     settings = _settings(config, envs)
     buffer = PrioritizedReplayBuffer(capacity=plan.capacity, **settings, seed=seed, store=_store(plan, device))
     return buffer, describe(plan, buffer.nbytes)
 
 
-def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device) -> tuple[PrioritizedReplayBuffer, str]:
+def load_replay(
+    path: Path,
+    config: DQNConfig,
+    envs: Envs,
+    device: torch.device,
+    warm_up_steps: int | None = None,
+    *,
+    grow: bool = False,
+) -> tuple[PrioritizedReplayBuffer, str]:
     """Load a saved replay if these settings would have built the same; return it with words on its size and place.
 
-    The store that its frames came from does not matter.
+    The store that its frames came from does not matter. Its capacity may change, by the setting or to ``grow``: a
+    larger replay holds all rows, a smaller one the newest.
 
     Raises
     ------
@@ -94,7 +114,6 @@ def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device)
         saved = PrioritizedReplayBuffer.saved_settings(path)
         own: dict[str, Any] = _settings(config, envs)
         own |= {"obs_dtype": envs.frame_dtype.str, "obs_shape": list(envs.frame_shape)}
-        own |= {} if config.capacity is None else {"capacity": config.capacity}
         del own["n_step"]  # the run changes it as it advances
         for name, value in own.items():
             if saved[name] != value:
@@ -102,13 +121,14 @@ def load_replay(path: Path, config: DQNConfig, envs: Envs, device: torch.device)
                     f"{path} was made with {name} {saved[name]}, this run has {value}; give the settings that it was "
                     "made with, or delete it to resume with an empty replay"
                 )
-        plan = _plan(config, envs, device, ReplayToLoad(path, saved["capacity"]))
-        buffer = PrioritizedReplayBuffer.load(path, store=_store(plan, device))
+        plan = _plan(config, envs, device, warm_up_steps, ReplayToLoad(path, saved["capacity"], grow))
+        buffer = PrioritizedReplayBuffer.load(path, store=_store(plan, device), capacity=plan.capacity)
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamageError(str(error)) from error
-    return buffer, describe(plan, buffer.nbytes)
+    words = describe(plan, buffer.nbytes)
+    return buffer, words if plan.capacity == saved["capacity"] else f"{words}, {saved['capacity']:,} before"
 
 
 def require_disk(
@@ -157,7 +177,13 @@ def _bytes_below(folder: Path) -> int:
     return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
-def _plan(config: DQNConfig, envs: Envs, device: torch.device, saved: ReplayToLoad | None = None) -> ReplayPlan:
+def _plan(
+    config: DQNConfig,
+    envs: Envs,
+    device: torch.device,
+    warm_up_steps: int | None,
+    saved: ReplayToLoad | None = None,
+) -> ReplayPlan:
     """Plan the replay for the memory that is free now, or raise what refuses the plan."""
     plan = plan_replay(
         config,
@@ -167,6 +193,7 @@ def _plan(config: DQNConfig, envs: Envs, device: torch.device, saved: ReplayToLo
         lz4_installed=_lz4_installed(),
         compressed_bytes=lambda: _compressed_bytes(config),
         saved=saved,
+        warm_up_steps=warm_up_steps,
     )
     if error := refusal(plan):
         raise error

@@ -15,7 +15,7 @@ from fastrl.base.extras import need
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
 from fastrl.dqn import checkpoint
-from fastrl.dqn.callbacks import Callback, named
+from fastrl.dqn.callbacks import Callback, check_keys, named
 from fastrl.dqn.collector import build_collector
 from fastrl.dqn.device.device import forget_compiled, pick_device
 from fastrl.dqn.learner import Learner
@@ -28,8 +28,9 @@ from fastrl.dqn.run.faults import NotFiniteError
 from fastrl.dqn.run.loop import Loop
 from fastrl.dqn.run.metrics import Metrics
 from fastrl.dqn.run.saver import RunSnapshot
+from fastrl.dqn.schedules import Schedules
 from fastrl.envs.names import is_custom, same_game
-from fastrl.runs.folder import RunFolder
+from fastrl.runs.folder import RunFolder, load_dqn_config
 from fastrl.runs.report import Reporter
 
 
@@ -106,6 +107,8 @@ class Run(Loop):
         quiet: bool,
     ) -> None:
         self.evaluation = Evaluation()
+        of_the_run = [Metrics(), self.evaluation, Checkpoints()]
+        check_keys(callbacks, of_the_run)
         self._last = contextlib.ExitStack()  # closes what was made, the newest first
         folder = RunFolder.new(config, config.game) if resume is None else RunFolder(resume)
         try:
@@ -113,8 +116,7 @@ class Run(Loop):
             if resume is not None:
                 folder.lock()
                 folder.recover()
-            every = [*callbacks, Metrics(), self.evaluation, Checkpoints()]
-            self._build(config, folder, stop, every, new=resume is None, quiet=quiet)
+            self._build(config, folder, stop, [*callbacks, *of_the_run], new=resume is None, quiet=quiet)
         except BaseException as error:
             self.close()
             if refused := folder.unwritable(error):
@@ -130,6 +132,8 @@ class Run(Loop):
         if state and not same_game(state["game"], config.game):
             raise ConfigError(f"{found} plays {state['game']}, not {config.game}; start a new run for that")
         steps = int(state.get("steps", 0))
+        schedules = Schedules(config)
+        longer = bool(state) and schedules.load_state(state.get("schedules") or _schedules_before(folder), steps)
         # Every generator has a stream of its own; resumed games must not repeat the first ones.
         seeds = [int(s) for s in np.random.SeedSequence([config.seed, steps]).generate_state(4)]
         for package in ("tensorboard", "rich", "PIL", "safetensors"):  # before anything is written
@@ -139,7 +143,7 @@ class Run(Loop):
         collector = build_collector(config, seeds[1])
         self._last.callback(collector.close)
         envs = collector.envs
-        replay = find_replay(found, config, envs, seeds[2], device, notes)
+        replay = find_replay(found, config, envs, seeds[2], device, notes, schedules.warm_up_steps, grow=longer)
         replay_words = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
         obs_shape = (config.stack, *envs.frame_shape)
         learner = Learner(config, obs_shape, envs.frame_dtype, envs.num_actions, device, seeds[3])
@@ -150,9 +154,10 @@ class Run(Loop):
             callbacks,
             collector=collector,
             policy=Policy(learner, envs.num_actions, np.random.default_rng(seeds[0])),
-            pace=Pace(config.samples_per_step, config.batch_size, config.warm_up_steps),
+            pace=Pace(config.samples_per_step, config.batch_size, schedules.warm_up_steps),
             learner=learner,
             buffer=replay.buffer,
+            schedules=schedules,
             earlier=replay.earlier,
             steps=steps,
             abandoned=int(state.get("abandoned", 0)),
@@ -167,6 +172,12 @@ class Run(Loop):
         self.reporter.line(f"{games}; {replay_words}; {folder}")
         if found is not None:
             self._say_what_is_resumed(found, [*notes, *folder.set_aside(found)], games_continue)
+        if longer:
+            self.reporter.line(
+                f"the run has {config.total_frames:,} frames now; epsilon ({self.epsilon:.2f}), n-step and learning "
+                f"rate stay on the course they had, beta goes from {self.beta:.2f} to {config.beta_end:.2f} over what "
+                "is left"
+            )
 
     def _say_what_is_resumed(self, found: Path, notes: list[str], games_continue: bool) -> None:
         for note in notes:
@@ -209,7 +220,7 @@ class Run(Loop):
                 keeps = self.config.checkpoint_replay
 
                 def take(replay: bool) -> RunSnapshot:  # without games, which stand in the middle of a step
-                    return self.snapshot(replay=replay and keeps)
+                    return self.snapshot(replay=replay and keeps, rescue=True)
 
                 self.saver.rescue(error, f"{self.frames:012d}", take, self.reporter.line)
             if refused := self.folder.unwritable(error):
@@ -219,3 +230,9 @@ class Run(Loop):
     def close(self) -> None:
         """Wait for a checkpoint in progress, close the games, forget what was compiled, release the folder."""
         self._last.close()
+
+
+def _schedules_before(folder: RunFolder) -> dict[str, Any]:
+    """Return the state of the schedules of a checkpoint that holds none: an older version saved it."""
+    total = load_dqn_config(folder).total_frames
+    return {"planned_frames": total, "total_frames": total, "beta_from": None}

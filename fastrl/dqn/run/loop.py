@@ -12,7 +12,7 @@ import numpy as np
 from fastrl.base.stop import Stop
 from fastrl.base.stopwatch import Stopwatch
 from fastrl.config import DQNConfig
-from fastrl.dqn.callbacks import Callback, named
+from fastrl.dqn.callbacks import Callback, states
 from fastrl.dqn.collector import Collector, Rows
 from fastrl.dqn.learner import Learner, Priorities
 from fastrl.dqn.pace import Pace
@@ -27,7 +27,7 @@ from fastrl.runs.report import Reporter
 MEASURE_EVERY_UPDATES = 100  # norms of parameters and update cost a copy of all weights
 
 
-class Loop(Schedules):
+class Loop:
     """The parts of a run at work, step by step; a callback sees this object, as a `TrainingRun`.
 
     Parameters
@@ -40,8 +40,9 @@ class Loop(Schedules):
         Asked by a signal.
     callbacks : list of Callback
         Called in order.
-    collector, policy, pace, learner, buffer
-        Games and acting; the acting network; when a batch is due; networks with their optimizer; the replay.
+    collector, policy, pace, learner, buffer, schedules
+        Games and acting; the acting network; when a batch is due; networks with their optimizer; the replay; what
+        changes over the run.
     earlier : Path or None
         The save that the replay was loaded from.
     steps, abandoned : int
@@ -64,6 +65,7 @@ class Loop(Schedules):
         pace: Pace,
         learner: Learner,
         buffer: PrioritizedReplayBuffer,
+        schedules: Schedules,
         earlier: Path | None = None,
         steps: int = 0,
         abandoned: int = 0,
@@ -71,7 +73,7 @@ class Loop(Schedules):
     ) -> None:
         self.config, self.folder, self.stop, self.callbacks = config, folder, stop, callbacks
         self.collector, self.policy, self.pace, self.learner, self.buffer = collector, policy, pace, learner, buffer
-        self.envs = collector.envs
+        self.schedules, self.envs = schedules, collector.envs
         self.saver = Saver(folder, config.keep_checkpoints, earlier, self._on_checkpoint)
         self.steps, self.abandoned = steps, abandoned
         self.lap = Stopwatch()
@@ -82,6 +84,16 @@ class Loop(Schedules):
     def frames(self) -> int:
         """Emulator frames played so far."""
         return self.steps * self.config.frame_skip
+
+    @property
+    def epsilon(self) -> float:
+        """Share of random actions now."""
+        return self.schedules.epsilon(self.steps)
+
+    @property
+    def beta(self) -> float:
+        """Exponent of the importance weights now."""
+        return self.schedules.beta(self.steps)
 
     @property
     def seconds(self) -> float:
@@ -113,9 +125,10 @@ class Loop(Schedules):
 
     def _learn(self) -> None:
         """Learn as many batches as are due."""
-        if self.n_step != self.buffer.settings["n_step"]:
-            self.buffer.set_n_step(self.n_step)
-        self.learner.set_learning_rate(self.learning_rate)
+        n_step = self.schedules.n_step(self.steps)
+        if n_step != self.buffer.settings["n_step"]:
+            self.buffer.set_n_step(n_step)
+        self.learner.set_learning_rate(self.schedules.learning_rate(self.steps))
         while self.pace.due():
             batch = self.buffer.sample(self.config.batch_size, self.beta)
             self.lap("sample")
@@ -151,7 +164,7 @@ class Loop(Schedules):
 
     # --- checkpoints ----------------------------------------------------------------------------------
 
-    def save(self, name: str | None = None, *, wait: bool = True) -> Path:
+    def save(self, name: str | None = None, *, wait: bool = True, timed: bool = False) -> Path:
         """Write a checkpoint, named after the frames played unless a name is given; return its folder.
 
         Changes nothing of the run. A named one holds the weights alone: to evaluate, not to resume. All others hold the
@@ -164,6 +177,8 @@ class Loop(Schedules):
             Its name.
         wait : bool
             Return when it is whole.
+        timed : bool
+            The next checkpoint replaces it, and it does not count towards ``keep_checkpoints``.
 
         Raises
         ------
@@ -175,7 +190,8 @@ class Loop(Schedules):
         if name is not None:
             return self.saver.save_weights(name, self.snapshot())
         self.settle()
-        folder = self.saver.save(f"{self.frames:012d}", self.snapshot(games=True, replay=self.config.checkpoint_replay))
+        snapshot = self.snapshot(games=True, replay=self.config.checkpoint_replay)
+        folder = self.saver.save(f"{self.frames:012d}", snapshot, timed=timed)
         self.settle(wait=wait)
         return folder
 
@@ -183,13 +199,22 @@ class Loop(Schedules):
         """Tell callbacks of a checkpoint that has become whole, or raise what kept it from that; see `Saver`."""
         self.saver.settle(wait=wait)
 
-    def snapshot(self, *, games: bool = False, replay: bool = False) -> RunSnapshot:
+    def snapshot(self, *, games: bool = False, replay: bool = False, rescue: bool = False) -> RunSnapshot:
         """Return this moment of the run for a checkpoint, with the games, if they can be saved, and the replay.
+
+        Parameters
+        ----------
+        games, replay : bool
+            Whether to include them.
+        rescue : bool
+            Leave out the states of callbacks that cannot be saved, with a message, instead of raising.
 
         Raises
         ------
         NotFiniteError
             If a weight is NaN or infinite.
+        RunError
+            If the state of a callback cannot be saved.
         """
         learner = self.learner.state()
         if names := spoilt({key: learner[key] for key in ("online", "target", "optimizer")}):
@@ -201,9 +226,10 @@ class Loop(Schedules):
             "frames": self.frames,
             "seconds": self.seconds,
             "abandoned": self.abandoned,
+            "schedules": self.schedules.state(),
             **self.pace.state(),
             **self.policy.state(),
-            "callbacks": {name: callback.state() for name, callback in named(self.callbacks).items()},
+            "callbacks": states(self.callbacks, leave_out=self.reporter.line if rescue else None),
             **self.reporter.state(),
         }
         return RunSnapshot(

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -51,10 +51,22 @@ class Memory(NamedTuple):
 
 
 class ReplayToLoad(NamedTuple):
-    """A replay to be loaded: its file or folder, and its capacity in rows, which loading does not change."""
+    """A replay to be loaded.
+
+    Attributes
+    ----------
+    path : Path
+        Its file or folder.
+    capacity : int
+        Its capacity in rows.
+    grow : bool
+        Whether the run has another length than the one that it was made for: then it gets the rows that a new run of
+        this length would have, if those are more.
+    """
 
     path: Path
     capacity: int
+    grow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +134,11 @@ def plan_replay(
     lz4_installed: bool,
     compressed_bytes: Callable[[], int],
     saved: ReplayToLoad | None = None,
+    warm_up_steps: int | None = None,
 ) -> ReplayPlan:
     """Decide which store holds the frames and how many rows there are.
 
-    The capacity is that of the save or the setting; without either, as many rows as the run can fill, at most
+    The capacity is that of the setting or the save; without either, as many rows as the run can fill, at most
     `DEFAULT_CAPACITY` and at most what fits into `DEFAULT_SHARE` of the free memory. The setting ``frame_store``
     names the store; with ``"auto"``, frames lie
 
@@ -150,7 +163,9 @@ def plan_replay(
         Returns the bytes to expect of a compressed frame. It may take seconds, so it is called at most once, and only
         if the setting is ``"lz4"``, or if plain frames do not fit into host memory and lz4 is installed.
     saved : ReplayToLoad, optional
-        The save to load, which decides the capacity.
+        The save to load; its capacity stays, unless the setting names another or the replay grows with the run.
+    warm_up_steps : int, optional
+        Agent steps before learning starts (default: those of the settings).
 
     Returns
     -------
@@ -162,8 +177,21 @@ def plan_replay(
     ImportError
         By ``compressed_bytes``, if the setting is ``"lz4"`` and lz4 is missing.
     """
-    least = least_capacity(config)
-    if saved is not None:
+    least, measured = least_capacity(config, warm_up_steps), cache(compressed_bytes)
+    keeps = saved is not None and config.capacity in (None, saved.capacity)
+    if saved is not None and saved.grow and config.capacity is None:
+        grown = plan_replay(
+            config,
+            frame_bytes,
+            memory_free,
+            gpu_free,
+            lz4_installed=lz4_installed,
+            compressed_bytes=measured,
+            warm_up_steps=warm_up_steps,
+        )
+        if grown.capacity > saved.capacity and refusal(grown) is None:
+            return grown
+    if saved is not None and keeps:
         wanted, asked_by = saved.capacity, f"the capacity of {saved.path}"
     elif config.capacity is not None:
         wanted, asked_by = config.capacity, "--capacity"
@@ -173,7 +201,7 @@ def plan_replay(
     plan = partial(
         ReplayPlan,
         wanted=wanted,
-        least=least if saved is None else 0,
+        least=0 if keeps else least,
         asked_by=asked_by,
         frame_store=config.frame_store,
         frame_bytes=frame_bytes,
@@ -194,7 +222,7 @@ def plan_replay(
             return plan(store="ram", memory=plain)
         if not lz4_installed:
             return plan(store="ram", memory=plain, lz4_missing=True)
-    compressed = Memory("host", memory_free, compressed_bytes() + BYTES_BESIDE_FRAME)
+    compressed = Memory("host", memory_free, measured() + BYTES_BESIDE_FRAME)
     if config.frame_store == "lz4":
         return plan(store="lz4", memory=compressed)
     fit = min(wanted, compressed.rows(share))
@@ -318,9 +346,10 @@ def disk_refusal(plan: DiskPlan, run_folder: Path) -> ConfigError | None:
     )
 
 
-def least_capacity(config: DQNConfig) -> int:
+def least_capacity(config: DQNConfig, warm_up_steps: int | None = None) -> int:
     """Return rows enough for the warm-up: reset rows, open windows and cut stacks cannot be drawn."""
-    return math.ceil(config.warm_up_steps * 1.25) + 2 * config.num_envs * (config.stack + config.largest_n_step + 1)
+    steps = config.warm_up_steps if warm_up_steps is None else warm_up_steps
+    return math.ceil(steps * 1.25) + 2 * config.num_envs * (config.stack + config.largest_n_step + 1)
 
 
 def most_rows(steps: int) -> int:

@@ -66,8 +66,8 @@ class Saver:
         """Write a named checkpoint of the snapshot's state and weights alone, here and now; return its folder."""
         return Draft(self._folder, name, RunSnapshot(state=snapshot.state, weights=snapshot.weights)).finish()
 
-    def save(self, name: str, snapshot: RunSnapshot) -> Path:
-        """Start writing a numbered checkpoint in a thread; return where it will be.
+    def save(self, name: str, snapshot: RunSnapshot, *, timed: bool = False) -> Path:
+        """Start writing a numbered checkpoint in a thread; return where it will be. The next one replaces a timed one.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class Saver:
             If it cannot be written.
         """
         assert self._saving is None
-        draft = Draft(self._folder, name, snapshot, self._earlier)
+        draft = Draft(self._folder, name, snapshot, self._earlier, timed=timed)
         self._saving = Background(draft, lambda: self._folder.prune(self._keep))
         self._saving.start()  # once it is known to `give_up`
         return draft.folder
@@ -151,6 +151,8 @@ class Draft:
         What is written. Checkpoints that exist lose their replay once one with a replay is whole.
     earlier : Path, optional
         An earlier save of this replay; see `Save`.
+    timed : bool
+        Whether the next checkpoint replaces this one.
 
     Attributes
     ----------
@@ -158,7 +160,15 @@ class Draft:
         Where the checkpoint will be.
     """
 
-    def __init__(self, run_folder: RunFolder, name: str, snapshot: RunSnapshot, earlier: Path | None = None) -> None:
+    def __init__(
+        self,
+        run_folder: RunFolder,
+        name: str,
+        snapshot: RunSnapshot,
+        earlier: Path | None = None,
+        *,
+        timed: bool = False,
+    ) -> None:
         self._run_folder, self.folder = run_folder, run_folder.checkpoints / name
         self._partial = checkpoints.new_partial(self.folder)
         self._replay: Save | None = None
@@ -168,6 +178,8 @@ class Draft:
                 self._write("learner.safetensors", pack_learner(snapshot.learner))
             if snapshot.games is not None:
                 self._write("games.safetensors", checkpoints.pack(snapshot.games))
+            if timed:
+                self._write(checkpoints.TIMED, b"The next checkpoint replaces this one: --checkpoint-every-minutes.\n")
             self._write("state.json", pack_state(snapshot.state))
             if snapshot.replay is not None:
                 self._replay = snapshot.replay.begin_save(self._partial / checkpoints.REPLAY, earlier)

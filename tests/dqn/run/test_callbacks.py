@@ -6,16 +6,19 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from number_run import rows
 from quick_run import QUICK, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastrl import train
+from fastrl.base.errors import ConfigError, RunError
 from fastrl.dqn import checkpoint, run
 from fastrl.dqn.callbacks import Callback, named
 from fastrl.dqn.run.clock import Clock
 from fastrl.dqn.run.evaluation import Evaluation
+from fastrl.runs.folder import RunFolder
 
 
 def test_the_screen_is_told_scores_stages_and_what_comes_next(tmp_path):
@@ -136,5 +139,62 @@ def test_a_callback_of_another_name_and_the_same_key_finds_its_state(tmp_path):
 def test_states_of_format_2_are_lifted_to_keys(tmp_path):
     callbacks = {"Metrics": {"games": 1}, "Evaluation": {"best": 2.0}, "Evaluation#2": {"best": 3.0}, "Mine": {}}
     (tmp_path / "state.json").write_text(json.dumps({"format": 2, "callbacks": callbacks}))
-    lifted = {"metrics": {"games": 1}, "evaluation": {"best": 2.0}, "evaluation#2": {"best": 3.0}, "Mine": {}}
-    assert checkpoint.load_state(tmp_path)["callbacks"] == lifted
+    lifted = {"metrics": {"games": 1}, "Evaluation": {"best": 2.0}, "evaluation": {"best": 3.0}, "Mine": {}}
+    assert checkpoint.load_state(tmp_path)["callbacks"] == lifted  # a user's class of the same name came first
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "metrics",
+            "callback Keyed has the key 'metrics', which belongs to a callback of every run; give its class an",
+        ),
+        ("evaluation", "'evaluation', which belongs"),
+        ("checkpoints", "'checkpoints', which belongs"),
+        (5, "callback Keyed has the key 5; give text without a #"),
+        ("a#2", "callback Keyed has the key 'a#2'; give text without a #"),
+    ],
+)
+def test_a_key_that_is_taken_or_invalid_is_refused_before_anything_is_written(tmp_path, key, message):
+    keyed = type("Keyed", (Callback,), {"key": key})
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        start(QUICK, tmp_path, keyed())
+    assert list(tmp_path.iterdir()) == []
+
+
+class Spoilt(Callback):
+    """Its state cannot be saved after a while."""
+
+    def __init__(self, fault):
+        self.fault, self.frames = fault, 0
+
+    def on_step(self, run, actions):
+        self.frames = run.frames
+
+    def state(self):
+        return self.fault() if self.frames > 1_500 else {"fine": 1}
+
+
+def raises():
+    raise LookupError("nothing here")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(raises, "LookupError: nothing here"), (lambda: {"array": np.zeros(2)}, "TypeError: Object of type ndarray")],
+)
+def test_a_state_that_cannot_be_saved_ends_the_run_which_keeps_all_else(tmp_path, capsys, fault, message):
+    with pytest.raises(RunError, match=rf"the state of callback Spoilt cannot be saved \({message}"):
+        run.train(QUICK.replace(runs_dir=str(tmp_path), name="run"), [Counter(), Spoilt(fault)])
+    said = capsys.readouterr().out
+    assert "it is left out" in said
+    assert "RunError ended the run; what was learned is saved; resume with" in said
+    newest = RunFolder(tmp_path / "run").find()
+    states = checkpoint.load_state(newest)["callbacks"]
+    assert int(newest.name) > 1_500
+    assert states["my counter"]["count"] > 0
+    assert "Spoilt" not in states
+    again = Spoilt(dict)
+    resumed = run.train(QUICK.replace(total_frames=2_100), [Counter(), again], resume=tmp_path / "run", quiet=True)
+    assert resumed.frames >= 2_100
