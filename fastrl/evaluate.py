@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastrl.base.console import say
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.ranges import AtLeast, Between, check
 from fastrl.cli import program, read, run_command, show_help
 from fastrl.envs.names import is_custom
@@ -120,8 +120,11 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
         film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{played.backend}.gif"
         write_film(film, played.film)
         say(f"film of the first game: {film}")
-    else:
-        say(games.NO_PICTURES)
+    why = played.film_error or ("" if played.film else games.NO_PICTURES)
+    if why and args.out:
+        raise RunError(f"--out is {args.out}, but {why}")
+    if why:
+        say(why)
     return played
 
 

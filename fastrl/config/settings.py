@@ -28,6 +28,8 @@ class RunConfig:
     """Folder that holds one folder per run."""
     name: Annotated[str | None, OneFolder()] = None
     """Name of the run's folder (default: game, seed and date)."""
+    films: bool = True
+    """Film one game of each evaluation; metrics are the same without films."""
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in the named fields."""
@@ -152,7 +154,7 @@ class DQNConfig(Rules, RunConfig):
     log_every_frames: Annotated[int, AtLeast(1)] = 20_000
     """Frames between two rows of metrics."""
     evaluate_every_frames: Annotated[int, AtLeast(1)] = 1_000_000
-    """Frames between two evaluations; each one also renews the film."""
+    """Frames between two evaluations."""
     evaluate_episodes: Annotated[int, Between(1, 10_000)] = 10
     """Whole games per evaluation during the run."""
     final_episodes: Annotated[int, Between(1, 10_000)] = 30

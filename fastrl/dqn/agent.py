@@ -66,7 +66,7 @@ def load_agent(run_or_game: str, checkpoint: str = "newest", make_env: str | Non
                 f"--make-env is {make_env!r}; give my_module:make_env, for runs of custom environments alone: "
                 f"{run_or_game} plays {agent.game}"
             )
-        agent = dataclasses.replace(agent, game=make_env)
+        agent = dataclasses.replace(agent, game=make_env, about=f"{make_env}, {agent.origin}")
     if is_custom(agent.game):
         load(agent.game)
     return agent

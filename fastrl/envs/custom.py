@@ -15,6 +15,7 @@ from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.envs.names import load
 from fastrl.envs.step import Array, Autoreset, Step, check_actions
+from fastrl.film.picture import to_picture
 
 with extra("train"):
     import gymnasium
@@ -125,11 +126,18 @@ class CustomEnvs:
         return self.recv()
 
     def render(self, env_id: int = 0) -> npt.NDArray[np.uint8]:
-        """Return a picture [H, W, 3] uint8 of one environment; RuntimeError unless `has_pictures`."""
+        """Return a picture [H, W, 3] uint8 of one environment, or of all where a vector draws them as one.
+
+        Raises RuntimeError unless `has_pictures`, PictureError if what is drawn is no picture
+        (`fastrl.film.picture.to_picture`), and what the environment raises.
+        """
         check_state(self.has_pictures, "render() of environments whose render_mode is not 'rgb_array'")
         singles = getattr(self._envs, "envs", None)
-        picture: Any = singles[env_id].render() if singles else self._envs.render()
-        return np.array(picture if singles else picture[env_id], np.uint8)
+        if singles:
+            return to_picture(singles[env_id].render())
+        drawn: Any = self._envs.render()
+        one_each = isinstance(drawn, list | tuple) or np.ndim(drawn) == 4
+        return to_picture(drawn[env_id] if one_each and len(drawn) == self.num_envs else drawn)
 
     def close(self) -> None:
         """Close the environments, after waiting for a step in progress; call nothing else afterwards."""

@@ -201,8 +201,9 @@ class RunFolder:
         for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone"):
             for left in self.checkpoints.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)
-        for left in self.path.glob(".*.partial"):  # of `write_atomically`
-            left.unlink()
+        for pattern in (".*.partial", "pictures/.*.partial"):  # of `write_atomically`
+            for left in self.path.glob(pattern):
+                left.unlink()
 
     # --- words ----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.base.errors import ConfigError, Stopped, damaged
+from fastrl.base.errors import ConfigError, Stopped, damaged, in_words
 from fastrl.base.extras import need
 from fastrl.base.stop import Stop
 from fastrl.config import SarsaConfig
@@ -176,11 +176,22 @@ class _Run:
             f"  evaluation, one greedy episode for each: mean {scores.mean():.1f}, median {np.median(scores):g}, "
             f"min {scores.min()}, max {scores.max()}; weights: {weights}"
         )
-        gif = self._folder / "pictures" / f"cartpole-{version}.gif"
-        best = int(np.argmax(scores))
-        video.write_gif(gif, film(result.weights[best], config, config.seed), fps=FILM_FPS)
-        reporter.image(f"{version}/agent", gif, at)
-        reporter.line(f"  film: {gif}")
+        if config.films:
+            self._film(result.weights[int(np.argmax(scores))], config, at)
+
+    def _film(self, weights: NDArray[np.float64], config: SarsaConfig, at: int) -> None:
+        """Film one learner, ``weights [A, F]``; a film that fails is said, and the run continues."""
+        gif = self._folder / "pictures" / f"cartpole-{config.version}.gif"
+        try:
+            video.write_gif(gif, film(weights, config, config.seed), fps=FILM_FPS)
+            self._reporter.image(f"{config.version}/agent", gif, at)
+        except Exception as error:  # of the library that draws, of the disk, of TensorBoard
+            self._reporter.line(
+                f"  the film {gif} could not be made ({in_words(error)}); the run continues without the film; "
+                "--no-films turns films off"
+            )
+        else:
+            self._reporter.line(f"  film: {gif}")
 
 
 def _verdict(config: SarsaConfig, result: SarsaResult) -> Iterator[str]:

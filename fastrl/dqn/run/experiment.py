@@ -75,6 +75,7 @@ def train(
                 run.play()
         except KeyboardInterrupt:
             run.saver.give_up()
+            run.evaluation.films.give_up()
             raise
         finally:
             run.close()
@@ -113,6 +114,7 @@ class Run(Loop):
         folder = RunFolder.new(config, config.game) if resume is None else RunFolder(resume)
         try:
             self._last.callback(folder.close)
+            self._last.callback(self.evaluation.films.wait)
             if resume is not None:
                 folder.lock()
                 folder.recover()
@@ -228,7 +230,7 @@ class Run(Loop):
             raise
 
     def close(self) -> None:
-        """Wait for a checkpoint in progress, close the games, forget what was compiled, release the folder."""
+        """Wait for what threads write, close the games, forget what was compiled, release the folder."""
         self._last.close()
 
 
