@@ -14,7 +14,7 @@ from fastrl.base import forks
 from fastrl.base.checks import assert_that, integer
 from fastrl.replay.arrays import as_bytes
 from fastrl.replay.batch import Batch, BatchPool
-from fastrl.replay.checks import Autoreset, StepRows, check_index, check_rows, check_settings
+from fastrl.replay.checks import Autoreset, Seed, StepRows, check_index, check_rows, check_settings, generator
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import Ring
 from fastrl.replay.saves import Save, archive
@@ -87,6 +87,7 @@ class ReplayBuffer:
         episode; the final one comes with the done itself, as ``final_obs``.
     seed : int, sequence of int, SeedSequence or None
         Seed of the draws. The same seed and calls give the same batches, to the bit; calls that fail do not count.
+        `reseed` sets another.
     store : {"ram", "lz4"} or callable
         Where frames are kept: in memory as they come (`RamStore`), compressed in memory (`Lz4Store`), or in another
         `FrameStore`, which the callable makes (`MakeStore`). A batch's ``obs`` and ``next_obs`` are what the store
@@ -121,7 +122,7 @@ class ReplayBuffer:
         n_step: int = 1,
         gamma: float = 0.99,
         autoreset: Autoreset = "next_step",
-        seed: int | list[int] | np.random.SeedSequence | None = None,
+        seed: Seed = None,
         store: str | MakeStore = "ram",
     ) -> None:
         settings = self.settings = check_settings(
@@ -137,6 +138,7 @@ class ReplayBuffer:
             gamma=gamma,
             autoreset=autoreset,
         )
+        rng = generator(seed)
         num_envs, stack, n_step = settings["num_envs"], settings["stack"], settings["n_step"]
         obs_shape, action_shape = settings["obs_shape"], settings["action_shape"]
         frame_dtype, act_dtype = np.dtype(settings["obs_dtype"]), np.dtype(settings["action_dtype"])
@@ -151,7 +153,7 @@ class ReplayBuffer:
                 f"capacity is {capacity}, too much for memory ({error.__cause__ or error}); give less"
             ) from error
         self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
-        self._rng = np.random.default_rng(seed)
+        self._rng = rng
         self._before = self._rng.bit_generator.state  # as it was before the latest draw
         self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
         self._set_helpers()
@@ -274,6 +276,28 @@ class ReplayBuffer:
             If no row can be drawn yet, or a batch that was prefetched has not been taken.
         """
         self._prefetch({"batch_size": integer("batch_size", batch_size)})
+
+    def reseed(self, seed: Seed) -> None:
+        """Draw from now on as a buffer of the same rows and priorities that was built with this seed.
+
+        For worker processes: each has a copy of the buffer, generator included, so that all draw the same batches
+        unless each is given a seed of its own, such as ``np.random.SeedSequence(seed, spawn_key=(worker,))`` (what
+        `SeedSequence.spawn` gives child number ``worker``) or ``torch.utils.data.get_worker_info().seed``.
+
+        Parameters
+        ----------
+        seed : int, sequence of int, SeedSequence or None
+            As for the class. None: unpredictable draws.
+
+        Raises
+        ------
+        ValueError
+            If ``seed`` is no seed, or a batch that was prefetched has not been taken. Nothing has changed then.
+        """
+        rng = generator(seed)
+        with self._lock:
+            self._prefetcher.require_none("reseed")
+            self._rng, self._before = rng, rng.bit_generator.state
 
     def set_n_step(self, n_step: int) -> None:
         """Draw returns over ``n_step`` steps from now on; rows that become drawable count as new. Reads every row.
