@@ -15,6 +15,8 @@ from fastrl.replay.marks import ROW, TERMINATED, TRUNCATED
 from fastrl.replay.stores.store import MakeStore
 
 Autoreset = Literal["next_step", "same_step", "disabled"]
+Seed = int | Sequence[int] | np.random.SeedSequence | None
+"""What draws are seeded with; None: fresh entropy from the operating system."""
 
 
 class Settings(TypedDict, total=False):
@@ -31,7 +33,7 @@ class Settings(TypedDict, total=False):
     n_step: int
     gamma: float
     autoreset: Autoreset
-    seed: int | list[int] | np.random.SeedSequence | None
+    seed: Seed
     store: str | MakeStore
 
 
@@ -94,6 +96,16 @@ def numbers(name: str, value: ArrayLike, wanted: str) -> NDArray[np.float64]:
         return array
     with np.errstate(over="ignore"):
         return array.astype(np.float64)
+
+
+def generator(seed: Seed) -> np.random.Generator:
+    """Return the generator of a seed, or raise ValueError."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"seed is {seed!r}; give an integer from 0 up, a sequence of them, a SeedSequence or None"
+        ) from error
 
 
 def check_index(index: ArrayLike) -> NDArray[np.int64]:

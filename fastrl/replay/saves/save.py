@@ -8,13 +8,19 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.replay.saves.archive import SavedReplay, write_index
 from fastrl.replay.saves.segments import SavedRows, Segment, frame_bytes, piece_for, split
+
+ABANDONED = "this save was given up; begin another, into another folder"
+LEFT_TO_PARENT = (
+    "this save was begun before this process was forked, and the parent process writes it; begin another here, into "
+    "another folder"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +55,7 @@ class Save:
     Beginning a save copies all but the frames, 24 bytes a row, and takes a moment. `write` takes longer and may run in
     a thread while rows are added, drawn and updated: it writes the buffer as it was when the save began. A row waits
     only where it would overwrite a frame that is yet to be written; the oldest frames are written first. `write` must
-    follow, or `close` to abandon the save.
+    follow, or `close` to abandon the save. In a child forked meanwhile the save is closed: the parent writes it.
 
     Parameters
     ----------
@@ -70,6 +76,7 @@ class Save:
     def __init__(self, snapshot: Snapshot, folder: Path, earlier: Path | None = None) -> None:
         folder.mkdir()
         self._snapshot, self._folder, self._closed = snapshot, folder, False
+        self._why_not = ABANDONED
         self._written = threading.Condition(snapshot.lock)
         held = snapshot.oldest, snapshot.count, snapshot.rows, frame_bytes(snapshot.settings)
         self._kept, self._new = split(_segments(earlier, snapshot), *held)
@@ -86,9 +93,10 @@ class Save:
         Raises
         ------
         RuntimeError
-            If `close` was called meanwhile.
+            If `close` was called meanwhile or before, or in a forked child.
         """
         snapshot = self._snapshot
+        self._require_open()
         try:
             frames = piece_for(snapshot.settings)
             new = [each.write(self._folder, frames, self._gather) for each in self._new]
@@ -105,12 +113,23 @@ class Save:
                 self._snapshot.release()
                 self._written.notify_all()
 
+    def leave_to_parent(self) -> None:
+        """Go on in a forked child: the parent process writes this save; here nothing waits for it."""
+        self._closed, self._why_not = True, LEFT_TO_PARENT
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a save cannot be copied or pickled; begin another, of a copy of the buffer")
+
     def wait_for(self, slots: NDArray[np.int64]) -> bool:
         """Wait for one more piece to be written if a frame in these slots is yet to be written; see `Reader`."""
         if self._closed or not self._unsaved[slots].any():
             return False
         self._written.wait()
         return True
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(self._why_not)
 
     def _slots(self, rows: SavedRows) -> NDArray[np.int64]:
         env, row = rows
@@ -120,8 +139,7 @@ class Save:
         """Take a piece out of the store, under the lock: a store need not support two threads at once."""
         slots = self._slots(rows)
         with self._written:
-            if self._closed:
-                raise RuntimeError("the save was given up")
+            self._require_open()
             self._snapshot.gather(slots, frames)
             self._unsaved[slots] = False
             self._written.notify_all()
