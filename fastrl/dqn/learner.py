@@ -202,6 +202,8 @@ class Learner:
         if not config.compile:
             return
         with _eager_if_it_fails("torch.compile", "Install a C++ compiler (CPU) or Triton (CUDA)"):
+            if device.type == "cuda":
+                cuda_graph.avoid_short_lived_kernels()
             fast_act = torch.compile(act, fullgraph=True, dynamic=False)
             fast_loss = torch.compile(loss, fullgraph=True, dynamic=False)
             with torch.random.fork_rng(devices=[]):  # the first calls compile

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gc
 import itertools
+import signal
 import warnings
+import weakref
 from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from number_run import CONFIG, batches, play, rows
 from stand_in_cuda import Cuda, stand_in_cuda
+from torch._inductor import config as inductor
+from torch._inductor.codecache import PyCodeCache
 
 from fastrl.config import PRESETS, DQNConfig
 from fastrl.dqn import checkpoint
@@ -200,6 +205,51 @@ def test_a_recording_that_fails_leaves_a_learner_that_works(cuda, place, number)
     assert learner.metrics() == eager.metrics()
 
 
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_in_the_middle_of_a_recording(cuda, collects):
+    seen = []
+
+    def function() -> torch.Tensor:
+        seen.append(gc.isenabled())
+        return torch.ones(1)
+
+    if not collects:
+        gc.disable()
+    try:
+        cuda_graph.record(function)
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
+    assert seen[-1] is False
+
+
+def test_a_recorded_graph_keeps_the_kernels_that_it_calls_after_pytorch_has_forgotten_them(cuda, monkeypatch):
+    modules = [ModuleType("kernels")]
+    loaded = weakref.ref(modules[0])
+    monkeypatch.setattr(PyCodeCache, "modules", modules)
+    replay = cuda_graph.record(lambda: torch.ones(1))
+    modules.clear()
+    assert loaded() is not None
+    del replay
+    gc.collect()
+    assert loaded() is None
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+@pytest.mark.parametrize("name", cuda_graph.LAUNCHERS)
+@pytest.mark.parametrize("wish", [None, "1"])
+def test_launchers_that_may_outlive_their_kernel_are_off_on_a_gpu_unless_asked_for(
+    cuda, monkeypatch, device, name, wish
+):
+    if wish is None:
+        monkeypatch.delenv(cuda_graph.LAUNCHERS[name], raising=False)
+    else:
+        monkeypatch.setenv(cuda_graph.LAUNCHERS[name], wish)
+    with inductor.patch({name: True}):  # also says so if PyTorch has no such setting
+        make(device=device)
+        assert getattr(inductor, name) == (device == CPU or wish == "1")
+
+
 def accumulators(learner: Learner) -> list[dict[str, object]]:
     """Return what was written on the nodes that add up the gradients of the weights; new ones where none is left."""
     return [p.expand_as(p).grad_fn.next_functions[0][0].metadata for p in learner.online.parameters()]
@@ -247,7 +297,10 @@ def test_no_node_of_the_first_compiled_calls_lives_to_see_the_recording(cuda, mo
 
 
 def test_a_whole_run_on_the_device_is_the_same_recorded_and_eager_killed_and_resumed(cuda, tmp_path):
-    config = CONFIG.replace(compile=True, device="cuda", env_groups=2)
+    config = CONFIG.replace(
+        compile=True, device="cuda", env_groups=2, total_frames=1_300, checkpoint_every_frames=500,
+        evaluate_every_frames=600, n_step_steps=500, learning_rate_steps=500,
+    )  # fmt: skip
     whole = play(tmp_path / "whole", config=config)
     assert is_recorded(whole.learner)
     assert whole.learner.delayed
@@ -256,8 +309,8 @@ def test_a_whole_run_on_the_device_is_the_same_recorded_and_eager_killed_and_res
     assert whole.evaluation.last is not None
     eager = play(tmp_path / "eager", config=config.replace(compile=False))
     assert not is_recorded(eager.learner)
-    cut = play(tmp_path / "cut", config=config, at=1_345, number=15)
-    assert 1_345 <= cut.frames < 1_400
+    cut = play(tmp_path / "cut", config=config, at=845, number=signal.SIGTERM)
+    assert 845 <= cut.frames < 900
     resumed = play(tmp_path / "cut", config=config, resume=True)
     for other in (eager, resumed):
         assert (other.steps, other.learner.updates) == (whole.steps, whole.learner.updates)
