@@ -87,6 +87,8 @@ class Learner:
     ----------
     updates : int
         Updates made so far.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the networks' layers; the last ones and the weights are always float32.
     errors : [B] float32
         Errors of the last batch whose priorities were handed back; [0] before the first.
 
@@ -116,6 +118,8 @@ class Learner:
         if device.type == "cpu":
             keep_freed_memory()
         self.config, self.device = config, device
+        low = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
+        self.precision = "bfloat16" if low else "float32"
         self.updates = 0
         self.delayed = device.type == "cuda" if delayed is None else delayed
         self._obs_shape, self._obs_dtype = tuple(obs_shape), np.dtype(obs_dtype)
@@ -146,8 +150,7 @@ class Learner:
     def _build_functions(self) -> None:
         """Write act and loss as plain functions, and compile them where asked and possible."""
         config, online, target = self.config, self.online, self.target
-        precision, device = config.precision, self.device
-        bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+        device, bfloat16 = self.device, self.precision == "bfloat16"
 
         def outputs(network: QNetwork, obs: Tensor) -> Tensor:
             # One autocast block per call: weights cast without gradient must not serve a call with one.
@@ -199,6 +202,8 @@ class Learner:
         if not config.compile:
             return
         with _eager_if_it_fails("torch.compile", "Install a C++ compiler (CPU) or Triton (CUDA)"):
+            if device.type == "cuda":
+                cuda_graph.avoid_short_lived_kernels()
             fast_act = torch.compile(act, fullgraph=True, dynamic=False)
             fast_loss = torch.compile(loss, fullgraph=True, dynamic=False)
             with torch.random.fork_rng(devices=[]):  # the first calls compile
