@@ -17,6 +17,7 @@ from fastrl.base.errors import ConfigError, Stopped, damaged, in_words
 from fastrl.base.extras import need
 from fastrl.base.stop import Stop
 from fastrl.config import SarsaConfig
+from fastrl.envs.names import refuse_while_loading
 from fastrl.film import video
 from fastrl.runs import checkpoints, report
 from fastrl.runs.folder import RunFolder
@@ -44,10 +45,12 @@ def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, 
     Raises
     ------
     ConfigError
-        If a setting does not fit the checkpoint, or another run has the folder; nothing was written then.
+        If a setting does not fit the checkpoint, another run has the folder, or a module is being loaded for its
+        environment (`fastrl.envs.names.refuse_while_loading`); nothing was written then.
     RunError
         If the folder takes no more files.
     """
+    refuse_while_loading()
     folder = RunFolder.new(config, "cartpole") if resume is None else RunFolder(resume)
     for package in ("gymnasium", "pygame", "torch", "tensorboard", "rich", "PIL", "safetensors"):
         need(package, "train")  # before anything is written

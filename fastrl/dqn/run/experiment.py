@@ -29,7 +29,7 @@ from fastrl.dqn.run.loop import Loop
 from fastrl.dqn.run.metrics import Metrics
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
-from fastrl.envs.names import is_custom, same_game
+from fastrl.envs.names import is_custom, refuse_while_loading, same_game
 from fastrl.runs.folder import RunFolder, load_dqn_config
 from fastrl.runs.report import Reporter
 
@@ -63,10 +63,10 @@ def train(
     Raises
     ------
     ConfigError
-        If a setting does not fit the machine, the game or the checkpoint, or another run has the folder; nothing was
-        written then.
+        If a setting does not fit the machine, the game or the checkpoint, another run has the folder, or a module is
+        being loaded for its environment (`fastrl.envs.names.refuse_while_loading`); nothing was written then.
     RunError
-        If the folder takes no more files, or a loss or a weight is not finite.
+        If the folder takes no more files, a loss or a weight is not finite, or a custom environment fails.
     """
     with Stop() as stop:
         run = Run(config, callbacks, stop, resume=resume, quiet=quiet)
@@ -107,6 +107,7 @@ class Run(Loop):
         resume: str | os.PathLike[str] | None,
         quiet: bool,
     ) -> None:
+        refuse_while_loading()
         self.evaluation = Evaluation()
         of_the_run = [Metrics(), self.evaluation, Checkpoints()]
         check_keys(callbacks, of_the_run)
