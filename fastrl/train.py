@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastrl.base import console
+from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError
-from fastrl.cli import program, read, refuse_others, run_command, show_help
+from fastrl.cli import read, refuse_others, run_command, show_help
 from fastrl.config import DQNConfig, Preset, RunConfig, SarsaConfig, custom_preset, preset_for
 from fastrl.envs.make import look_at
 from fastrl.envs.names import MakeEnv, game_name, is_custom, name_of, same_game
@@ -86,13 +87,17 @@ def main(arguments: list[str]) -> int:
     given = dict(line.given)  # settings alone, once the others are taken out
     resume, quiet, game = given.pop("resume", None), given.pop("quiet", False), given.pop("game", line.word)
     if line.help:
-        _show_help(game or "breakout", given)
+        _show_help(game, given, resume)
     if game is None and resume is None:
         raise ConfigError(f"no game is given first; try {PROG} breakout")
     default, about = _default(game, given.get("device"), resume)
     refuse_others(given, type(default), of=f"a run of {getattr(default, 'game', 'cartpole')}")
+    if resume is not None and (moved := [name for name in ("runs_dir", "name") if name in given]):
+        raise folder.RunFolder(resume).stays(moved[0], given[moved[0]])
     config = default.replace(**given)
     if isinstance(config, DQNConfig):
+        if resume is None and "total_frames" in given:  # the preset's words are about its own
+            about = f"{config.total_frames:,} frames"
         return _dqn(config, resume, about, quiet)
     from fastrl.sarsa import run
 
@@ -100,12 +105,17 @@ def main(arguments: list[str]) -> int:
     return run.train(config, resume=resume, quiet=quiet)
 
 
-def _show_help(game: str, given: dict[str, Any]) -> NoReturn:
-    """Show the flags of a game, with the defaults of its preset and of the protocol given."""
-    default, about = _default(game, given.get("device"), None)
+def _show_help(game: str | None, given: dict[str, Any], resume: Path | None) -> NoReturn:
+    """Show the flags with the defaults that hold: of the run to resume, or of the game's preset and the protocol."""
+    if resume is not None and (resume / "config.json").exists():
+        default, about = _default(game, None, resume)
+        word, about = command_line("--resume", str(resume)), f"Defaults: {about}."
+    else:
+        default, about = _default(game or "breakout", given.get("device"), None)
+        sarsa = "Linear SARSA(lambda) on many CartPoles."
+        word, about = ("GAME", f"Preset: {about}.") if about else ("cartpole", sarsa)
     if "protocol" in given and isinstance(default, DQNConfig):
         default = default.replace(protocol=given["protocol"])
-    word, about = ("GAME", f"Preset: {about}.") if about else ("cartpole", "Linear SARSA(lambda) on many CartPoles.")
     show_help(f"{PROG} {word}", __doc__, Arguments(), default, about=about)
 
 
@@ -147,9 +157,10 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
     run = train(config, resume=resume, quiet=quiet)
     say(f"checkpoint: {run.folder.find()}")
     if run.stop.signal is not None:
-        say(f"stopped after {run.frames:,} frames; resume with: {run.folder.resume_command}")
+        say(f"stopped after {run.frames:,} frames; {run.folder.how_to_resume}")
         return 128 + run.stop.signal
-    say(f"look: tensorboard --logdir {config.runs_dir}; watch: {program('watch')} {run.folder}")
+    look = command_line("tensorboard", "--logdir", Path(os.path.abspath(run.folder)).parent)
+    say(f"look: {look}; watch: {command_line(program('watch'), run.folder)}")
     return 0
 
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy.typing as npt
 
+from fastrl.base.commands import program
 from fastrl.base.console import say
 from fastrl.base.errors import ConfigError, NoWindowError, RunError, Stopped
 from fastrl.base.machine import has_display
 from fastrl.base.ranges import AtLeast, Between, check
 from fastrl.base.stop import Stop
-from fastrl.cli import program, read, run_command, show_help
+from fastrl.cli import read, run_command, show_help
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import ProtocolName
 from fastrl.film.video import PICTURES_PER_SECOND, check_film, write_film

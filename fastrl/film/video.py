@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fastrl.base.checks import at_least
 from fastrl.base.errors import ConfigError, RunError, in_words
 from fastrl.base.extras import extra, need
-from fastrl.base.files import write_atomically
+from fastrl.base.files import require_place, write_atomically
 from fastrl.film.picture import Picture
 
 PICTURES_PER_SECOND = 15.0
@@ -140,13 +140,9 @@ def check_film(path: Path | None) -> None:
     """Raise if `write_film` could not write to this path: ConfigError, or ImportError if an extra is missing."""
     if path is None:
         return
-    if path.is_dir():
-        raise ConfigError(f"--out is {path}, a folder; give the name of a file")
-    if path.suffix not in WRITERS:
+    if path.suffix not in WRITERS and not path.is_dir():
         raise ConfigError(f"--out is {path}; give a name that ends in {' or '.join(WRITERS)}")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out is {path}, but no file can be made in {folder}; give another place")
+    require_place(path, "--out")
     if path.suffix == ".mp4":
         need("imageio_ffmpeg", "mp4")
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from fastrl.base.console import though_closed
+from fastrl.base.console import showable, though_closed
 from fastrl.base.extras import extra
 from fastrl.runs.screen import Plain, Silent, named
 
@@ -46,7 +46,8 @@ def open_screen(total: int, unit: str, quiet: bool) -> Silent:
     """
     if quiet:
         return Silent()
-    redraws = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # none: started with a closed stdout
+    redraws = terminal and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     return Panel(total, unit) if redraws else Plain(total, unit)
 
 
@@ -71,7 +72,7 @@ class Panel(Plain):
     def line(self, text: str) -> None:
         with though_closed():
             self._forget_wrapped_rows()
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(showable(text), markup=False, highlight=False)
 
     def close(self) -> None:
         with though_closed():

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.base.commands import command_line
 from fastrl.base.errors import ConfigError, Stopped, damaged, in_words
 from fastrl.base.extras import need
 from fastrl.base.stop import Stop
@@ -57,7 +58,7 @@ def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, 
     with Stop() as stop, contextlib.closing(folder):
         try:
             if resume is not None:
-                folder.lock()
+                config = folder.reopen(config)
             run = _Run(config, folder, stop, resume=resume is not None)
             folder.open(config, new=resume is None)
             return run.play(quiet)
@@ -85,13 +86,12 @@ class _Run:
         self._reported: dict[str, Any] | None = None
         self._notes: list[str] = []
         if resume:
-            folder.recover()
             self._found, self._notes = folder.newest_whole()
             self._restore(self._found)
 
     def _restore(self, found: Path) -> None:
         try:
-            state = json.loads((found / "state.json").read_text())
+            state = json.loads((found / "state.json").read_text(encoding="utf-8"))
             needs = {name: state["unchanged"][name] for name in _UNCHANGED}
             self._task, self._reported = state["task"], state["reporter"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -124,9 +124,9 @@ class _Run:
                     self._task, self._learners = self._task + 1, None
                     self._save(None)
             except Stopped:
-                self._reporter.line(f"stopped; resume with: {self._folder.resume_command}")
+                self._reporter.line(f"stopped; {self._folder.how_to_resume}")
                 return 128 + (self._stop.signal or 0)
-            self._reporter.line(f"look: tensorboard --logdir {self._config.runs_dir}")
+            self._reporter.line(f"look: {command_line('tensorboard', '--logdir', self._folder.path.absolute().parent)}")
         return 0
 
     def _save(self, learners: SarsaLearners | None) -> None:

@@ -237,7 +237,7 @@ def test_a_signal_ends_calmly_whatever_is_shown(run, windows, monkeypatch, capsy
         (["RUN", "--checkpoint", "best"], "has no checkpoint 'best'; there is 000000000200, 000000000400"),
         (["RUN", "--episodes", "0"], "--episodes is 0; give at least 1"),
         (["RUN", "--max-pictures", "0"], "--max-pictures is 0; give at least 1"),
-        (["RUN", "--out", "."], r"--out is \., a folder"),
+        (["RUN", "--out", "."], r"--out is \'\.\', a folder"),
         (["RUN", "--out", "film.avi"], r"--out is film.avi; give a name that ends in .gif or .mp4"),
         (["RUN", "--epsilon", "2"], "--epsilon is 2.0; give between 0 and 1"),
         (["RUN", "--seed", "-1"], "--seed is -1; give at least 0"),

@@ -68,7 +68,7 @@ class Evaluation(Callback):
             run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
             return run.learner.q_values(stacks)
 
-        run.reporter.line(f"evaluating {episodes} games …")
+        run.reporter.line(f"evaluating {episodes} games ...")
         games = play_games(
             config.game,
             act,

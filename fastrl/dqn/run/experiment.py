@@ -118,8 +118,7 @@ class Run(Loop):
             self._last.callback(folder.close)
             self._last.callback(self.evaluation.films.wait)
             if resume is not None:
-                folder.lock()
-                folder.recover()
+                config = folder.reopen(config)
             self._build(config, folder, stop, [*callbacks, *of_the_run], new=resume is None, quiet=quiet)
         except BaseException as error:
             self.close()
