@@ -14,6 +14,7 @@ python -m fastrl.train cartpole --learners 1000         linear SARSA on many Car
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def main(arguments: list[str]) -> int:
     config = default.replace(**given)
     if isinstance(config, DQNConfig):
         if resume is None and "total_frames" in given:  # the preset's words are about its own
-            about = f"{config.total_frames:,} frames"
+            frames = f"{config.total_frames:,} frames"
+            about = re.sub(r"\d+[kM] steps", frames, about) if is_custom(config.game) else frames
         return _dqn(config, resume, about, quiet)
     from fastrl.sarsa import run
 
