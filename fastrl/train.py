@@ -13,11 +13,16 @@ python -m fastrl.train cartpole --learners 1000         linear SARSA on many Car
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastrl.base import console
@@ -44,6 +49,86 @@ class Arguments:
     """Folder of a run to resume from its newest checkpoint (default: start a new run)."""
     quiet: bool = False
     """Print nothing."""
+
+
+def start(
+    what: DQNConfig | SarsaConfig | str | MakeEnv | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Any:
+    """Train an agent; ``fastrl.train(...)`` calls this.
+
+    Parameters
+    ----------
+    what : DQNConfig, SarsaConfig, str or callable, optional
+        All settings; or a game, ``"cartpole"``, or a custom environment as ``"module:callable"`` or the callable
+        itself, with the settings that the command line gives it. Default: the settings of the run to resume.
+    callbacks : sequence of Callback
+        Called before the run's own, in order. SARSA has none.
+    resume : path-like, optional
+        Folder of a run to resume from its newest whole checkpoint.
+    quiet : bool
+        Print nothing.
+    **settings
+        Fields of the config to change, ``total_frames=40_000``.
+
+    Returns
+    -------
+    Run or int
+        As `fastrl.dqn.run.train` returns; for SARSA, the exit status of its command.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or does not fit, and for the reasons of `fastrl.dqn.run.train`. Nothing is written then.
+    """
+    config: RunConfig
+    if isinstance(what, RunConfig):
+        config = what
+    elif what is None and resume is None:
+        raise ConfigError("nothing is given to train on; give a DQNConfig, a game such as 'breakout', or resume=RUN")
+    else:
+        game = name_of(what) if callable(what) else what
+        config = _default(game, settings.get("device"), None if resume is None else Path(resume))[0]
+    known = [field.name for field in dataclasses.fields(config)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}"
+            raise ConfigError(f"{name} is no setting of {type(config).__name__}; {remedy}")
+    config = config.replace(**settings)
+    if isinstance(config, DQNConfig):
+        from fastrl.dqn import run
+
+        return run.train(config, callbacks, resume=resume, quiet=quiet)
+    from fastrl.sarsa import run as sarsa
+
+    assert isinstance(config, SarsaConfig)
+    if callbacks:
+        raise ConfigError("callbacks are given, and a cartpole run has none; leave them out")
+    return sarsa.train(config, resume=None if resume is None else Path(resume), quiet=quiet)
+
+
+class _Callable(ModuleType):
+    """This module, which ``from fastrl import train`` gives: calling it calls `start`."""
+
+    def __call__(
+        self,
+        what: DQNConfig | SarsaConfig | str | MakeEnv | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        resume: str | os.PathLike[str] | None = None,
+        quiet: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Train an agent: see `start`."""
+        return start(what, callbacks, resume=resume, quiet=quiet, **settings)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return import_module, (__name__,)
 
 
 def dqn(
@@ -168,3 +253,5 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
 
 if __name__ == "__main__":
     run_command(main, PROG)
+else:
+    sys.modules[__name__].__class__ = _Callable
