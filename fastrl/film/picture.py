@@ -71,7 +71,7 @@ def to_picture(rendered: Any) -> Picture:
         array = np.nan_to_num(array.astype(np.float64), nan=0.0)
         array = np.rint(array * (255 if array.max() <= 1 else 1))
     picture = np.clip(array[:, :, :3], 0, 255).astype(np.uint8)
-    return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else np.array(picture)
+    return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else np.ascontiguousarray(picture)
 
 
 def _no_picture(found: str) -> PictureError:

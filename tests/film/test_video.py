@@ -194,6 +194,16 @@ def test_a_film_is_what_its_name_says(film, tmp_path):
     check_film(None)
 
 
+def test_a_film_that_finds_no_folder_is_refused_before_anything_is_played(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"--out is .*film\.gif, but no file can be made in .*file; give another place"
+    ):
+        check_film(tmp_path / "file" / "deep" / "film.gif")
+    check_film(tmp_path / "new" / "deep" / "film.gif")  # made when it is written
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+
+
 def test_an_mp4_without_its_library_is_answered_with_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ImportError, match=r"\[mp4\]"):
