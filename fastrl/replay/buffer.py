@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastrl.base import forks
 from fastrl.base.checks import assert_that, integer
-from fastrl.replay.arrays import as_bytes
+from fastrl.replay.arrays import as_bytes, from_list
 from fastrl.replay.batch import Batch, BatchPool
 from fastrl.replay.checks import Autoreset, Seed, StepRows, check_index, check_rows, check_settings, generator
 from fastrl.replay.prefetch import Prefetcher
@@ -218,8 +218,22 @@ class ReplayBuffer:
         with self._lock:
             if self._prefetcher.in_flight or self._save is not None:
                 self._wait_for_readers()
-            if final_obs is None and self._appender is not None:
-                gained = self._appender.add(obs, action, reward, terminated, truncated, first, env_id, self._new_weight)
+            if self._appender is not None:
+                gained = self._appender.add(
+                    obs, action, reward, terminated, truncated, first, final_obs, env_id, self._new_weight
+                )
+                if gained is None and list in map(type, (action, reward, terminated, truncated, first, env_id)):
+                    gained = self._appender.add(
+                        obs,
+                        from_list(action),
+                        from_list(reward),
+                        from_list(terminated),
+                        from_list(truncated),
+                        from_list(first),
+                        final_obs,
+                        from_list(env_id),
+                        self._new_weight,
+                    )
                 if gained is not None:
                     self._drawable += gained
                     return
