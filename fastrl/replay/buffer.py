@@ -214,6 +214,8 @@ class ReplayBuffer:
         ValueError
             If an argument does not fit, or a truncated row comes without its final frame. Nothing has changed then;
             nor has it if the store cannot write.
+        RuntimeError
+            If a row would wait for ever for a save that was begun and is never written (see `begin_save`).
         """
         with self._lock:
             if self._prefetcher.in_flight or self._save is not None:
