@@ -53,8 +53,8 @@ class Arguments:
     """FIRE is pressed for the player (default: by the protocol)."""
     noop_max: Annotated[int | None, AtLeast(1)] = None
     """Each game starts with at most N no-ops (default: by the protocol)."""
-    max_episode_steps: Annotated[int, AtLeast(1)] = 27_000
-    """A game is cut off after N agent steps (27,000 = 108,000 frames)."""
+    max_episode_steps: Annotated[int | None, AtLeast(1)] = None
+    """A game is cut off after N agent steps (default: as in the training, 27,000 unless it was given another)."""
     seed: Annotated[int, AtLeast(0)] = 0
     """Seeds games and exploration."""
     json: Path | None = None

@@ -129,12 +129,14 @@ def _default(game: str | None, device: str | None, resume: Path | None) -> tuple
 def _preset(game: str, device: str) -> Preset:
     """Return the preset of a game, or of a custom environment, which is made once to look at its observations."""
     from fastrl.dqn.device.device import pick_device
+    from fastrl.dqn.network import trunk_for
 
     where = pick_device(device).type
     if not is_custom(game):
         return preset_for(game, where)
     frame_shape, num_envs = look_at(game)
-    return custom_preset(game, where, images=len(frame_shape) > 1, num_envs=num_envs)
+    trunk = trunk_for(frame_shape, preset_for(game, where).config.trunk)
+    return custom_preset(game, where, trunk=trunk, frame_shape=frame_shape, num_envs=num_envs)
 
 
 def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int:

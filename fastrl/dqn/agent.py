@@ -102,7 +102,7 @@ def _trained(run: Path, checkpoint: str) -> Agent:
         game=config.game,
         network=load_network(saved / "weights.safetensors"),
         stack=config.stack,
-        rules=EvaluationRules(**config.rules()),
+        rules=EvaluationRules(max_steps=config.max_episode_steps, **config.rules()),
         origin=saved,
         about=f"{config.game}, {saved}",
         films=run / "pictures",

@@ -59,8 +59,8 @@ class Rows:
     """[n] bool: the action was ignored for a reset, and is no agent step."""
     game_over: NDArray[np.bool_]
     """[n] bool: the action ended a whole game."""
-    score: NDArray[np.float32]
-    """[n] float32: unclipped reward of the whole game so far."""
+    score: NDArray[np.float64]
+    """[n] float64: unclipped reward of the whole game so far."""
     length: NDArray[np.int64]
     """[n] int64: agent steps of the whole game so far."""
 

@@ -74,7 +74,7 @@ class Evaluation(Callback):
             act,
             episodes,
             seed=run.frames + config.seed,
-            rules=EvaluationRules(**config.rules()),
+            rules=EvaluationRules(max_steps=config.max_episode_steps, **config.rules()),
             stack=config.stack,
             film=config.films,
             film_steps=FILMED_STEPS - 1,  # and the first picture

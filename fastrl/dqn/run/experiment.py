@@ -30,6 +30,7 @@ from fastrl.dqn.run.metrics import Metrics
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
 from fastrl.envs.names import is_custom, same_game
+from fastrl.envs.step import Envs
 from fastrl.runs.folder import RunFolder, load_dqn_config
 from fastrl.runs.report import Reporter
 
@@ -145,6 +146,8 @@ class Run(Loop):
         collector = build_collector(config, seeds[1])
         self._last.callback(collector.close)
         envs = collector.envs
+        if new:  # one that was trained so goes on so
+            _refuse_two_stacks(config, envs)
         replay = find_replay(found, config, envs, seeds[2], device, notes, schedules.warm_up_steps, grow=longer)
         replay_words = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
         obs_shape = (config.stack, *envs.frame_shape)
@@ -169,7 +172,9 @@ class Run(Loop):
         games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
         folder.open(config, new=new)
         self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
-        rules = "" if is_custom(config.game) else f", protocol {config.protocol_name}"
+        rules = f", protocol {config.protocol_name}"
+        if is_custom(config.game):
+            rules = f", frames {list(envs.frame_shape)} stacked {config.stack} high, trunk {config.trunk}"
         games = f"{config.game} on {device}, {config.num_envs} games side by side{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
         if found is not None:
@@ -238,3 +243,12 @@ def _schedules_before(folder: RunFolder) -> dict[str, Any]:
     """Return the state of the schedules of a checkpoint that holds none: an older version saved it."""
     total = load_dqn_config(folder).total_frames
     return {"planned_frames": total, "total_frames": total, "beta_from": None}
+
+
+def _refuse_two_stacks(config: DQNConfig, envs: Envs) -> None:
+    """Raise ConfigError if an environment stacks its frames itself and the run would stack them again."""
+    if config.stack > 1 and (known := getattr(envs, "stacked", "")):
+        remedy = "give --stack 1"
+        if "four planes" in known:
+            remedy += ", or move the planes behind the image, [H, W, 4], if they are no stack"
+        raise ConfigError(f"--stack is {config.stack}, and {config.game} stacks frames itself: {known}; {remedy}")
