@@ -154,7 +154,10 @@ class Observations:
             return f"its observations have the shape {list(self._shape)}"
         first = self._axis == -3 and self._shape[0] == 4
         if first and min(self._shape[1:]) >= STACK_PIXELS and self._dtype != np.bool_:
-            return f"its observations have the shape {list(self._shape)}, four planes before an image"
+            return (
+                f"its observations have the shape {list(self._shape)}, four planes before an image (channels of one "
+                f"image belong behind it: {[*self._shape[1:], 4]})"
+            )
         return ""
 
     def _misfit(self, dtype: np.dtype[Any], shape: tuple[int, ...], where: str = "") -> RunError:

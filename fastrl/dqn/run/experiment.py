@@ -248,7 +248,4 @@ def _schedules_before(folder: RunFolder) -> dict[str, Any]:
 def _refuse_two_stacks(config: DQNConfig, envs: Envs) -> None:
     """Raise ConfigError if an environment stacks its frames itself and the run would stack them again."""
     if config.stack > 1 and (known := getattr(envs, "stacked", "")):
-        remedy = "give --stack 1"
-        if "four planes" in known:
-            remedy += ", or move the planes behind the image, [H, W, 4], if they are no stack"
-        raise ConfigError(f"--stack is {config.stack}, and {config.game} stacks frames itself: {known}; {remedy}")
+        raise ConfigError(f"--stack is {config.stack}, and {config.game} stacks frames itself: {known}; give --stack 1")
