@@ -1,10 +1,12 @@
 """Play whole games with a trained agent and print its scores.
 
-python -m fastrl.evaluate runs/NAME                             30 games by the newest checkpoint
-python -m fastrl.evaluate runs/NAME --checkpoint best --env gymnasium --seed 7
-python -m fastrl.evaluate runs/NAME --protocol machado          by rules other than those of its training
-python -m fastrl.evaluate breakout --episodes 100               with the weights that ship
-python -m fastrl.evaluate breakout --epsilon 0 --out first.gif --no-q-values --json scores.json
+python -m fastrl.evaluate runs/NAME                     the newest checkpoint
+python -m fastrl.evaluate runs/NAME --checkpoint best --seed 7
+python -m fastrl.evaluate runs/NAME --env gymnasium     a second opinion
+python -m fastrl.evaluate runs/NAME --protocol machado  other rules
+python -m fastrl.evaluate breakout --episodes 100       the weights that ship
+python -m fastrl.evaluate breakout --out first.gif --no-q-values
+python -m fastrl.evaluate breakout --epsilon 0 --json scores.json
 """
 
 from __future__ import annotations
@@ -85,7 +87,10 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
     from fastrl.dqn.agent import load_agent
 
-    evaluate(load_agent(line.word, args.checkpoint, args.make_env), args)
+    agent = load_agent(line.word, args.checkpoint, args.make_env)
+    if agent.game == "catch" and args.env == "gymnasium":
+        raise ConfigError("--env is 'gymnasium', which has no catch; give envpool")
+    evaluate(agent, args)
     return 0
 
 

@@ -1,14 +1,14 @@
 """Train an agent.
 
-python -m fastrl.train breakout                         dueling double DQN on any Atari game
-python -m fastrl.train breakout --total-frames 40000    a short look
-python -m fastrl.train pong --protocol machado          by the rules of Machado et al. 2018
+python -m fastrl.train breakout                       any Atari game
+python -m fastrl.train breakout --total-frames 40000  a short look
+python -m fastrl.train pong --protocol machado        sticky actions
 python -m fastrl.train space_invaders --seed 2 --name two --quiet
-python -m fastrl.train --resume runs/NAME               resume a run
+python -m fastrl.train --resume runs/NAME             resume a run
 python -m fastrl.train --resume runs/NAME --total-frames 40000000
-python -m fastrl.train my_module:make_env               DQN on a custom Gymnasium environment
-python -m fastrl.train catch --distributional           DQN on a tiny problem, with C51
-python -m fastrl.train cartpole --learners 1000         linear SARSA on many CartPoles
+python -m fastrl.train my_module:make_env             a custom environment
+python -m fastrl.train catch --distributional         a tiny problem, with C51
+python -m fastrl.train cartpole --learners 1000       linear SARSA, many CartPoles
 """
 
 from __future__ import annotations

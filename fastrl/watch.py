@@ -1,6 +1,6 @@
 """Watch a trained agent play: in a window if there is a display, else as a film.
 
-python -m fastrl.watch breakout                         the weights that ship
+python -m fastrl.watch breakout                   the weights that ship
 python -m fastrl.watch runs/NAME --checkpoint best --seed 7
 python -m fastrl.watch runs/NAME --no-window --out film.gif
 python -m fastrl.watch breakout --episodes 5 --out best.mp4
@@ -108,6 +108,9 @@ def watch(agent: Agent, args: Arguments) -> int:
 
 def _watch(agent: Agent, args: Arguments, window: Window | None) -> int:
     best: games.Games | None = None
+    film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
+    if args.out or window is None:
+        check_film(film)
     with Stop() as stop:
         try:
             for number, game in enumerate(_play(agent, args, window, stop), start=1):
@@ -119,7 +122,6 @@ def _watch(agent: Agent, args: Arguments, window: Window | None) -> int:
             if window:
                 window.close()
     if best and best.film:
-        film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
         write_film(film, best.film)
         say(f"film of the best game: {film}")
     if best and best.film_error:

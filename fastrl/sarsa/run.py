@@ -28,6 +28,8 @@ from fastrl.sarsa.learners import SarsaLearners, SarsaResult, action_values, cho
 FILM_FPS = 50  # CartPole's own clock: 0.02 s a step
 CHECKPOINT_EVERY_STEPS = 10_000  # a few seconds
 KEEP_CHECKPOINTS = 2
+STATE_FORMAT = 1
+"""Of state.json; one without a format has this one."""
 _UNCHANGED = ("version", "features", "reward")  # what weights and tasks of a resumed run stand for
 
 
@@ -92,9 +94,16 @@ class _Run:
     def _restore(self, found: Path) -> None:
         try:
             state = json.loads((found / "state.json").read_text(encoding="utf-8"))
+            if (written := state.get("format", 1)) != STATE_FORMAT:
+                raise ConfigError(
+                    f"{found / 'state.json'} has format {written!r}, and this version reads format {STATE_FORMAT}; "
+                    "install the version of fastrl that wrote it"
+                )
             needs = {name: state["unchanged"][name] for name in _UNCHANGED}
             self._task, self._reported = state["task"], state["reporter"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except ConfigError:
+            raise
+        except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
             raise damaged(found / "state.json", error) from error
         for name, value in needs.items():
             mine = getattr(self._config, name)
@@ -116,6 +125,8 @@ class _Run:
                 for note in [*self._notes, *self._folder.set_aside(self._found)]:
                     self._reporter.line(note)
                 self._reporter.line(f"resuming from {self._found}")
+                if self._task == len(self._tasks):
+                    self._reporter.line("the run has ended: nothing is left to play")
             else:
                 self._save(None)
             try:
@@ -132,6 +143,7 @@ class _Run:
     def _save(self, learners: SarsaLearners | None) -> None:
         """Write a checkpoint; without learners, at the beginning of a task or at the end of all."""
         state = {
+            "format": STATE_FORMAT,
             "unchanged": {name: getattr(self._config, name) for name in _UNCHANGED},
             "task": self._task,
             "reporter": self._reporter.state(),

@@ -135,6 +135,12 @@ class Run(Loop):
         if state and not same_game(state["game"], config.game):
             raise ConfigError(f"{found} plays {state['game']}, not {config.game}; start a new run for that")
         steps = int(state.get("steps", 0))
+        last_step = config.num_envs * config.frame_skip  # a run ends with the vector step that reaches its total
+        if (played := steps * config.frame_skip) - last_step >= config.total_frames:
+            raise ConfigError(
+                f"--total-frames is {config.total_frames:,}, and {found} has played {played:,} already; give more, or "
+                "leave it out"
+            )
         schedules = Schedules(config)
         longer = bool(state) and schedules.load_state(state.get("schedules") or _schedules_before(folder), steps)
         # Every generator has a stream of its own; resumed games must not repeat the first ones.
@@ -192,6 +198,8 @@ class Run(Loop):
         kept = "with its replay" if len(self.buffer) else "without its replay"
         games = "games continue" if games_continue else "games start anew"
         self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
+        if self.frames >= self.config.total_frames:
+            self.reporter.line("the run has ended: nothing is left to play; a larger --total-frames makes it longer")
 
     def _restore(self, found: Path, state: dict[str, Any], *, pace: bool) -> bool:
         """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue."""
