@@ -24,7 +24,7 @@ from fastrl.base.errors import ConfigError
 from fastrl.cli import program, read, refuse_others, run_command, show_help
 from fastrl.config import DQNConfig, Preset, RunConfig, SarsaConfig, custom_preset, preset_for
 from fastrl.envs.make import look_at
-from fastrl.envs.names import MakeEnv, game_name, is_custom, name_of, same_game
+from fastrl.envs.names import MakeEnv, differing_rules, game_name, is_custom, name_of, same_game
 from fastrl.runs import folder
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def main(arguments: list[str]) -> int:
     refuse_others(given, type(default), of=f"a run of {getattr(default, 'game', 'cartpole')}")
     config = default.replace(**given)
     if isinstance(config, DQNConfig):
+        if not quiet and (differs := differing_rules(game or "", config)):
+            console.say(differs)
         return _dqn(config, resume, about, quiet)
     from fastrl.sarsa import run
 
