@@ -31,7 +31,7 @@ from fastrl.base.errors import ConfigError
 from fastrl.cli import read, refuse_others, run_command, show_help
 from fastrl.config import DQNConfig, Preset, RunConfig, SarsaConfig, custom_preset, preset_for
 from fastrl.envs.make import look_at
-from fastrl.envs.names import MakeEnv, game_name, is_custom, name_of, same_game
+from fastrl.envs.names import MakeEnv, differing_rules, game_name, is_custom, name_of, same_game
 from fastrl.runs import folder
 
 if TYPE_CHECKING:
@@ -185,6 +185,8 @@ def main(arguments: list[str]) -> int:
         if resume is None and "total_frames" in given:  # the preset's words are about its own
             frames = f"{config.total_frames:,} frames"
             about = re.sub(r"\d+[kM] steps", frames, about) if is_custom(config.game) else frames
+        if not quiet and (differs := differing_rules(game or "", config)):
+            console.say(differs)
         return _dqn(config, resume, about, quiet)
     from fastrl.sarsa import run
 

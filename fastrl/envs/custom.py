@@ -5,9 +5,14 @@ A user's callable makes them. Settings name it ``module:callable``.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import re
 import warnings
-from typing import Any, cast
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +20,8 @@ import numpy.typing as npt
 from fastrl.base.checks import check_state
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.extras import extra
-from fastrl.envs.names import load
+from fastrl.envs.foreign import EnvError, calling, same_folder
+from fastrl.envs.names import MakeEnv, load
 from fastrl.envs.observations import Observations, place
 from fastrl.envs.step import Array, Autoreset, Step, check_actions
 from fastrl.film.picture import to_picture
@@ -25,6 +31,26 @@ with extra("train"):
     from gymnasium import spaces, vector
 
 LARGEST_REWARD = float(np.finfo(np.float32).max)
+SEEDS = 2**31
+"""Seeds of environments are below it: libraries keep them in 32 bits with a sign."""
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_made: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id, all that callables returned
+
+
+def _guarded(what: str, wanted: str) -> Callable[[_Method], _Method]:
+    """Return a decorator of methods that call environments' own: EnvError says what they raised, or else `wanted`."""
+
+    def decorate(method: _Method) -> _Method:
+        @functools.wraps(method)
+        def guarded(self: CustomEnvs, *args: Any, **kwargs: Any) -> Any:
+            apart = isinstance(self._envs, vector.AsyncVectorEnv)
+            remedy = "the traceback of its process stands above" if apart else f"{what} returns {wanted}"
+            with calling(self._game, what, remedy):
+                return method(self, *args, **kwargs)
+
+        return cast(_Method, guarded)
+
+    return decorate
 
 
 class CustomEnvs:
@@ -39,7 +65,8 @@ class CustomEnvs:
     num_envs : int
         Single environments to make.
     seed : int
-        At least 0; seeds the first reset.
+        At least 0; seeds the first reset. A vector seeds its environments by counting up from it, so one from
+        ``SEEDS - num_envs + 1`` on wraps around to 0.
     reward_clip : bool
         `Step.reward` is the sign of the reward; `Step.score` is never clipped.
     max_episode_steps : int
@@ -58,14 +85,16 @@ class CustomEnvs:
 
     `fastrl.envs.observations.Observations` says what frames are made of observations.
 
-    Raises ConfigError if `load` does, if the callable returns something else, if actions are not Discrete, or if
-    observations are neither vectors nor images. `reset` and `recv` raise RunError if an observation does not fit the
-    observation space, or if it or a reward is not finite.
+    Raises ConfigError if `load` does, if the callable fails or returns something else, one object twice or environments
+    of different spaces, if actions are not Discrete, or if observations are neither vectors nor images. `reset` and
+    `recv` raise RunError if an observation does not fit the observation space, or if it or a reward is not finite.
+    Methods raise EnvError for what environments raise. If closing fails, a warning says so.
     """
 
     def __init__(
         self, game: str, num_envs: int, *, seed: int, reward_clip: bool = False, max_episode_steps: int = 27_000
     ) -> None:
+        self._game = game
         self._envs, self.is_vector = _vector(game, num_envs)
         try:
             self.num_actions, self._first_action = _actions(game, self._envs.single_action_space)
@@ -82,9 +111,9 @@ class CustomEnvs:
         self.has_pictures = getattr(self._envs, "render_mode", None) == "rgb_array"
         self.shows_frames = False
         self.takes_actions = True
-        self._game, self._reward_clip, self._max_steps = game, reward_clip, max_episode_steps
+        self._reward_clip, self._max_steps = reward_clip, max_episode_steps
         self._can_cut = _can_cut(self._envs, self.autoreset)
-        self._seed: int | None = seed
+        self._seed: int | None = seed % (SEEDS - self.num_envs + 1)
         self._sent: Array | None = None
         self._asked: Array | None = None  # environments whose rows `recv` returns; None: all
         # By environment: whether its last row ended an episode, whether by the limit; the episode's score and steps.
@@ -93,6 +122,7 @@ class CustomEnvs:
         self._score = np.zeros(self.num_envs)
         self._length = np.zeros(self.num_envs, np.int64)
 
+    @_guarded("reset()", "a pair (observation, info)")
     def reset(self) -> Step:
         """Start new episodes in all environments and return one `reset` row for each."""
         check_state(self._sent is None, "reset() while a step is in progress; call recv() first")
@@ -103,6 +133,7 @@ class CustomEnvs:
         no = np.zeros(self.num_envs, np.bool_)
         return self._step(self._frames(obs, ~no), np.zeros(self.num_envs), no, no, ~no, ~no)
 
+    @_guarded("step()", "nothing yet")
     def send(self, actions: npt.ArrayLike, env_id: npt.ArrayLike | None = None) -> None:
         """Start one step and return at once if the vector can; `recv` waits for it. Errors as of `AtariEnvs.send`.
 
@@ -117,6 +148,7 @@ class CustomEnvs:
         if isinstance(self._envs, vector.AsyncVectorEnv):
             self._envs.step_async(self._sent)
 
+    @_guarded("step()", "(observation, reward, terminated, truncated, info), and reset() a pair (observation, info)")
     def recv(self) -> Step:
         """Wait for the step that `send` started; its rows come in the order sent. RuntimeError without one."""
         check_state(self._sent is not None, "recv() without a step in progress; call send() first")
@@ -165,9 +197,21 @@ class CustomEnvs:
 
     def close(self) -> None:
         """Close the environments, after waiting for a step in progress; call nothing else afterwards."""
-        if self._sent is not None and isinstance(self._envs, vector.AsyncVectorEnv):
-            self._envs.step_wait()
-        self._envs.close()
+        envs = self._envs
+        parts: list[Any] = [envs] if self.is_vector else list(cast(vector.SyncVectorEnv, envs).envs)
+        calls = [part.close for part in parts]  # each by itself: one that raises does not keep the others open
+        if self._sent is not None and isinstance(envs, vector.AsyncVectorEnv):
+            calls.insert(0, envs.step_wait)
+        for call in calls:
+            try:
+                with calling(self._game, "close()", "nothing that was learned is lost"):
+                    call()
+            except EnvError as error:
+                if not isinstance(error.__cause__, EOFError | ConnectionError):  # told when the process was missed
+                    warnings.warn(str(error), stacklevel=2)
+                for process in getattr(envs, "processes", ()):  # of an AsyncVectorEnv that lost one
+                    process.terminate()
+        envs.closed = True
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -267,15 +311,86 @@ class CustomEnvs:
 def _vector(game: str, num_envs: int) -> tuple[vector.VectorEnv[Any, Any, Any], bool]:
     """Return a vector of environments, and whether the callable made it itself."""
     make_env = load(game)
-    made = make_env()
-    if isinstance(made, vector.VectorEnv):
-        return made, True
-    if not isinstance(made, gymnasium.Env):
+    made = [_make(game, make_env)]
+    if isinstance(made[0], vector.VectorEnv):
+        return made[0], True
+    try:
+        for number in range(num_envs):
+            if number:
+                made.append(_make(game, make_env))
+            if not isinstance(made[number], gymnasium.Env):
+                raise ConfigError(
+                    f"environment {game!r} returned a vector at one call and not at another; make one kind"
+                )
+            for name in ("observation_space", "action_space"):
+                _check_space(game, name, made[0], made[number])
+        with calling(game, "SyncVectorEnv", "see gymnasium.utils.env_checker.check_env", kind=ConfigError):
+            return vector.SyncVectorEnv([lambda env=env: env for env in made]), False  # type: ignore[misc]
+    except ConfigError:
+        for env in made:
+            with contextlib.suppress(Exception):  # it has failed, and that error is told
+                env.close()
+        raise
+
+
+def _make(game: str, make_env: MakeEnv) -> Any:
+    """Return what a callable makes, an environment or a vector that it did not return before."""
+    if missing := _missing_arguments(make_env):
         raise ConfigError(
-            f"environment {game!r} returned {type(made).__name__}; return a gymnasium.Env or a "
-            "gymnasium.vector.VectorEnv"
+            f"environment {game!r} cannot be called without arguments ({missing}); give a function without any that "
+            "calls it with them"
         )
-    return vector.SyncVectorEnv([lambda: made, *[make_env] * (num_envs - 1)]), False
+    with same_folder(game, "make_env()"), calling(game, "make_env()", "", kind=ConfigError):
+        made = make_env()
+    if not isinstance(made, gymnasium.Env | vector.VectorEnv):
+        raise ConfigError(
+            f"environment {game!r} returned {_kind(made)}; return a gymnasium.Env or a gymnasium.vector.VectorEnv"
+        )
+    inner = made.unwrapped
+    if _made.get(id(inner)) is inner:
+        raise ConfigError(
+            f"environment {game!r} returned the same {type(inner).__name__} twice; make a new one at each call: "
+            "evaluations and the others beside it would play in it too"
+        )
+    _made[id(inner)] = inner
+    return made
+
+
+def _missing_arguments(make_env: MakeEnv) -> str:
+    """Return what a callable needs to be called with; empty if that is nothing, or not known."""
+    try:
+        signature = inspect.signature(make_env)
+    except (TypeError, ValueError):  # some that are not written in Python
+        return ""
+    try:
+        signature.bind()
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def _kind(made: object) -> str:
+    """Return what a callable returned that is no environment, and if it is a common slip what to do instead."""
+    if made is None:
+        return "None (is its `return` missing?)"
+    if isinstance(made, type):
+        return f"the class {made.__name__} (call it)"
+    if inspect.isgenerator(made):
+        return "a generator (say return instead of yield)"
+    return f"{type(made).__name__} (call it)" if callable(made) else type(made).__name__
+
+
+def _check_space(game: str, name: str, first: Any, other: Any) -> None:
+    """Raise ConfigError unless two environments have the same space of this name."""
+    one, another = (getattr(env, name, None) for env in (first, other))
+    if not isinstance(another, gymnasium.Space):
+        raise ConfigError(
+            f"environment {game!r} has {another!r} as its {name}; set it to one of gymnasium.spaces in its __init__"
+        )
+    if one != another:
+        raise ConfigError(
+            f"environment {game!r} has the {name} {one} at one call and {another} at another; let all have the same"
+        )
 
 
 def _actions(game: str, space: gymnasium.Space[Any]) -> tuple[int, int]:

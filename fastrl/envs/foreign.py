@@ -7,10 +7,8 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
 
-from fastrl.base.errors import RunError
+from fastrl.base.errors import ConfigError, RunError
 
 # Packages whose frames say nothing of where an environment is wrong; those of Gymnasium's own environments do.
 _BETWEEN = ("fastrl", "gymnasium", "numpy", "importlib", "contextlib", "functools", "multiprocessing")
@@ -40,18 +38,21 @@ def calling(game: str, what: str, remedy: str, *, kind: type[Exception] = EnvErr
     Raises
     ------
     kind
-        From anything that is raised inside but KeyboardInterrupt, SystemExit included. The message names the innermost
-        line of the environment's own code.
+        From whatever that code raises, SystemExit included, but for KeyboardInterrupt. The message names the innermost
+        line of the environment's own code. Errors that this package raises itself come out as they are.
     """
     try:
         yield
-    except KeyboardInterrupt:  # a second Ctrl-C
+    except (KeyboardInterrupt, ConfigError, RunError):  # a second Ctrl-C; what names its remedy already
         raise
     except BaseException as error:
+        if all(module.partition(".")[0] == "fastrl" for module, _, _ in _lines(error)):
+            raise
         said = told(error)
-        where = line_of(error)
-        if where:
+        if where := line_of(error):
             raise kind(f"environment {game!r} raised {said} in {what}, at {where}; correct it there") from error
+        if isinstance(error, EOFError | ConnectionError):
+            remedy = "a process of its vector is gone, by a crash, a kill or an exit of its own: see what it printed"
         raise kind(f"environment {game!r} failed in {what}: {said}; {remedy}") from error
 
 
@@ -84,21 +85,20 @@ def line_of(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return place(error.filename, error.lineno)
     lines = []  # (whether of an installed package, file, line), the innermost last
-    trace = error.__traceback__
-    while trace is not None:
-        module, file = _module(trace.tb_frame), trace.tb_frame.f_code.co_filename
-        if module.startswith("gymnasium.envs.") and not module.startswith("gymnasium.envs.registration"):
-            lines.append((True, file, trace.tb_lineno))
-        elif module.partition(".")[0] not in _BETWEEN and not file.startswith("<frozen"):
-            lines.append((file.startswith(_INSTALLED), file, trace.tb_lineno))
-        trace = trace.tb_next
+    for module, file, line in _lines(error):
+        of_gymnasium = module.startswith("gymnasium.envs.") and module != "gymnasium.envs.registration"
+        if of_gymnasium or (module.partition(".")[0] not in _BETWEEN and not file.startswith("<frozen")):
+            lines.append((file.startswith(_INSTALLED), file, line))
     own = [line for line in lines if not line[0]] or lines
     return place(*own[-1][1:]) if own else ""
 
 
-def _module(frame: FrameType) -> str:
-    name: Any = frame.f_globals.get("__name__")
-    return name if isinstance(name, str) else ""
+def _lines(error: BaseException) -> Iterator[tuple[str, str, int]]:
+    """Return module, file and line of each call that an error came through, the innermost last."""
+    trace = error.__traceback__
+    while trace is not None:
+        yield str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
 
 
 def place(file: str, line: int | None) -> str:

@@ -89,7 +89,7 @@ def make_envs(
 
 
 def look_at(game: str) -> tuple[tuple[int, ...], int | None]:
-    """Make a custom environment once, and return the shape of its frames and how many its vector holds.
+    """Make a custom environment once, play one step, and return the shape of its frames and how many its vector holds.
 
     The shape is [n] unless frames are images. The number is None where the callable makes single environments, of
     which there may be any number.
@@ -98,6 +98,8 @@ def look_at(game: str) -> tuple[tuple[int, ...], int | None]:
 
     envs = CustomEnvs(game, 1, seed=0)
     try:
+        envs.reset()
+        envs.step([0] * envs.num_envs)  # what fails here would otherwise fail in a run that has begun
         shape = envs.frame_shape if envs.images else (math.prod(envs.frame_shape),)
         return shape, envs.num_envs if envs.is_vector else None
     finally:

@@ -84,6 +84,8 @@ def differing_rules(game: str, rules: Rules) -> str:
 
 def _remedy(game: str, spellings: dict[str, str]) -> str:
     """Return what to give in place of a name that is that of no game."""
+    if is_custom(game):
+        return "no network ships for a custom environment: give the folder of a run, and this name after --make-env"
     dotted = game.removesuffix(".py").replace("/", ".")
     if all(part.isidentifier() for part in dotted.split(".")):
         path, named = dotted.replace(".", "/"), ""
