@@ -373,7 +373,7 @@ class ReplayBuffer:
         with self._lock:
             self._prefetcher.require_none("save")
             if self._save is not None:
-                raise ValueError("a save is in progress; wait for its end before you start another")
+                raise ValueError("a save is in progress; write or close it before you begin another")
             snapshot = Snapshot(
                 kind=self._kind,
                 settings=self.settings,
@@ -530,7 +530,9 @@ class ReplayBuffer:
     def _sample(self, asked: dict[str, Any], out: Batch | None) -> Batch:
         with self._lock:
             if self._prefetcher.in_flight and out is not None:
-                raise ValueError("out is given, but the batch that was prefetched has arrays; call sample without out")
+                raise ValueError(
+                    "out is given, but the batch that was prefetched has arrays of its own; call sample without out"
+                )
             try:
                 if self._prefetcher.in_flight:
                     return self._prefetcher.land(asked)

@@ -87,7 +87,7 @@ class Prefetcher:
         flight = self._flight
         assert flight is not None
         if asked != flight.asked:
-            given, prefetched = (", ".join(f"{k}={v}" for k, v in each.items()) for each in (asked, flight.asked))
+            given, prefetched = _written(asked), _written(flight.asked)
             raise ValueError(f"sample got {given}, but {prefetched} was prefetched; take that batch first")
         self._flight = None
         try:
@@ -98,8 +98,9 @@ class Prefetcher:
 
     def require_none(self, what: str) -> None:
         """Raise ValueError if a batch waits to be taken."""
-        if self.in_flight:
-            raise ValueError(f"a batch that was prefetched has not been taken; call sample before you {what}")
+        if self._flight is not None:
+            call = f"sample({_written(self._flight.asked)})"
+            raise ValueError(f"a batch that was prefetched has not been taken; call {call} before you {what}")
 
     def wait_for(self, slots: NDArray[np.int64]) -> bool:
         """Wait until no frame in these slots is read any more; see `Reader`. Never releases the buffer's lock."""
@@ -128,6 +129,11 @@ class Prefetcher:
         self._thread = None
         if self._flight is not None and not copied:
             self._flight.done = None
+
+
+def _written(asked: dict[str, float]) -> str:
+    """Return the arguments of a draw as in a call."""
+    return ", ".join(f"{name}={value}" for name, value in asked.items())
 
 
 def _copied(flight: _Flight) -> Future[None]:

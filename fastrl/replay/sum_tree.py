@@ -91,7 +91,7 @@ class SumTree:
             raise ValueError(f"weight has shape {weight.shape}; give one per index, shape {index.shape}")
         bad = first_bad(weight, self.max_weight)
         if bad >= 0:
-            raise ValueError(f"weight holds {weight[bad]}; give finite weights from 0 up")
+            raise ValueError(f"weight holds {weight[bad]}; give weights from 0 to {self.max_weight}")
         self.write(index, contiguous(weight, np.float64))
 
     def write(self, index: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
