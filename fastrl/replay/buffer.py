@@ -49,7 +49,7 @@ class _Torn:
         )
 
     def __exit__(self, *_: object) -> None:
-        pass
+        """Nothing is entered."""
 
     def acquire(self, timeout: float) -> bool:
         return False

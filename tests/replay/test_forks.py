@@ -49,8 +49,8 @@ def forked(work, *arguments):
     try:
         assert mine.poll(SECONDS), "the child hangs"
         result, error = mine.recv()
+        process.join(SECONDS)
     finally:
-        process.join(1)
         process.kill()
     assert error is None, error
     return result
@@ -428,3 +428,31 @@ def test_a_uniform_buffer_forks_too():
     buffer.prefetch(4)
     assert len(forked(lambda: buffer.sample(4).index)) == 4
     buffer.sample(4)
+
+
+def test_what_a_child_does_first_leaves_buffers_that_work(tmp_path):
+    """In this process, so that the instrument that counts lines sees it: it begins later in a child."""
+    buffer, twin = filled(30, store=TWO_THREADS), filled(30)
+    buffer.sample(8)
+    twin.sample(8)
+    save = buffer.begin_save(tmp_path / "save")
+    forks._before()
+    forks._in_child()
+    with pytest.raises(RuntimeError, match="begun before this process was forked"):
+        save.write()
+    go_on_alike(buffer, twin)
+    buffer.prefetch(8)
+    forks._before()
+    buffer._prefetcher.forget_thread(copied=False)
+    forks._in_child()
+    assert_same(arrays(buffer.sample(8)), arrays(twin.sample(8)))
+
+
+def test_a_buffer_whose_lock_was_not_had_stays_refused_in_later_forks():
+    buffer = filled(30)
+    buffer._after_fork_in_child(None)
+    for after in (forks._in_parent, forks._in_child):
+        forks._before()
+        after()
+        with pytest.raises(RuntimeError, match="forked while another thread"):
+            buffer.sample(8)
