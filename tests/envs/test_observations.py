@@ -205,6 +205,14 @@ def test_channels_that_need_not_be_a_stack_are_none(space):
     assert Observations("x:y", space, ["TimeLimit", "Gives"]).stacked == ""
 
 
+def test_four_axes_are_a_stack_though_no_wrapper_says_so():
+    observed = Observations("x:y", box(4, 40, 44, 3))
+    assert "the shape [4, 40, 44, 3]" in observed.stacked
+    given = np.arange(4 * 40 * 44 * 3, dtype=np.uint8).reshape(1, 4, 40, 44, 3)
+    frame = observed.frames(given, [0], np.zeros(1, int))[0]
+    assert np.array_equal(frame, np.concatenate([np.moveaxis(image, -1, 0) for image in given[0]]))  # frame by frame
+
+
 def test_a_run_that_stacked_twice_before_goes_on_as_it_was_trained(tmp_path, monkeypatch):
     with monkeypatch.context() as before:
         before.setattr(Observations, "_stack_words", lambda self, stackers: "")
