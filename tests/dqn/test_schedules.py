@@ -82,7 +82,7 @@ def test_an_n_that_does_not_fit_changes_nothing(n_step):
 
 
 def test_a_bad_end_is_refused():
-    with pytest.raises(ConfigError, match="--n-step-end is 0; give at least 1"):
+    with pytest.raises(ConfigError, match="--n-step-end is 0; give between 1 and 10,000"):
         DQNConfig(n_step_end=0)
     with pytest.raises(ConfigError, match=r"--learning-rate-end is 0.0; give a finite number above 0"):
         DQNConfig(learning_rate_end=0.0)
