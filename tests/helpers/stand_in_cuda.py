@@ -91,7 +91,7 @@ class Graph:
     def replay(self) -> None:
         assert not self._cuda.recording
         self._cuda.log["replays"] += 1
-        with torch.no_grad():
+        with torch.no_grad(), torch._C.DisableTorchFunction():
             for function, args, kwargs, made in self.launches:
                 again = [t for t in tree_leaves(function(*args, **kwargs)) if isinstance(t, torch.Tensor)]
                 for tensor, value in zip(made, again, strict=False):  # `made` is empty where memory is written in place

@@ -136,7 +136,7 @@ class Run(Loop):
             need(package, "train")
         device = pick_device(config.device)
         self._last.callback(forget_compiled)
-        collector = build_collector(config, seeds[1])
+        collector = build_collector(config, seeds[1], device.type)
         self._last.callback(collector.close)
         envs = collector.envs
         replay = find_replay(found, config, envs, seeds[2], device, notes)
@@ -163,7 +163,10 @@ class Run(Loop):
         folder.open(config, new=new)
         self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
         rules = "" if is_custom(config.game) else f", protocol {config.protocol_name}"
-        games = f"{config.game} on {device}, {config.num_envs} games side by side{rules}"
+        arithmetic = f" in {learner.precision}" if device.type == "cuda" else ""
+        if arithmetic and config.precision == "auto" and learner.precision == "float32":
+            arithmetic += " (this GPU has no bfloat16)"
+        games = f"{config.game} on {device}{arithmetic}, {config.num_envs} games side by side{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
         if found is not None:
             self._say_what_is_resumed(found, [*notes, *folder.set_aside(found)], games_continue)
