@@ -149,7 +149,7 @@ class Run(Loop):
             need(package, "train")
         device = pick_device(config.device)
         self._last.callback(forget_compiled)
-        collector = build_collector(config, seeds[1])
+        collector = build_collector(config, seeds[1], device.type)
         self._last.callback(collector.close)
         envs = collector.envs
         if new:  # one that was trained so goes on so
@@ -183,7 +183,10 @@ class Run(Loop):
         rules = f", protocol {config.protocol_name}"
         if is_custom(config.game):
             rules = f", frames {list(envs.frame_shape)} stacked {config.stack} high, trunk {config.trunk}"
-        games = f"{config.game} on {device}, {config.num_envs} games side by side{rules}"
+        arithmetic = f" in {learner.precision}" if device.type == "cuda" else ""
+        if arithmetic and config.precision == "auto" and learner.precision == "float32":
+            arithmetic += " (this GPU has no bfloat16)"
+        games = f"{config.game} on {device}{arithmetic}, {config.num_envs} games side by side{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
         if found is not None:
             self._say_what_is_resumed(found, [*notes, *folder.set_aside(found)], games_continue)
