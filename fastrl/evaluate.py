@@ -87,10 +87,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
     from fastrl.dqn.agent import load_agent
 
-    agent = load_agent(line.word, args.checkpoint, args.make_env)
-    if agent.game == "catch" and args.env == "gymnasium":
-        raise ConfigError("--env is 'gymnasium', which has no catch; give envpool")
-    evaluate(agent, args)
+    evaluate(load_agent(line.word, args.checkpoint, args.make_env), args)
     return 0
 
 
@@ -98,6 +95,8 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     """Play and print; return the games."""
     from fastrl.dqn.agent import greedy, rules_for
 
+    if agent.game == "catch" and args.env == "gymnasium":
+        raise ConfigError("--env is 'gymnasium', which has no catch; give envpool")
     rules = rules_for(
         agent,
         args.protocol,
