@@ -125,7 +125,7 @@ def _shipped(name: str, checkpoint: str) -> Agent:
         game = game_name(name)
     except ConfigError as error:
         for part in (Path(name), *Path(name).parents):  # the name may be that of a checkpoint, or of a file in one
-            if part.parent.name == "checkpoints" and (run := part.parent.parent / "config.json").exists():
+            if part.parent.name == "checkpoints" and os.path.exists(run := part.parent.parent / "config.json"):
                 one = "a checkpoint" if part == Path(name) else "inside a checkpoint"
                 raise ConfigError(
                     f"{name} is {one} of a run; give the run and the checkpoint's name: "
