@@ -144,7 +144,7 @@ class Collector:
         self._opened = self._continue = False  # the games; from a saved state
         self.envs = groups[0].envs
 
-    def open(self) -> None:
+    def open_games(self) -> None:
         """Open the games, unless they are open or continue; `start` does so too."""
         if not self._opened:
             for group in self._groups:
@@ -155,7 +155,7 @@ class Collector:
         """Open the games, unless they continue, and send all groups but one."""
         if self._continue:
             return
-        self.open()
+        self.open_games()
         for group in list(self._groups)[1:]:
             group.send(policy.act(group.observe()))
 

@@ -20,7 +20,7 @@ SOURCES = sorted((ROOT / "fastrl").rglob("*.py"))
 KINDS = (train.Arguments, DQNConfig, SarsaConfig, evaluate.Arguments, watch.Arguments, plot.Arguments)
 FLAGS = {flag for kind in KINDS for field in fields_of(kind) for flag in (field.flag, f"--no-{field.flag[2:]}")}
 OTHERS = {"--help", "--logdir"}  # argparse's and TensorBoard's
-ELSEWHERE = {"my_module", "terminal_observation"}  # a module of the user's; Stable-Baselines3's
+ELSEWHERE = {"my_module", "terminal_observation", "obs_type"}  # a module of the user's; Stable-Baselines3's
 ARGUMENT = re.compile(r"^(--)?(\w+) is \{\}")
 COMMAND = re.compile(r"python -m fastrl|\bfastrl (train|evaluate|watch|plot)\b|tensorboard --|pip install")
 

@@ -177,7 +177,7 @@ class Run(Loop):
         self._last.callback(self.saver.wait)
         games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
         if is_custom(config.game):
-            collector.open()  # which may fail: before anything is written
+            collector.open_games()  # which may fail: before anything is written
         folder.open(config, new=new)
         self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
         rules = f", protocol {config.protocol_name}"
