@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 
@@ -201,4 +202,4 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_changes(changes, me
 def test_without_stable_baselines3_the_message_names_the_extra():
     code = "import sys; sys.modules['stable_baselines3'] = None; import fastrl.integrations.sb3"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "needs the extra 'sb3': pip install -c constraints.txt -e '.[sb3]'" in result.stderr
+    assert re.search(r"needs the extra 'sb3': pip install .*\[sb3\]", result.stderr)

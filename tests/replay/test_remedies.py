@@ -11,6 +11,7 @@ import copy
 import inspect
 import re
 import sys
+import threading
 import tomllib
 import zipfile
 from functools import partial
@@ -176,7 +177,7 @@ def more_leaves_than_memory(folder):
     return lambda: SumTree(2**62), lambda said: SumTree(2**10)
 
 
-@case("needs the extra 'lz4': pip install -c constraints.txt -e '.[lz4]'", ImportError)
+@case("needs the extra 'lz4': pip install ", ImportError)
 def no_lz4(folder):
     def without():
         with pytest.MonkeyPatch.context() as patch:
@@ -186,7 +187,7 @@ def no_lz4(folder):
 
     def exists(said):
         project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-        extra = re.search(r"\.\[(\w+)\]", said)[1]
+        extra = re.search(r"pip install .*\[(\w+)\]", said)[1]
         assert any(needed.startswith("lz4") for needed in project["optional-dependencies"][extra])
 
     return without, exists if PROJECT.exists() else id  # a wheel has no such file
@@ -613,6 +614,55 @@ def a_save_that_was_closed(folder):
     save = replay.begin_save(folder / "one")
     save.close()
     return save.write, lambda said: replay.begin_save(folder / "two").write()
+
+
+@case("write of this save was called before; begin another, into another folder", RuntimeError)
+def a_save_written_twice(folder):
+    replay = filled()
+    save = replay.begin_save(folder / "one")
+    save.write()
+    return save.write, lambda said: replay.begin_save(folder / "two").write()
+
+
+@case("write of this save was called before", RuntimeError)
+def a_save_that_is_being_written(folder):
+    replay = filled()
+    save = replay.begin_save(folder / "one")
+    save._begun = True  # by another thread
+    return save.write, lambda said: (save.close(), replay.begin_save(folder / "two").write())
+
+
+@case("call write() or close() of what begin_save returned", RuntimeError)
+def a_row_that_waits_for_a_save_that_nothing_writes(folder):
+    replay = filled(20)
+    save = replay.begin_save(folder / "one")
+
+    def remedied(said):
+        save.write()
+        replay.add(**step(20))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "active_count", lambda: 1)  # other tests may leave threads
+        with pytest.raises(RuntimeError) as error:
+            replay.add(**step(20))
+
+    def again():
+        raise error.value
+
+    return again, remedied
+
+
+@case(
+    "is a folder without an index: it is no saved replay, or one that was not written to its end; write() of what begin"
+)
+def a_folder_of_a_save_that_was_not_written(folder):
+    save = filled().begin_save(folder / "one")
+
+    def remedied(said):
+        save.write()
+        PrioritizedReplayBuffer.load(folder / "one")
+
+    return lambda: PrioritizedReplayBuffer.load(folder / "one"), remedied
 
 
 @case("a save cannot be copied or pickled; begin another, of a copy of the buffer", TypeError)
