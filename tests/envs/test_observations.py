@@ -495,6 +495,22 @@ def test_an_episode_that_ends_in_the_step_that_the_vector_plays_past_the_limit_b
     assert made[0].resets == 3
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_episode_that_ends_at_the_limit_is_terminated_and_one_of_a_single_step_is_a_step_long(mode):
+    def make(**settings):
+        one = Gives(box(3, dtype=np.float32), **settings)
+        return lambda: SyncVectorEnv([lambda: one], autoreset_mode=mode)
+
+    envs = open_envs(make(ends=3), max_episode_steps=3)
+    envs.reset()
+    *_, last = [envs.step([0]) for _ in range(3)]
+    assert (last.terminated.tolist(), last.truncated.tolist()) == ([True], [False])
+    envs = open_envs(make(), max_episode_steps=1)
+    envs.reset()
+    ends = [bool(envs.step([0]).truncated[0]) for _ in range(4)]
+    assert ends == ([True, False] * 2 if mode == AutoresetMode.NEXT_STEP else [True] * 4)
+
+
 def test_the_limit_of_the_environment_wins_if_it_is_shorter():
     envs = open_envs(lambda: TimeLimit(make_long(), 3), max_episode_steps=5)
     envs.reset()
