@@ -15,7 +15,9 @@ def test_weights_of_another_format_are_refused(tmp_path):
     network = {"network": json.dumps({"trunk": "small"})}
     for format, metadata in ((1, network), (3, network | {"format": "3"})):
         save_file({"w": torch.zeros(2)}, path, metadata=metadata)
-        with pytest.raises(ConfigError, match=f"has format {format}, this version reads 2: use the version that wrote"):
+        with pytest.raises(
+            ConfigError, match=f"has format {format}, and this version reads format 2; install the version"
+        ):
             checkpoint.load_weights(path)
     save_file({"w": torch.ones(2)}, path, metadata=network | {"format": "2"})
     weights, settings = checkpoint.load_weights(path)
@@ -25,5 +27,7 @@ def test_weights_of_another_format_are_refused(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({"format": 1, "steps": 3}))
-    with pytest.raises(ConfigError, match="has format 1, this version reads 3"):
+    with pytest.raises(
+        ConfigError, match=r"state\.json has format 1, and this version reads formats 2 and 3; install the version"
+    ):
         checkpoint.load_state(tmp_path)
