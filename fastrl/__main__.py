@@ -3,7 +3,7 @@
 fastrl train breakout                     DQN on any Atari game; Ctrl-C saves
 fastrl train cartpole                     linear SARSA on many CartPoles
 fastrl evaluate breakout --episodes 100   the weights that ship, whole games
-fastrl watch runs/NAME                    a window, or without a display a film
+fastrl watch runs/NAME                    a window; without a display a film
 fastrl plot runs/NAME --x minutes         the learning curve
 """
 

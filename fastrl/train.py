@@ -8,7 +8,7 @@ python -m fastrl.train --resume runs/NAME             resume a run
 python -m fastrl.train --resume runs/NAME --total-frames 40000000
 python -m fastrl.train my_module:make_env             a custom environment
 python -m fastrl.train catch --distributional         a tiny problem, with C51
-python -m fastrl.train cartpole --learners 1000       linear SARSA, many CartPoles
+python -m fastrl.train cartpole --learners 1000       SARSA on many CartPoles
 """
 
 from __future__ import annotations

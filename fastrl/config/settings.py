@@ -52,7 +52,7 @@ class DQNConfig(Rules, RunConfig):
     # Environments
     num_envs: Annotated[int, Between(1, 10_000)] = 64
     """Games played in parallel."""
-    env_groups: Annotated[int, AtLeast(1)] = 1
+    env_groups: Annotated[int, Between(1, 10_000)] = 1
     """Groups of games that take turns: while the games of one step, the run receives, adds and acts for another."""
     env_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
     """EnvPool's threads per group (0: one per CPU core that this process may use; on a GPU all groups share all
@@ -61,7 +61,7 @@ class DQNConfig(Rules, RunConfig):
     """Learn from the sign of the reward; reported scores are never clipped."""
     max_episode_steps: Annotated[int, Between(1, MOST_STEPS_OF_A_GAME)] = 27_000
     """A game is cut off after N agent steps (27,000 = 108,000 frames)."""
-    dephase_steps: Annotated[int, Between(0, 1_000_000)] = 128
+    dephase_steps: Annotated[int, Between(0, 100_000)] = 128
     """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
 
     # Network
@@ -69,9 +69,9 @@ class DQNConfig(Rules, RunConfig):
     """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `minatar` (one 3x3 convolution,
     for small images, Young & Tian 2019), `impala` (residual, Espeholt et al. 2018; many times the arithmetic),
     `vector` (two dense layers)."""
-    width: Annotated[int, Between(1, 64)] = 1
+    width: Annotated[int, Between(1, 16)] = 1
     """Multiplies the number of filters of an image trunk."""
-    hidden: Annotated[int, Between(1, 65_536)] = 512
+    hidden: Annotated[int, Between(1, 8_192)] = 512
     """Width of the dense layer in each of the two dueling streams."""
     dueling: bool = True
     """Separate streams for state value and advantages (Wang et al. 2016)."""
@@ -113,7 +113,7 @@ class DQNConfig(Rules, RunConfig):
     """Discount per agent step."""
 
     # Learning
-    batch_size: Annotated[int, Between(1, 65_536)] = 256
+    batch_size: Annotated[int, Between(1, 16_384)] = 256
     """Samples in one update."""
     samples_per_step: Annotated[float, Above(0)] = 4.0
     """Samples learned per agent step; divided by the batch size, this gives updates per agent step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from untrained import write_settings
+from untrained import make_run, write_settings
 
 pytest.importorskip("envpool")
 
@@ -24,6 +25,7 @@ from types import ModuleType, NoneType
 
 from fastrl import __main__ as front
 from fastrl import cli, evaluate, plot, train, watch
+from fastrl.base.errors import ConfigError
 from fastrl.config import PRESETS, DQNConfig, RunConfig, SarsaConfig
 from fastrl.envs.rules import Rules
 from fastrl.runs import folder
@@ -246,3 +248,133 @@ def test_a_flag_means_the_same_in_every_command():
 def test_the_script_that_is_installed_is_the_command_in_front():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"fastrl": f"{front.__name__}:{front.main.__name__}"}
+
+
+# --- what is printed ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [*MODULES.values(), front])
+def test_examples_fit_a_terminal_of_80_columns(module):
+    assert [line for line in module.__doc__.partition("\n\n")[2].splitlines() if len("  " + line) > 80] == []
+
+
+def test_help_for_a_resume_shows_the_settings_of_that_run(reached, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--resume", "runs/NAME", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "usage: python -m fastrl.train --resume runs/NAME [flags]" in said
+    assert "Defaults: the settings of runs/NAME." in said
+    assert "--game TEXT" in said
+    assert "(default: catch)" in said
+    assert "(default: 40000)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "about"),
+    [
+        (["pong", "--device", "cpu"], "20M frames on a CPU: three to six hours on two older cores"),
+        (["pong", "--device", "cpu", "--total-frames", "8000"], "8,000 frames on a CPU"),
+        (["catch", "--total-frames", "40000"], "40k steps of Catch: about a minute"),
+        (["catch", "--total-frames", "300"], "300 frames of Catch"),
+        (["my_module:make_env", "--total-frames", "7"], "7 frames of a custom environment with vector observations"),
+        (["--resume", "runs/NAME", "--total-frames", "7"], "the settings of runs/NAME"),
+    ],
+)
+def test_what_a_preset_promises_is_said_of_its_own_length_alone(reached, arguments, about):
+    assert train.main(arguments) == 0
+    assert reached[0][2].startswith(about)
+
+
+FLAGS = (
+    "--device cpu --no-compile --total-frames 300 --final-episodes 1 --evaluate-episodes 1 --num-envs 4 --hidden 8 "
+    "--env-threads 1"
+).split()
+
+
+def test_what_a_run_prints_last_can_be_typed_in_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/fastrl", "train"])
+    assert train.main(["catch", *FLAGS, "--runs-dir", "my runs", "--name", "it's ü"]) == 0
+    look, watching = capsys.readouterr().out.splitlines()[-1].split("; watch: ")
+    assert shlex.split(look) == ["look:", "tensorboard", "--logdir", f"{tmp_path}/my runs"]
+    assert shlex.split(watching) == ["fastrl", "watch", f"{tmp_path}/my runs/it's ü"]
+    monkeypatch.chdir("/")
+    run = shlex.split(watching)[-1]
+    monkeypatch.setattr("fastrl.dqn.run.experiment.Run.play", lambda run: setattr(run.stop, "signal", signal.SIGINT))
+    assert train.main(["--resume", run]) == 128 + signal.SIGINT
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].split("resume with: ")[1])
+    assert command == ["fastrl", "train", "--resume", run]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_run_needs_no_letters_of_its_terminal_and_no_terminal(tmp_path, closed):
+    """Names with other letters, where the terminal knows ASCII alone; and a stdout that is closed from the start."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "fastrl.train", "catch", *FLAGS, "--name", "Größe 🎮", "--runs-dir", "ö"]
+    if closed:
+        command = ["sh", "-c", f"{shlex.join(command)} >&-"]
+    result = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert (tmp_path / "ö" / "Größe 🎮" / "metrics.csv").exists()
+    assert result.stdout.isascii()
+    assert closed or rb"Gr\xf6\xdfe \U0001f3ae" in result.stdout
+
+
+# --- outputs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def played(monkeypatch, tmp_path):
+    """How often games were played; they fail at once. The current folder holds a run of catch, run."""
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("run"))
+    played = []
+
+    def fail(*_, **__):
+        played.append(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("fastrl.play.games.play_games", fail)
+    monkeypatch.setattr(watch, "has_display", lambda: False)
+    return played
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (evaluate, "run --json run/config.json/x.json"),
+        (evaluate, "run --json /proc/x/y.json"),
+        (evaluate, "run --json run"),
+        (evaluate, "run --out run/config.json/x.gif"),
+        (evaluate, "run"),
+        (watch, "run"),
+        (watch, "run --out run/config.json/x.gif"),
+    ],
+)
+def test_a_file_that_cannot_be_made_is_named_before_the_games(played, module, words):
+    if words == "run":
+        Path("run/pictures").touch()  # where films go by default
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(ConfigError, match=r"--(json|out) is .*(where no file can be made|a folder)"):
+        module.main(words.split())
+    assert played == []
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_games_that_fail_leave_the_old_file_and_no_folder(played):
+    Path("old.json").write_text("old", encoding="utf-8")
+    for path in ("old.json", "new/folder/x.json"):
+        with pytest.raises(ZeroDivisionError):
+            evaluate.main(["run", "--json", path, "--out", "films/x.gif"])
+    assert Path("old.json").read_text(encoding="utf-8") == "old"
+    assert sorted(path.name for path in Path().iterdir()) == ["old.json", "run"]
+    assert played == [1, 1]
+
+
+def test_scores_go_into_a_folder_that_is_made_and_say_where_the_agent_lies(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("run"))
+    assert evaluate.main(["run", "--episodes", "2", "--json", "new/x.json"]) == 0
+    facts = json.loads(Path("new/x.json").read_text(encoding="utf-8"))
+    assert facts["checkpoint"] == str(tmp_path / "run" / "checkpoints" / "000000000400")
+    assert len(facts["scores"]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastrl.base.errors import ConfigError
@@ -66,9 +67,37 @@ def test_what_no_version_wrote_is_named(changes, reason):
     assert str(refused.value) == f"{HERE} is damaged ({reason}); restore it from a copy"
 
 
-def test_a_value_out_of_its_range_is_named():
-    with pytest.raises(ConfigError, match="--batch-size is '64'; give a whole number"):
-        from_record(to_record(DQNConfig()) | {"batch_size": "64"}, HERE)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"batch_size": "64"}, "--batch-size is '64'; give a whole number"),
+        ({"batch_size": None}, "--batch-size is None; give a whole number"),
+        ({"compile": "no"}, "--compile is 'no'; give True or False"),
+        ({"fire_reset": 1}, "--fire-reset is 1; give True or False"),
+        ({"runs_dir": 5}, "--runs-dir is 5; give text"),
+        ({"game": ["catch"]}, "--game is ['catch']; give text"),
+        ({"gamma": True}, "--gamma is True; give a number"),
+        ({"trunk": 3}, "--trunk is 3; give nature, small, impala or vector"),
+        ({"total_frames": 10**24}, f"--total-frames is {10**24}; give at most 9,223,372,036,854,775,807"),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_named_with_its_file(changes, reason):
+    with pytest.raises(ConfigError) as refused:
+        from_record(to_record(DQNConfig()) | changes, HERE)
+    assert str(refused.value) == f"{HERE}: {reason}; correct it in the file, or restore the file from a copy"
+
+
+def test_numbers_of_numpys_are_recorded_as_pythons():
+    config = DQNConfig(num_envs=np.int64(8), gamma=np.float32(0.5), seed=np.uint8(3))
+    record = json.loads(json.dumps(to_record(config)))
+    assert (record["num_envs"], record["gamma"], record["seed"]) == (8, 0.5, 3)
+
+
+def test_a_folder_inside_a_run_leads_to_the_run(tmp_path):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        read_record(tmp_path / "checkpoints" / "best" / "config.json")
+    assert str(refused.value).endswith(f"is no run folder: it has no config.json; it lies in one: give {tmp_path}")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe"])

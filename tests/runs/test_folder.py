@@ -1,5 +1,7 @@
 """The folder of a run: its lock, and which of its checkpoints count."""
 
+import contextlib
+import errno
 import json
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import pytest
 from untrained import make_run, small_checkpoint
 
 from fastrl.base.errors import ConfigError
-from fastrl.config import DQNConfig
+from fastrl.config import DQNConfig, SarsaConfig
 from fastrl.runs import checkpoints
 from fastrl.runs.folder import RunFolder, load_config
 
@@ -105,3 +107,108 @@ def test_tidying_up_a_run_that_is_whole_changes_nothing(tmp_path):
     RunFolder(tmp_path / "no run").recover()
     assert not (tmp_path / "run" / ".metrics.csv.1.partial").exists()
     assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+# --- resuming -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a run that was started as ``--runs-dir TMP/runs --name a``."""
+    config = DQNConfig(game="catch", runs_dir=str(tmp_path / "runs"), name="a")
+    with contextlib.closing(RunFolder.new(config, "catch")) as folder:
+        folder.open(config, new=True)
+    return folder
+
+
+def test_a_resume_is_advised_where_there_is_a_checkpoint(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    full, elsewhere = OSError(errno.ENOSPC, "full"), OSError(errno.EACCES, "no", "/elsewhere")
+    assert folder.unwritable(elsewhere) is folder.unwritable(ValueError()) is None
+    assert str(folder.unwritable(full)) == (
+        f"{folder} cannot be written to (No space left on device); free some space, then start anew with another "
+        f"--name, or delete {folder}: it has no checkpoint yet"
+    )
+    small_checkpoint(folder.path)
+    assert str(folder.unwritable(full)).endswith(
+        f"; free some space, then resume with: python -m fastrl.train --resume {folder}"
+    )
+
+
+def test_the_command_that_resumes_is_quoted_absolute_and_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/fastrl", "train"])
+    assert RunFolder("my runs/a").resume_command == f"fastrl train --resume '{tmp_path}/my runs/a'"
+    assert str(RunFolder("my runs/a")) == "my runs/a"  # where it is only mentioned
+
+
+def test_a_damaged_run_says_that_no_checkpoint_is_whole(folder):
+    one = small_checkpoint(folder.path)
+    (one / "state.json").write_bytes(b"x")
+    with pytest.raises(ConfigError) as refused:
+        folder.newest_whole()
+    assert str(refused.value) == (
+        f"{folder} has no whole checkpoint: {one}/state.json cannot be read (its checksum is wrong); restore it from a "
+        "copy, or start a run of another --name"
+    )
+
+
+def test_a_run_that_is_resumed_keeps_its_own_name(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = load_config(folder)
+    own = [
+        known,
+        known.replace(runs_dir="runs", name=None),
+        known.replace(runs_dir=str(tmp_path / "x" / ".." / "runs")),
+    ]
+    for config in own:
+        with contextlib.closing(RunFolder(folder)) as again:
+            assert again.reopen(config.replace(seed=7)) == known.replace(seed=7)
+    folder.path.rename(tmp_path / "moved")
+    for config in (*own[:2], known.replace(runs_dir=str(tmp_path), name="moved")):
+        with contextlib.closing(RunFolder(tmp_path / "moved")) as moved:
+            assert moved.reopen(config) == known
+
+
+@pytest.mark.parametrize(("setting", "value"), [("name", "b"), ("runs_dir", "elsewhere")])
+def test_settings_that_name_another_folder_are_refused_at_a_resume(folder, setting, value):
+    with pytest.raises(ConfigError) as refused:
+        RunFolder(folder).reopen(load_config(folder).replace(**{setting: value}))
+    assert str(refused.value) == (
+        f"--{setting.replace('_', '-')} is {value!r}, but a resumed run stays in its folder; leave it out, or copy "
+        f"{folder} there and resume the copy"
+    )
+    assert load_config(folder).name == "a"
+
+
+def test_only_the_folder_of_such_a_run_is_reopened_and_no_other_gets_a_lock(folder, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path in (empty, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match=r"is no run folder: it has no config\.json; give one that a run made"):
+            RunFolder(path).reopen(DQNConfig())
+    assert list(empty.iterdir()) == []
+    (folder / "lock").unlink()
+    with pytest.raises(ConfigError, match=r"is a run of DQNConfig; give settings of that type"):
+        RunFolder(folder).reopen(SarsaConfig())
+    assert not (folder / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("runs_dir", "reason"), [("file", "Not a directory"), ("/proc/nowhere", "No such file"), ("x" * 256, "too long")]
+)
+def test_a_place_that_takes_no_folder_is_named_before_anything_is_made(tmp_path, monkeypatch, runs_dir, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"--runs-dir is '{runs_dir}', where no folder can be made \(.*{reason}"):
+        RunFolder.new(DQNConfig(runs_dir=runs_dir, name="a"), "catch")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_command_of_bytes_that_are_no_text_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "fastrl.train", "catch", "--x", "\udcff ü"])
+    config = DQNConfig(game="catch", runs_dir=str(tmp_path), name="ü 🎮")
+    with contextlib.closing(RunFolder.new(config, "catch")) as folder:
+        folder.open(config, new=True)
+    assert b"'\xff \xc3\xbc'" in (folder / "commands.txt").read_bytes()
+    assert load_config(folder) == config

@@ -317,6 +317,19 @@ def test_numbers_that_are_none_end_a_run_before_they_are_saved(tmp_path, what):
         assert found["weights"] == ["online.trunk.0.weight"] or "online" in found["weights"][0]
 
 
+def test_numbers_that_are_none_before_the_first_checkpoint_name_no_resume(tmp_path):
+    def spoil(run):
+        with torch.no_grad():
+            run.learner._params[0][0] = torch.nan
+
+    with pytest.raises(NotFiniteError, match=r"none is saved yet: start anew with another --name and") as ended:
+        play(tmp_path / "run", config=SMALL, hooks=[At(100, spoil, update=True)])
+    assert "--resume" not in str(ended.value)
+    smaller = f"--learning-rate {SMALL.learning_rate / 4:g} --learning-rate-end {SMALL.learning_rate_end / 4:g}"
+    assert f"steps of a quarter: {smaller}; " in str(ended.value)
+    assert RunFolder(tmp_path / "run").numbered() == []
+
+
 def test_an_environment_that_raises_costs_nothing_that_was_learnt(tmp_path, capsys):
     calls = iter(range(50))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from fastrl.dqn.collector import Group
 from fastrl.dqn.run import evaluation, experiment
 from fastrl.envs.atari import Step
 from fastrl.replay.saves import Save
-from fastrl.runs import report
+from fastrl.runs import checkpoints, report
 from fastrl.runs.folder import RunFolder
 from fastrl.sarsa import learners
 from fastrl.sarsa import run as sarsa_run
@@ -85,14 +86,23 @@ def test_a_stop_in_an_evaluation_that_is_played_again_saves_too(tmp_path, monkey
     assert len(next(evaluations)) == len(next(evaluations))
 
 
-def test_a_run_that_has_ended_ends_again_as_it_was(tmp_path):
+def test_a_run_that_has_ended_ends_again_as_it_was_and_says_so(tmp_path, capsys):
     config = CONFIG.replace(total_frames=600)
     ended = play(tmp_path / "run", config=config)
     lines, seen = rows(ended.folder), events(ended.folder)
-    assert play(tmp_path / "run", config=config, resume=True).frames == ended.frames
+    assert play(tmp_path / "run", config=config, resume=True, quiet=False).frames == ended.frames
+    assert "the run has ended: nothing is left to play; a larger --total-frames" in capsys.readouterr().out
     assert (rows(ended.folder), events(ended.folder)) == (lines, seen)
     longer = play(tmp_path / "run", config=config.replace(total_frames=800), resume=True)
     assert longer.evaluation.last is not None
+
+
+def test_a_run_is_not_resumed_with_fewer_frames_than_it_has_played(tmp_path):
+    played = play(tmp_path / "run", config=CONFIG.replace(total_frames=600)).frames
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match=rf"--total-frames is 100, and .* has played {played} already; give more, or"):
+        play(tmp_path / "run", config=CONFIG.replace(total_frames=100), resume=True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_asked_for(tmp_path, monkeypatch):
@@ -211,4 +221,16 @@ def test_the_command_goes_on_with_cartpole(tmp_path, capsys):
     flags = ["--learners", "4", "--episodes", "3", "--version", "v0"]
     assert train.main(["cartpole", *flags, "--runs-dir", str(tmp_path), "--name", "run"]) == 0
     assert train.main(["--resume", str(tmp_path / "run")]) == 0
-    assert f"resuming from {tmp_path / 'run' / 'checkpoints' / '001-000000000'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"resuming from {tmp_path / 'run' / 'checkpoints' / '001-000000000'}" in said
+    assert "the run has ended: nothing is left to play" in said
+    (state,) = (tmp_path / "run" / "checkpoints").glob("001-*/state.json")
+    written = json.loads(state.read_text(encoding="utf-8"))
+    for change, reason in (({"format": 9}, "has format 9, and this version reads format 1; install"), ({}, None)):
+        state.write_text(json.dumps({k: v for k, v in written.items() if k != "format"} | change), encoding="utf-8")
+        checkpoints.seal(state.parent)
+        if reason is None:  # as versions before the format wrote it
+            assert train.main(["--resume", str(tmp_path / "run")]) == 0
+        else:
+            with pytest.raises(ConfigError, match=reason):
+                train.main(["--resume", str(tmp_path / "run")])
