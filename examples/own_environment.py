@@ -10,8 +10,7 @@ from __future__ import annotations
 import gymnasium as gym
 from watch_q_values import WatchQValues
 
-from fastrl.dqn.run import Run
-from fastrl.train import config_for, dqn
+from fastrl import Run, train
 
 
 def make_env() -> gym.Env:
@@ -19,8 +18,8 @@ def make_env() -> gym.Env:
 
 
 def main(total_frames: int = 40_000, runs_dir: str = "runs") -> Run:
-    config = config_for(make_env).replace(total_frames=total_frames, runs_dir=runs_dir, compile=False, device="cpu")
-    return dqn(make_env, config, callbacks=[WatchQValues()])
+    settings = {"total_frames": total_frames, "runs_dir": runs_dir, "compile": False, "device": "cpu"}
+    return train(make_env, [WatchQValues()], **settings)
 
 
 if __name__ == "__main__":

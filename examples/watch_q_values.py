@@ -12,10 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastrl.config import preset_for
-from fastrl.dqn.callbacks import Callback, TrainingRun
-from fastrl.dqn.run import Run, train
-from fastrl.replay import Batch
+from fastrl import Batch, Callback, Run, TrainingRun, train
 
 
 class WatchQValues(Callback):
@@ -50,8 +47,7 @@ class WatchQValues(Callback):
 
 
 def main(total_frames: int = 10_000, runs_dir: str = "runs") -> Run:
-    config = preset_for("catch", "cpu").config.replace(total_frames=total_frames, runs_dir=runs_dir, compile=False)
-    return train(config, [WatchQValues()])
+    return train("catch", [WatchQValues()], total_frames=total_frames, runs_dir=runs_dir, compile=False)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Fast, correct, reproducible deep Q-learning on Atari.
 
->>> from fastrl import DQNConfig, train
+>>> from fastrl import train
 >>> run = train("breakout", total_frames=40_000)
 
 Importing this package imports nothing heavy; each name is loaded when it is first asked for. ``fastrl.replay`` needs
@@ -10,24 +10,24 @@ only NumPy. Whatever needs more names the extra to install if a package is missi
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastrl.base.errors import ConfigError, RunError
     from fastrl.config import DQNConfig, SarsaConfig, preset_for
-    from fastrl.dqn.agent import load_agent
+    from fastrl.dqn.agent import greedy, load_agent
     from fastrl.dqn.callbacks import Callback, TrainingRun
     from fastrl.dqn.pretrained import load_pretrained
     from fastrl.dqn.run import Run
     from fastrl.envs.make import make_envs
     from fastrl.envs.rules import EvaluationRules
     from fastrl.play.games import play_games
-    from fastrl.replay import PrioritizedReplayBuffer, ReplayBuffer, SumTree
-    from fastrl.train import config_for
-
-    from . import train
+    from fastrl.replay import Batch, PrioritizedReplayBuffer, ReplayBuffer, SumTree
+    from fastrl.train import config_for, train
 
 __all__ = [
+    "Batch",
     "Callback",
     "ConfigError",
     "DQNConfig",
@@ -41,6 +41,7 @@ __all__ = [
     "TrainingRun",
     "__version__",
     "config_for",
+    "greedy",
     "load_agent",
     "load_pretrained",
     "make_envs",
@@ -51,6 +52,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "Batch": "fastrl.replay",
     "Callback": "fastrl.dqn.callbacks",
     "ConfigError": "fastrl.base.errors",
     "DQNConfig": "fastrl.config",
@@ -63,6 +65,7 @@ _ROOMS = {
     "SumTree": "fastrl.replay",
     "TrainingRun": "fastrl.dqn.callbacks",
     "config_for": "fastrl.train",
+    "greedy": "fastrl.dqn.agent",
     "load_agent": "fastrl.dqn.agent",
     "load_pretrained": "fastrl.dqn.pretrained",
     "make_envs": "fastrl.envs.make",
@@ -77,7 +80,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         value = globals()[name] = getattr(importlib.import_module(_ROOMS[name]), name)
         return value
-    raise AttributeError(f"module 'fastrl' has no attribute {name!r}")
+    raise AttributeError(f"module 'fastrl' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 
 from fastrl.base import console
 from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError
 from fastrl.cli import read, refuse_others, run_command, show_help
-from fastrl.config import DQNConfig, Preset, RunConfig, SarsaConfig, custom_preset, preset_for
+from fastrl.config import Device, DQNConfig, Preset, RunConfig, SarsaConfig, custom_preset, preset_for
 from fastrl.envs.make import look_at
 from fastrl.envs.names import MakeEnv, differing_rules, game_name, is_custom, name_of, same_game
 from fastrl.runs import folder
@@ -36,8 +37,11 @@ from fastrl.runs import folder
 if TYPE_CHECKING:
     from fastrl.dqn.callbacks import Callback
     from fastrl.dqn.run import Run
+    from fastrl.sarsa.run import SarsaRun
 
+__all__ = ["config_for", "dqn", "train"]
 PROG = program("train")
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +54,43 @@ class Arguments:
     """Print nothing."""
 
 
-def start(
+@overload
+def train(
+    what: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, quiet: bool = False, **settings: Any
+) -> SarsaRun: ...
+@overload
+def train(
+    what: DQNConfig | MakeEnv,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run: ...
+@overload
+def train(  # "cartpole" gives a SarsaRun, every game a Run
+    what: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run | Any: ...
+def train(
     what: DQNConfig | SarsaConfig | str | MakeEnv | None = None,
     callbacks: Sequence[Callback] = (),
     *,
     resume: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     **settings: Any,
-) -> Any:
-    """Train an agent; ``fastrl.train(...)`` calls this.
+) -> Run | SarsaRun:
+    """Train an agent until its last frame, or until a signal such as Ctrl-C or a notebook's stop button.
 
     Parameters
     ----------
     what : DQNConfig, SarsaConfig, str or callable, optional
         All settings; or a game, ``"cartpole"``, or a custom environment as ``"module:callable"`` or the callable
-        itself, with the settings that the command line gives it. Default: the settings of the run to resume.
+        itself, with the settings of `config_for`. Default: the settings of the run to resume.
     callbacks : sequence of Callback
         Called before the run's own, in order. SARSA has none.
     resume : path-like, optional
@@ -72,59 +98,118 @@ def start(
     quiet : bool
         Print nothing.
     **settings
-        Fields of the config to change, ``total_frames=40_000``.
+        Settings to change, by the names of their fields: ``total_frames=40_000``.
 
     Returns
     -------
-    Run or int
-        As `fastrl.dqn.run.train` returns; for SARSA, the exit status of its command.
+    Run or SarsaRun
+        The run: its ``folder``, its ``stop.signal`` if one ended it. A DQN run has ``evaluation.last`` and ``learner``.
 
     Raises
     ------
     ConfigError
         If a setting is unknown or does not fit, and for the reasons of `fastrl.dqn.run.train`. Nothing is written then.
+    RunError
+        As of `fastrl.dqn.run.train`.
     """
     config: RunConfig
     if isinstance(what, RunConfig):
-        config = what
+        config = _changed(what, settings)
     elif what is None and resume is None:
         raise ConfigError("nothing is given to train on; give a DQNConfig, a game such as 'breakout', or resume=RUN")
     else:
-        game = name_of(what) if callable(what) else what
+        game = None if what is None else _name(what)
+        if game is not None and "game" in settings:
+            raise ConfigError(f"game is {settings['game']!r}, and {game} is given first; give one game")
         config = _default(game, settings.get("device"), None if resume is None else Path(resume))[0]
-    known = [field.name for field in dataclasses.fields(config)]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}"
-            raise ConfigError(f"{name} is no setting of {type(config).__name__}; {remedy}")
-    config = config.replace(**settings)
+        config = _changed(config, settings)
     if isinstance(config, DQNConfig):
         from fastrl.dqn import run
 
-        return run.train(config, callbacks, resume=resume, quiet=quiet)
+        if isinstance(what, str) and not quiet and (differs := differing_rules(what, config)):
+            console.say(differs)
+        trained = run.train(config, callbacks, resume=resume, quiet=quiet)
+        if trained.stop.signal is not None and not quiet:
+            again = f"train(resume={os.path.abspath(trained.folder)!r})"
+            console.say(f"stopped after {trained.frames:,} frames; resume with: {again}")
+        return trained
     from fastrl.sarsa import run as sarsa
 
     assert isinstance(config, SarsaConfig)
     if callbacks:
         raise ConfigError("callbacks are given, and a cartpole run has none; leave them out")
-    return sarsa.train(config, resume=None if resume is None else Path(resume), quiet=quiet)
+    return sarsa.train(config, resume=resume, quiet=quiet)
+
+
+def config_for(game: str | MakeEnv, device: Device = "auto", **settings: Any) -> DQNConfig:
+    """Return the settings that a game or a custom environment starts from, some of them changed.
+
+    Parameters
+    ----------
+    game : str or callable
+        A game in any spelling; or a custom environment as ``"module:callable"`` or the callable itself, which is made
+        once, to look at its observations.
+    device : {"auto", "cpu", "cuda"}
+        Where the network learns, which decides on the preset.
+    **settings
+        Settings to change, by the names of their fields: ``total_frames=40_000``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such game, device or setting, or the environment does not fit.
+    """
+    name = _name(game)
+    if name == "cartpole":
+        raise ConfigError("game is 'cartpole', which SARSA learns; its settings are SarsaConfig()")
+    config = _changed(_default(name, device, None)[0], {"device": device} | settings)
+    assert isinstance(config, DQNConfig)
+    return config
+
+
+def _name(what: object) -> str:
+    """Return the name of a game, or of a custom environment."""
+    if isinstance(what, str | os.PathLike) and (Path(what) / "config.json").exists():
+        raise ConfigError(f"{os.fspath(what)!r} is the folder of a run, no game; give resume={os.fspath(what)!r}")
+    if isinstance(what, str):
+        return what
+    if isinstance(what, type) and issubclass(what, RunConfig):
+        raise ConfigError(f"{what.__name__} is given, the class itself; give {what.__name__}(), or a game")
+    if isinstance(what, Preset):
+        raise ConfigError("a Preset is given; give its .config")
+    if not callable(what) and not hasattr(what, "step"):  # of an environment, `name_of` has more to say
+        raise ConfigError(
+            f"{what!r} is given to train on, of type {type(what).__name__}; give a DQNConfig, a game such as "
+            "'breakout', or a callable that makes an environment"
+        )
+    return name_of(cast(MakeEnv, what))
+
+
+def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Return settings with other values in the fields named."""
+    known = [field.name for field in dataclasses.fields(config)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            kind = type(config).__name__
+            remedy = f"did you mean {near[0]}?" if near else f"help(fastrl.{kind}) lists them"
+            raise ConfigError(f"{name} is no setting of {kind}; {remedy}")
+    return config.replace(**settings)
 
 
 class _Callable(ModuleType):
-    """This module, which ``from fastrl import train`` gives: calling it calls `start`."""
+    """This module and its function `train` in one: ``fastrl.train`` is both, whatever was imported first.
 
-    def __call__(
-        self,
-        what: DQNConfig | SarsaConfig | str | MakeEnv | None = None,
-        callbacks: Sequence[Callback] = (),
-        *,
-        resume: str | os.PathLike[str] | None = None,
-        quiet: bool = False,
-        **settings: Any,
-    ) -> Any:
-        """Train an agent: see `start`."""
-        return start(what, callbacks, resume=resume, quiet=quiet, **settings)
+    The import system makes this module the attribute ``train`` of the package. A function of that name there would be
+    replaced by whichever import of this module comes later.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return train(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(train)
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return import_module, (__name__,)
@@ -154,16 +239,11 @@ def dqn(
     ConfigError
         If the environment does not fit, and for the reasons of `fastrl.dqn.run.train`. Nothing is written then.
     """
-    from fastrl.dqn.run import train
+    from fastrl.dqn import run
 
     if config is None:
         config = config_for(make_env) if resume is None else folder.load_dqn_config(resume)
-    return train(config.replace(game=name_of(make_env)), callbacks, resume=resume, quiet=quiet)
-
-
-def config_for(make_env: MakeEnv, device: str = "auto") -> DQNConfig:
-    """Return settings to start from for a custom environment; it is made once, to look at its observations."""
-    return _preset(name_of(make_env), device).config
+    return run.train(config.replace(game=name_of(make_env)), callbacks, resume=resume, quiet=quiet)
 
 
 def main(arguments: list[str]) -> int:
@@ -187,7 +267,7 @@ def main(arguments: list[str]) -> int:
     from fastrl.sarsa import run
 
     assert isinstance(config, SarsaConfig)
-    return run.train(config, resume=resume, quiet=quiet)
+    return run.train(config, resume=resume, quiet=quiet).status
 
 
 def _show_help(game: str | None, given: dict[str, Any], resume: Path | None) -> NoReturn:
@@ -237,11 +317,11 @@ def _preset(game: str, device: str) -> Preset:
 
 
 def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int:
-    from fastrl.dqn.run import train
+    from fastrl.dqn import run as dqn_run
 
     say = (lambda text: None) if quiet else console.say
     say(f"{config.game}: {about}; Ctrl-C saves the run and prints the command that resumes it")
-    run = train(config, resume=resume, quiet=quiet)
+    run = dqn_run.train(config, resume=resume, quiet=quiet)
     say(f"checkpoint: {run.folder.find()}")
     if run.stop.signal is not None:
         say(f"stopped after {run.frames:,} frames; {run.folder.how_to_resume}")

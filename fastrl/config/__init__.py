@@ -2,7 +2,7 @@
 
 from fastrl.config.presets import PRESETS, Preset, custom_preset, preset_for
 from fastrl.config.record import from_record, lift, read_record, to_record
-from fastrl.config.settings import Device, DQNConfig, RunConfig, SarsaConfig
+from fastrl.config.settings import Device, DQNConfig, RunConfig, SarsaConfig, check_device
 
 __all__ = [
     "PRESETS",
@@ -11,6 +11,7 @@ __all__ = [
     "Preset",
     "RunConfig",
     "SarsaConfig",
+    "check_device",
     "custom_preset",
     "from_record",
     "lift",

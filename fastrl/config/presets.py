@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from fastrl.base.errors import ConfigError
 from fastrl.config.settings import DQNConfig
 
 
@@ -151,7 +152,9 @@ def custom_preset(
 
 
 def preset_for(game: str, device: str) -> Preset:
-    """Return the preset of a game on a device (``"cpu"`` or ``"cuda"``)."""
+    """Return the preset of a game on a device (``"cpu"`` or ``"cuda"``); `fastrl.config_for` takes ``"auto"`` too."""
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; give cpu or cuda")
     if game == "catch":
         return PRESETS["catch"]
     preset = PRESETS[device]

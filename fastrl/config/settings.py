@@ -8,14 +8,27 @@ them per step. Each field is a flag of the command line, and its docstring is th
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, Printable, check
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
 
 Device = Literal["auto", "cpu", "cuda"]
+
+
+def check_device(name: object) -> None:
+    """Raise ConfigError for the name of no device that networks learn on."""
+    if name in get_args(Device):
+        return
+    remedy = "give auto, cpu or cuda"
+    if isinstance(name, str) and (number := re.fullmatch(r"cuda:(\d+)", name)):
+        remedy = f"give cuda, and CUDA_VISIBLE_DEVICES={number[1]} in the environment chooses that GPU"
+    raise ConfigError(f"--device is {name!r}, but networks learn on a CPU or a CUDA GPU alone; {remedy}")
+
+
 MOST_THREADS = 1_024
 """More than any machine has use for; libraries crash without a word where the system has no more threads to give."""
 
@@ -177,6 +190,7 @@ class DQNConfig(Rules, RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_device(self.device)
         check(self)
         if self.num_envs % self.env_groups:
             raise ConfigError(

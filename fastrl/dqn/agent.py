@@ -43,12 +43,12 @@ class Agent:
     """Folder for films of it."""
 
 
-def load_agent(run_or_game: str, checkpoint: str = "newest", make_env: str | None = None) -> Agent:
+def load_agent(run_or_game: str | os.PathLike[str], checkpoint: str = "newest", make_env: str | None = None) -> Agent:
     """Return the agent in a run's folder or, where there is no such folder, the one that ships for a game.
 
     Parameters
     ----------
-    run_or_game : str
+    run_or_game : str or path-like
         Path of the folder, or the game in any spelling that `fastrl.envs.names.game_name` takes.
     checkpoint : str
         Which of a run's, as `RunFolder.find` takes it.
@@ -60,6 +60,7 @@ def load_agent(run_or_game: str, checkpoint: str = "newest", make_env: str | Non
     ConfigError
         If it names neither, its weights cannot be read, or its environment is not found.
     """
+    run_or_game = os.fspath(run_or_game)
     path = Path(run_or_game)
     agent = _trained(path, checkpoint) if os.path.exists(path / "config.json") else _shipped(run_or_game, checkpoint)
     if make_env is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,10 +146,15 @@ def named(callbacks: Iterable[Callback]) -> dict[str, Callback]:
     return known
 
 
-def check_keys(callbacks: Iterable[Callback], of_the_run: Iterable[Callback]) -> None:
-    """Raise ConfigError if a user's callback has no valid key, or one that belongs to a callback of every run."""
+def check_callbacks(callbacks: Iterable[Callback], of_the_run: Iterable[Callback]) -> None:
+    """Raise ConfigError if a user's callback is none, has no valid key, or one of a callback of every run."""
     taken = {key_of(callback) for callback in of_the_run}
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"callbacks is of type {type(callbacks).__name__}; give a list of callbacks")
     for callback in callbacks:
+        if not isinstance(callback, Callback):
+            what = f"the class {callback.__name__}" if isinstance(callback, type) else repr(callback)
+            raise ConfigError(f"callbacks holds {what}; give objects of classes derived from fastrl.Callback")
         if (key := key_of(callback)) in taken:
             raise ConfigError(
                 f"callback {type(callback).__name__} has the key {key!r}, which belongs to a callback of every run; "

@@ -57,13 +57,17 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If a run of that name exists, or no folder can be made there.
+            If the settings name a run that exists, or no folder can be made there.
         """
         started = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         plain = re.sub(r"\W+", "-", game).strip("-")[:50]
-        folder = cls(Path(config.runs_dir) / (config.name or f"{plain}-s{config.seed}-{started}"))
-        if os.path.lexists(folder.path):
-            raise folder._exists()
+        dated = f"{plain}-s{config.seed}-{started}"
+        folder, number = cls(Path(config.runs_dir) / (config.name or dated)), 1
+        while os.path.lexists(folder.path):
+            if config.name is not None:
+                raise folder._exists()
+            number += 1  # runs of one second, such as those of a cell that is run twice
+            folder = cls(Path(config.runs_dir) / f"{dated}-{number}")
         if reason := why_no_place(folder.path):
             raise no_place_for_runs(config, reason)
         return folder

@@ -31,7 +31,7 @@ WIDEST: Final = 120
 """Columns that a panel takes at most."""
 LABEL: Final = 10
 """Columns before each row's text."""
-IN_NOTEBOOK: Final = '<pre style="line-height:1.2;font-family:monospace">{code}</pre>'
+IN_NOTEBOOK: Final = '<pre style="white-space:pre;overflow-x:auto;line-height:1.2;font-family:monospace">{code}</pre>'
 COLOURS: Final = ("cyan", "green", "magenta", "yellow", "red", "blue", "white")
 
 
@@ -195,17 +195,20 @@ class NotebookPanel(Rows):
         self._shown_as: Any = None  # IPython's handle of what is displayed
 
     def draw(self) -> None:
-        shows = importlib.import_module("IPython.display")  # this process is its kernel
         console = rich.console.Console(
             record=True, file=io.StringIO(), width=WIDEST, color_system="truecolor", force_jupyter=False
         )
         for row in self.rows(WIDEST - 1):
             console.print(row)
-        picture = shows.HTML(console.export_html(inline_styles=True, code_format=IN_NOTEBOOK))
+        picture = {  # consoles of kernels show text alone
+            "text/plain": console.export_text(clear=False).rstrip(),
+            "text/html": console.export_html(inline_styles=True, code_format=IN_NOTEBOOK),
+        }
         if self._shown_as is None:
-            self._shown_as = shows.display(picture, display_id=True)
+            display = importlib.import_module("IPython.display").display  # this process is its kernel
+            self._shown_as = display(picture, raw=True, display_id=True)
         else:
-            self._shown_as.update(picture)
+            self._shown_as.update(picture, raw=True)
 
 
 def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:

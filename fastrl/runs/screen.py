@@ -1,4 +1,5 @@
-"""What a run shows while it runs: nothing, or a line now and then; `fastrl.runs.panel` has the panel of a terminal."""
+"""What a run shows while it runs: nothing, or a line now and then; `fastrl.runs.panel` has the panel of a
+terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ class Silent:
 
 
 class Plain(Silent):
-    """Prints a line now and then: for files, pipes and notebooks."""
+    """Prints a line now and then: for files and pipes."""
 
     pause_seconds = PLAIN_EVERY_SECONDS
 

@@ -33,8 +33,8 @@ STATE_FORMAT = 1
 _UNCHANGED = ("version", "features", "reward")  # what weights and tasks of a resumed run stand for
 
 
-def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, quiet: bool = False) -> int:
-    """Run the learners on each version of CartPole asked for; return the exit status.
+def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, quiet: bool = False) -> SarsaRun:
+    """Run the learners on each version of CartPole asked for.
 
     Parameters
     ----------
@@ -44,6 +44,11 @@ def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, 
         Resume the newest whole checkpoint in this run's folder, all to the bit.
     quiet : bool
         Print nothing.
+
+    Returns
+    -------
+    SarsaRun
+        Its ``folder`` holds the weights; its ``stop.signal`` says whether a signal ended it.
 
     Raises
     ------
@@ -61,24 +66,35 @@ def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, 
         try:
             if resume is not None:
                 config = folder.reopen(config)
-            run = _Run(config, folder, stop, resume=resume is not None)
+            run = SarsaRun(config, folder, stop, resume=resume is not None)
             folder.open(config, new=resume is None)
-            return run.play(quiet)
+            run.play(quiet)
+            return run
         except OSError as error:
             if refused := folder.unwritable(error):
                 raise refused from error
             raise
 
 
-class _Run:
+class SarsaRun:
     """The versions of CartPole, one task after another, and how far the run is.
 
     It is saved at the beginning of a task and now and then right after a line of metrics, where no statistics are
     in progress.
+
+    Attributes
+    ----------
+    folder : RunFolder
+        What the run leaves behind; ``checkpoints/sarsa-v0.npz`` in it holds the weights.
+    stop : Stop
+        Its ``signal`` is the one that asked to stop, or None.
+    status : int
+        Exit status of the command: 0, or 128 and the signal that cut the run short.
     """
 
     def __init__(self, config: SarsaConfig, folder: RunFolder, stop: Stop, *, resume: bool) -> None:
-        self._config, self._folder, self._stop = config, folder, stop
+        self._config, self.folder, self.stop = config, folder, stop
+        self.status = 0
         self._tasks = [config]
         if config.version == "both":
             self._tasks = [dataclasses.replace(config, version="v0"), dataclasses.replace(config, version="v1")]
@@ -115,14 +131,14 @@ class _Run:
             if self._learners:
                 self._learners.load_state(arrays)
 
-    def play(self, quiet: bool) -> int:
-        """Run the tasks that are left; return the exit status."""
+    def play(self, quiet: bool) -> None:
+        """Run the tasks that are left."""
         total = self._config.episodes * len(self._tasks)
         with report.Reporter(
-            self._folder.path, total=total, unit="episodes", resume=self._reported, quiet=quiet
+            self.folder.path, total=total, unit="episodes", resume=self._reported, quiet=quiet
         ) as self._reporter:
             if self._found:
-                for note in [*self._notes, *self._folder.set_aside(self._found)]:
+                for note in [*self._notes, *self.folder.set_aside(self._found)]:
                     self._reporter.line(note)
                 self._reporter.line(f"resuming from {self._found}")
                 if self._task == len(self._tasks):
@@ -135,10 +151,10 @@ class _Run:
                     self._task, self._learners = self._task + 1, None
                     self._save(None)
             except Stopped:
-                self._reporter.line(f"stopped; {self._folder.how_to_resume}")
-                return 128 + (self._stop.signal or 0)
-            self._reporter.line(f"look: {command_line('tensorboard', '--logdir', self._folder.path.absolute().parent)}")
-        return 0
+                self._reporter.line(f"stopped; {self.folder.how_to_resume}")
+                self.status = 128 + (self.stop.signal or 0)
+                return
+            self._reporter.line(f"look: {command_line('tensorboard', '--logdir', self.folder.path.absolute().parent)}")
 
     def _save(self, learners: SarsaLearners | None) -> None:
         """Write a checkpoint; without learners, at the beginning of a task or at the end of all."""
@@ -150,8 +166,8 @@ class _Run:
         }
         steps = 0 if learners is None else learners.steps
         arrays = {} if learners is None else learners.state()
-        checkpoints.write_checkpoint(self._folder.path, f"{self._task:03d}-{steps:09d}", state, arrays)
-        self._folder.prune(KEEP_CHECKPOINTS)
+        checkpoints.write_checkpoint(self.folder.path, f"{self._task:03d}-{steps:09d}", state, arrays)
+        self.folder.prune(KEEP_CHECKPOINTS)
 
     def _train(self, config: SarsaConfig) -> None:
         """Train on one version, then judge, save, evaluate and film."""
@@ -164,9 +180,9 @@ class _Run:
             reporter.write(shown | {f"{version}/steps": steps}, at)
             solved, score = values["sarsa/solved_share"], values["games/return_mean_100"]
             reporter.progress(at, task=f"CartPole-{version}", score=f"{score:.0f}", solved=f"{solved:.0%}")
-            if self._stop or steps % CHECKPOINT_EVERY_STEPS == 0:
+            if self.stop or steps % CHECKPOINT_EVERY_STEPS == 0:
                 self._save(learners)
-            self._stop.check()
+            self.stop.check()
 
         result = learners.run(log)
         at = before + config.episodes
@@ -181,7 +197,7 @@ class _Run:
         )
         reporter.histogram(f"{version}/solved_at_episode", result.solved_at_episode, at)
 
-        weights = self._folder.checkpoints / f"sarsa-{version}.npz"
+        weights = self.folder.checkpoints / f"sarsa-{version}.npz"
         weights.parent.mkdir(exist_ok=True)
         solved_at = result.solved_at_episode
         np.savez(weights, weights=result.weights, solved_at_episode=solved_at, returns=result.returns)
@@ -196,7 +212,7 @@ class _Run:
 
     def _film(self, weights: NDArray[np.float64], config: SarsaConfig, at: int) -> None:
         """Film one learner, ``weights [A, F]``; a film that fails is said, and the run continues."""
-        gif = self._folder / "pictures" / f"cartpole-{config.version}.gif"
+        gif = self.folder / "pictures" / f"cartpole-{config.version}.gif"
         try:
             video.write_gif(gif, film(weights, config, config.seed), fps=FILM_FPS)
             self._reporter.image(f"{config.version}/agent", gif, at)

@@ -1,6 +1,7 @@
 """The folder of a run: its lock, and which of its checkpoints count."""
 
 import contextlib
+import datetime
 import errno
 import json
 import subprocess
@@ -31,6 +32,21 @@ def test_a_new_folder_holds_settings_versions_and_the_command(tmp_path):
         ConfigError, match=r"exists already; give another --name, or delete .*, which has no checkpoint"
     ):
         RunFolder.new(config, "catch")
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 11, 26, 2, 30)
+
+    monkeypatch.setattr(datetime, "datetime", Clock)
+    config, names = DQNConfig(game="catch", runs_dir=str(tmp_path)), []
+    for _ in range(3):
+        with contextlib.closing(RunFolder.new(config, "catch")) as folder:
+            folder.open(config, new=True)
+            names.append(folder.path.name)
+    assert names == [f"catch-s1-20261126-023000{number}" for number in ("", "-2", "-3")]
 
 
 def test_another_process_is_kept_out_until_the_folder_is_closed(tmp_path):

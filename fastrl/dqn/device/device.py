@@ -7,6 +7,7 @@ import sys
 import torch
 
 from fastrl.base.errors import ConfigError
+from fastrl.config import check_device
 
 
 def pick_device(name: str) -> torch.device:
@@ -17,8 +18,7 @@ def pick_device(name: str) -> torch.device:
     ConfigError
         There is no usable GPU, or no such device.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device is {name!r}; give auto, cpu or cuda")
+    check_device(name)
     usable = torch.cuda.is_available()
     if name == "cuda" and not usable:
         raise ConfigError(

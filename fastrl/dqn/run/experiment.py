@@ -15,7 +15,7 @@ from fastrl.base.extras import need
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
 from fastrl.dqn import checkpoint
-from fastrl.dqn.callbacks import Callback, check_keys, named
+from fastrl.dqn.callbacks import Callback, check_callbacks, named
 from fastrl.dqn.collector import build_collector
 from fastrl.dqn.device.device import forget_compiled, pick_device
 from fastrl.dqn.learner import Learner
@@ -111,7 +111,7 @@ class Run(Loop):
         refuse_while_loading()
         self.evaluation = Evaluation()
         of_the_run = [Metrics(), self.evaluation, Checkpoints()]
-        check_keys(callbacks, of_the_run)
+        check_callbacks(callbacks, of_the_run)
         self._last = contextlib.ExitStack()  # closes what was made, the newest first
         folder = RunFolder.new(config, config.game) if resume is None else RunFolder(resume)
         try:

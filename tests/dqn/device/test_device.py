@@ -14,7 +14,10 @@ def test_a_device_is_picked_or_refused_with_a_remedy(monkeypatch):
     assert pick_device("auto") == pick_device("cpu") == CPU
     with pytest.raises(ConfigError, match=r"--device is 'cuda' but .*give --device cpu"):
         pick_device("cuda")
-    with pytest.raises(ConfigError, match="--device is 'tpu'; give auto, cpu or cuda"):
+    with pytest.raises(
+        ConfigError,
+        match="--device is 'tpu', but networks learn on a CPU or a CUDA GPU alone; give auto, cpu or cuda",
+    ):
         pick_device("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")

@@ -176,7 +176,7 @@ CARTPOLE = SarsaConfig(learners=6, episodes=12, max_steps=5_000, epsilon=0.05)
 
 def cartpole(folder: Path, *, resume: bool = False, **changes: Any) -> int:
     config = dataclasses.replace(CARTPOLE, runs_dir=str(folder.parent), name=folder.name, **changes)
-    return sarsa_run.train(config, resume=folder if resume else None, quiet=True)
+    return sarsa_run.train(config, resume=folder if resume else None, quiet=True).status
 
 
 def test_cartpole_stopped_killed_and_resumed_is_cartpole_at_one_go(tmp_path, monkeypatch):
