@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -93,6 +93,10 @@ class QNetwork(nn.Module):
 
     def outputs(self, obs: Tensor) -> Tensor:
         """Return what the last layer gives, float32: Q [B, A], or with atoms their logits [B, A, atoms]."""
+        return self.behind(self.features(obs))
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Return what the trunk makes of obs: features [B, F], of images position by position."""
         obs = obs.flatten(1, 2) if obs.dim() == 5 else obs  # a stack of images in colour
         # Channels last already here: eager convolutions on a CPU otherwise lose up to half of their speed.
         layout = torch.channels_last if obs.dim() == 4 else torch.preserve_format
@@ -101,7 +105,14 @@ class QNetwork(nn.Module):
         features = self.trunk(x)
         # Flattened in the order in which they lie, position by position: no transposition there and back.
         features = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
-        x = F.relu(self.hidden(features.flatten(1)))
+        return features.flatten(1)
+
+    def behind(self, features: Tensor, dense: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return what the last layer makes of features [B, F]; see `outputs`.
+
+        ``dense`` may take the place of the dense layer with its ReLU: features [B, F] -> [B, width].
+        """
+        x = F.relu(self.hidden(features)) if dense is None else dense(features)
         if not self.dueling:
             return self._per_action(self.action_value(x))
         x_value, x_advantage = x.chunk(2, dim=1)
