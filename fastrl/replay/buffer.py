@@ -331,6 +331,7 @@ class ReplayBuffer:
                 state={name: copy.deepcopy(value) for name, value in self._state().items()},
                 rows=self._ring.rows,
                 count=self._ring.count.copy(),
+                oldest=self._ring.oldest,
                 held=self._ring.held,
                 lock=self._lock,
                 gather=self._gather_saved,
@@ -340,8 +341,12 @@ class ReplayBuffer:
             return save
 
     @classmethod
-    def load(cls, path: str | Path, store: str | MakeStore = "ram") -> Self:
+    def load(cls, path: str | Path, store: str | MakeStore = "ram", *, capacity: int | None = None) -> Self:
         """Return a saved buffer: it draws what the buffer that was saved would have drawn.
+
+        With another capacity it draws from the rows that it holds: all that were saved, or with less room the newest of
+        each environment. Rows keep their ``index``, their priorities and all else. Those whose stacks reach back to a
+        row left behind cannot be drawn.
 
         Parameters
         ----------
@@ -349,19 +354,29 @@ class ReplayBuffer:
             File that `save` wrote, or folder of a save that `begin_save` began.
         store : {"ram", "lz4"} or callable
             As for the class; it need not be of the kind that the frames came from.
+        capacity : int, optional
+            Rows of the buffer returned (default: those of the saved one, which `saved_settings` gives).
 
         Raises
         ------
         ValueError
-            If the file or folder is not a saved buffer of this kind, or is damaged.
+            If the file or folder is not a saved buffer of this kind, or is damaged; if ``capacity`` is out of range.
+        MemoryError
+            If there is too little memory for the capacity.
         """
-        make = maker(store)
-        with archive.SavedReplay(Path(path), cls._kind, cls.__name__) as saved:
-            buffer = cls(**saved.settings, store=make)  # from here on `saved` takes errors for damage
-            saved.fill(buffer._store)
-            buffer._load_state(saved.state())
+        path, make, changed = Path(path), maker(store), {}
+        if capacity is not None:
+            changed = {"capacity": integer("capacity", capacity)}
+            with archive.SavedReplay(path, cls._kind, cls.__name__) as saved:
+                settings = check_settings(**saved.settings)
+            check_settings(**settings | changed)  # here, since an error is not the file's
+        with archive.SavedReplay(path, cls._kind, cls.__name__) as saved:
+            buffer = cls(**saved.settings | changed, store=make)  # from here on `saved` takes errors for damage
+            ring = buffer._ring
+            buffer._load_state(saved.state(), saved.rows)
+            assert_that(min(ring.count.max(), saved.rows) == saved.held, "its header gives another number of rows")
+            saved.fill(buffer._store, ring.oldest, ring.count, ring.rows)
             buffer.check()
-            assert_that(buffer._ring.held == saved.held, "its header gives another number of rows")
         return buffer
 
     @classmethod
@@ -477,8 +492,9 @@ class ReplayBuffer:
         arrays = {f"ring.{name}": array for name, array in self._ring.state().items()}
         return arrays | {"rng": self._rng.bit_generator.state}
 
-    def _load_state(self, state: dict[str, Any]) -> None:
-        self._ring.load_state({k.removeprefix("ring."): v for k, v in state.items() if k.startswith("ring.")})
+    def _load_state(self, state: dict[str, Any], rows: int) -> None:
+        """Restore what `_state` of a buffer returned whose rings had ``rows`` slots."""
+        self._ring.load_state({k.removeprefix("ring."): v for k, v in state.items() if k.startswith("ring.")}, rows)
         drawable = self._ring.drawable != 0
         self._tree.set(np.flatnonzero(drawable), np.ones(drawable.sum()))
         self._drawable = int(drawable.sum())

@@ -144,10 +144,18 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         weights = self._tree.weights.reshape(self._ring.num_envs, -1)[:, : self._ring.held]
         return super()._state() | {"weights": weights, "max_priority": self._max_priority}
 
-    def _load_state(self, state: dict[str, Any]) -> None:
-        super()._load_state(state)
-        slots = np.arange(self._tree.capacity).reshape(self._ring.num_envs, -1)[:, : state["weights"].shape[1]]
-        self._tree.set(slots.reshape(-1), state["weights"].reshape(-1))
+    def _load_state(self, state: dict[str, Any], rows: int) -> None:
+        super()._load_state(state, rows)
+        ring, weights, drawable = self._ring, state["weights"], state["ring.drawable"]
+        assert_that(weights.shape == drawable.shape, "its weights are not those of its rows")
+        if rows == ring.rows:
+            slots = np.arange(self._tree.capacity).reshape(ring.num_envs, -1)[:, : weights.shape[1]]
+            self._tree.set(slots.reshape(-1), weights.reshape(-1))
+        else:
+            env, row = ring.held_rows()
+            slots, there = env * ring.rows + row % ring.rows, (env, row % rows)
+            left_behind = (drawable[there] != 0) & (ring.drawable[slots] == 0)
+            self._tree.set(slots, np.where(left_behind, 0.0, weights[there]))
         highest = float(state["max_priority"])
         assert_that(0 <= highest < np.inf, "its highest priority is invalid")
         self._set_max_priority(highest)

@@ -14,7 +14,7 @@ from fastrl.replay.marks import FINAL, TERMINATED, TRUNCATED, UNKNOWN
 from fastrl.replay.sum_tree import SumTree
 
 _COLUMNS = ("first", "reward", "mark", "drawable", "action")  # [N, T]
-_CURSORS = ("count", "pending", "ended", "opens")  # [N]
+_CURSORS = ("count", "pending", "ended", "opens", "lost")  # [N]
 
 
 class _Definition(NamedTuple):
@@ -24,6 +24,7 @@ class _Definition(NamedTuple):
     held: NDArray[np.bool_]
     first: NDArray[np.bool_]
     mark: NDArray[np.uint8]
+    whole: NDArray[np.bool_]  # all frames of its stack are held
     known: NDArray[np.bool_]  # its window is closed
     drawable: NDArray[np.bool_]
 
@@ -64,6 +65,7 @@ class Ring:
         self.pending = np.zeros(num_envs, np.int64)  # oldest row whose window is still open
         self.ended = np.zeros(num_envs, np.uint8)  # the newest row was a done
         self.opens = np.zeros(num_envs, np.uint8)  # the newest row was a final observation: 0, 1 or UNKNOWN
+        self.lost = np.zeros(num_envs, np.int64)  # rows before this one were gone when a smaller ring became this one
         self._set_kernel()
 
     def _set_kernel(self) -> None:
@@ -150,11 +152,16 @@ class Ring:
 
     def __len__(self) -> int:
         """Rows held."""
-        return int(np.minimum(self.count, self.rows).sum())
+        return int((self.count - self.oldest).sum())
+
+    @property
+    def oldest(self) -> NDArray[np.int64]:
+        """Number of the oldest row that each ring holds, ``[N]``; if it holds none, of the next one."""
+        return np.maximum(self.count - self.rows, self.lost)
 
     @property
     def held(self) -> int:
-        """Slots of a ring, from its first on, that were written to in any ring: the others hold nothing to save."""
+        """Slots of a ring, from its first on, that may hold rows in any ring: the others hold nothing to save."""
         return int(min(self.count.max(), self.rows))
 
     @property
@@ -207,12 +214,13 @@ class Ring:
         Reads every row. Rows of an abandoned episode may be drawn if their new windows end within it.
         """
         # The current episode of each ring began with the newest row that opens a game or follows a final observation.
-        begin = np.maximum(self.count - n_step, 0)
+        # Of a ring that has grown, it may reach back to rows that are lost, or that need those in their stacks.
+        begin = np.maximum(self.count - n_step, self._oldest_whole())
         env = np.arange(self.num_envs)
         for row in (self.count - k for k in range(n_step, 0, -1)):  # oldest first
             slot = env * self.rows + row % self.rows
-            begin = np.where((row >= 0) & (self.first[slot] != 0), row, begin)
-            begin = np.where((row >= 0) & (self.mark[slot] == FINAL), row + 1, begin)
+            begin = np.where((row >= begin) & (self.first[slot] != 0), row, begin)
+            begin = np.where((row >= begin) & (self.mark[slot] == FINAL), row + 1, begin)
         before, self.n_step = self.n_step, n_step
         try:  # for a large replay this takes much memory
             expected = self._definition().drawable.reshape(-1)
@@ -245,19 +253,28 @@ class Ring:
         row, env = np.divmod(index, self.num_envs)
         return self.count[env] - 1 - row
 
+    def _oldest_whole(self) -> NDArray[np.int64]:
+        """Return the number of the oldest row of each ring whose stack is held whole, ``[N]``."""
+        env, oldest = np.arange(self.num_envs), self.oldest
+        found, opened = oldest, np.zeros(self.num_envs, np.bool_)
+        for row in (oldest + k for k in range(self.stack - 1)):
+            opened |= self.first[env * self.rows + row % self.rows] != 0
+            found = np.where(opened, found, row + 1)
+        return np.minimum(found, self.count)
+
     def _definition(self) -> _Definition:
         """Work out which rows may be drawn, from rows and marks alone."""
         by_env = (self.num_envs, self.rows)
         newest = self.count[:, None] - 1
         row = newest - (newest - np.arange(self.rows)) % self.rows  # [N, T]; negative if never written
-        held = row >= 0
+        oldest = self.oldest[:, None]
+        held = row >= oldest
         first, mark = self.first.reshape(by_env) != 0, self.mark.reshape(by_env)
         env = np.arange(self.num_envs)[:, None]
-        oldest = np.maximum(self.count[:, None] - self.rows, 0)
 
-        stack_held, inside = held.copy(), ~first
+        whole, inside = held.copy(), ~first
         for k in range(1, self.stack):
-            stack_held &= ~inside | (row - k >= oldest)
+            whole &= ~inside | (row - k >= oldest)
             inside = inside & ~first[env, (row - k) % self.rows]
 
         open_window, known = np.ones(by_env, bool), held.copy()
@@ -265,13 +282,14 @@ class Ring:
             open_window &= ~((k > 0) & np.isin(mark[env, (row + k - 1) % self.rows], (TRUNCATED, TERMINATED)))
             follows = (row + k + 1 <= newest) & ~first[env, (row + k + 1) % self.rows]
             known &= ~open_window | follows
-        return _Definition(row, held, first, mark, known, held & (mark != FINAL) & stack_held & known)
+        return _Definition(row, held, first, mark, whole, known, held & (mark != FINAL) & whole & known)
 
     def check(self) -> None:
         """Raise AssertionError unless columns and cursors agree with the definition of what may be drawn."""
         assert_that((self.count >= 0).all(), "a cursor is negative")
+        assert_that(((0 <= self.lost) & (self.lost <= self.count)).all(), "a cursor of lost rows is invalid")
         assert_that((self.mark <= FINAL).all(), "a mark is invalid")
-        row, held, first, mark, known, expected = self._definition()
+        row, held, first, mark, whole, known, expected = self._definition()
         assert_that(
             np.array_equal(self.drawable.reshape(expected.shape) != 0, expected), "drawable differs from its definition"
         )
@@ -285,31 +303,63 @@ class Ring:
         # Windows are open from `pending` on: the window of a row before it is closed or was abandoned.
         waiting = held & (row >= self.pending[:, None])
         assert_that(not (waiting & expected).any(), "a window is open twice")
+        assert_that(not (waiting & ~whole).any(), "a window is open before a stack that is cut")
         assert_that(
             ((self.pending >= self.count - self.n_step) & (self.pending <= self.count)).all(), "a window is lost"
         )
-        abandoned = held & ~known & (mark != FINAL) & ~waiting
+        abandoned = held & whole & ~known & (mark != FINAL) & ~waiting
         follows_first = np.zeros(held.shape, bool)
         for k in range(1, self.n_step + 1):
             follows_first |= (row + k <= newest) & first[env, (row + k) % self.rows]
         assert_that(not (abandoned & ~follows_first).any(), "an open window is not waited for")
 
+    def held_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the environment ``[m]`` and number ``[m]`` of each row held."""
+        nth, env = np.nonzero(np.arange(self.held)[:, None] < self.count - self.oldest)
+        return env, self.oldest[env] + nth
+
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return cursors ``[N]`` and columns ``[N, held, …]`` (views)."""
+        """Return cursors ``[N]`` and columns ``[N, held, …]``, views; ``lost`` only where rows are missing."""
         columns = {
             name: getattr(self, name).reshape(self.num_envs, self.rows, *getattr(self, name).shape[1:])[:, : self.held]
             for name in _COLUMNS
         }
-        return {name: getattr(self, name) for name in _CURSORS} | columns
+        cursors = {name: getattr(self, name) for name in _CURSORS}
+        if not (self.lost > np.maximum(self.count - self.rows, 0)).any():
+            del cursors["lost"]
+        return cursors | columns
 
-    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
-        """Restore what `state` of a ring of the same settings returned.
+    def load_state(self, state: dict[str, NDArray[Any]], rows: int) -> None:
+        """Restore what `state` of a ring of ``rows`` slots returned that was otherwise like this one.
+
+        Rows keep their numbers. A smaller ring than that holds the newest of them; in a larger one, slots stay empty.
 
         Raises
         ------
         ValueError
-            If an array has another shape or dtype than this ring's.
+            If an array has another shape or dtype than that ring's.
+        AssertionError
+            If that ring was of another size than this one, and is not whole (see `check`).
         """
+        if rows == self.rows:
+            self._read(state)
+            return
+        action_shape, action_dtype = self.action.shape[1:], self.action.dtype
+        saved = Ring(self.num_envs, rows, self.stack, self.n_step, action_shape, action_dtype)
+        saved._read(state)
+        saved.check()
+        for name in _CURSORS:
+            getattr(self, name)[:] = getattr(saved, name)
+        self.lost[:] = np.where(saved.oldest > self.count - self.rows, saved.oldest, 0)
+        env, row = self.held_rows()
+        here, there = env * self.rows + row % self.rows, env * rows + row % rows
+        for name in _COLUMNS:
+            getattr(self, name)[here] = getattr(saved, name)[there]
+        self.drawable[:] = self._definition().drawable.reshape(-1)  # not those whose stacks reach a row left behind
+
+    def _read(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take over the arrays of a ring of this size; errors as for `load_state`."""
+        state = {"lost": np.zeros_like(self.lost)} | state
         held = state["first"].shape[1]
         for name in _CURSORS + _COLUMNS:
             mine, other = getattr(self, name), state[name]

@@ -27,6 +27,7 @@ class Oracle:
         self.rows, self.stack, self.padding, self.n_step, self.gamma = rows, stack, padding, n_step, gamma
         self.next_step = autoreset == "next_step"
         self.envs: list[list[Row]] = [[] for _ in range(num_envs)]
+        self.lost = [0] * num_envs  # rows before this one were gone when the rings grew
         self.max_priority = 1.0
 
     def add(self, env, frame, action, reward, terminated, truncated, first, final_frame):
@@ -55,6 +56,14 @@ class Oracle:
                 stack.enter_context(self._new_rows_are_promising(env))
             self.n_step = n_step
 
+    def resize(self, rows):
+        """Give the rings another number of slots; what was gone before stays gone."""
+        self.lost = [self.oldest(env) for env in range(len(self.envs))]
+        self.rows = rows
+
+    def oldest(self, env):
+        return max(self.lost[env], len(self.envs[env]) - self.rows)
+
     @contextmanager
     def _new_rows_are_promising(self, env):
         before = set(self.drawable(env))
@@ -63,7 +72,7 @@ class Oracle:
             self.envs[env][r].priority = self.max_priority
 
     def __len__(self):
-        return sum(min(len(rows), self.rows) for rows in self.envs)
+        return sum(len(rows) - self.oldest(env) for env, rows in enumerate(self.envs))
 
     def numbers(self, env, r):
         """Rows whose frames make the stack at row r: those of its game, the newest ``stack`` of them."""
@@ -88,7 +97,7 @@ class Oracle:
 
     def drawable(self, env):
         rows = self.envs[env]
-        oldest = max(0, len(rows) - self.rows)
+        oldest = self.oldest(env)
         return [
             r
             for r in range(oldest, len(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from oracle import Oracle
 
 from fastrl.replay import Batch, PrioritizedReplayBuffer, ReplayBuffer
+from fastrl.replay.saves import segments
 
 GAMMA, EPS, BETA = 0.9, 1e-3, 0.7
 
@@ -47,6 +49,11 @@ class BufferMachine(RuleBasedStateMachine):
         self.frames = 0
         self.must_open = np.zeros(num_envs, bool)
         self.held = []  # batches drawn some time ago, with copies of what they held
+        self.folder, self.saves = tempfile.TemporaryDirectory(), []
+
+    def teardown(self):
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
 
     def new_frames(self, n):
         self.frames += n
@@ -129,6 +136,7 @@ class BufferMachine(RuleBasedStateMachine):
             for name, value in self.oracle.transition(e, r).items():
                 got = getattr(batch, name)[b]
                 assert np.array_equal(got[..., 0] if "obs" in name else got, value), name
+        assert batch.index.tolist() == [r * self.num_envs + e for e, r in drawn]
         weights = np.ones(size)
         if self.alpha is not None:
             priorities = np.array([self.oracle.envs[e][r].priority for e, r in drawn])
@@ -144,6 +152,26 @@ class BufferMachine(RuleBasedStateMachine):
         with tempfile.TemporaryDirectory() as folder:
             self.buffer.save(Path(folder) / "replay")
             self.buffer = type(self.buffer).load(Path(folder) / "replay")
+
+    @rule(
+        spare=st.integers(1, 30),
+        beside=st.integers(0, 2),
+        how=st.sampled_from(["file", "folder", "shares", "shares with an older one"]),
+    )
+    def save_and_load_with_another_capacity(self, spare, beside, how):
+        rows = self.oracle.stack + self.oracle.n_step + spare
+        path = Path(self.folder.name) / str(len(self.saves))
+        if how == "file":
+            self.buffer.save(path)
+        else:
+            earlier = {"shares": self.saves[-1:], "shares with an older one": self.saves[:1]}.get(how)
+            self.buffer.begin_save(path, *(earlier or [None])).write()
+        self.saves.append(path)
+        capacity = rows * self.num_envs + beside % self.num_envs
+        assert type(self.buffer).saved_settings(path)["capacity"] == self.buffer.settings["capacity"]
+        self.buffer = type(self.buffer).load(path, capacity=capacity)
+        assert self.buffer.settings["capacity"] == capacity
+        self.oracle.resize(rows)
 
     @rule(n_step=st.integers(1, 5))
     def change_n(self, n_step):
@@ -180,7 +208,9 @@ class BufferMachine(RuleBasedStateMachine):
     ],
     indirect=["kernels", "stores"],
 )
-def test_buffer_and_oracle_agree_after_every_operation(kernels, stores, examples):
+def test_buffer_and_oracle_agree_after_every_operation(kernels, stores, examples, monkeypatch):
+    monkeypatch.setattr(segments, "PIECE", 32)  # four frames, so that small rings take many files
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     run_state_machine_as_test(
         BufferMachine,
         settings=settings(

@@ -12,7 +12,8 @@ The header::
      "state": what of the buffer's state is no array,
      "segments": files of frames, in an index only}
 
-In format 1 ``kind`` was the name of the class.
+In format 1 ``kind`` was the name of the class. The array ``ring.lost`` is there only if rings have grown and rows are
+missing from them (see `Ring`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.base.checks import assert_that
-from fastrl.replay.saves.segments import Segment, assert_complete, frame_bytes, memory_of, piece_for
+from fastrl.replay.saves.segments import SavedRows, Segment, assert_complete, frame_bytes, memory_of, piece_for
 from fastrl.replay.stores.store import FrameStore
 
 FORMAT = 2
@@ -176,15 +177,48 @@ class SavedReplay:
         names = [name for name in self._archive.namelist() if name.endswith(".npy")]
         return {**self._rest, **{name.removesuffix(".npy"): self._array(name) for name in names}}
 
-    def fill(self, store: FrameStore) -> None:
-        """Read the frames into a store."""
+    def fill(self, store: FrameStore, oldest: NDArray[np.int64], count: NDArray[np.int64], rows: int) -> None:
+        """Read the frames of some rows into a store.
+
+        Parameters
+        ----------
+        store : FrameStore
+            Of N rings of ``rows`` slots, which need not be as many as were saved.
+        oldest, count : [N] int64
+            The rows that these rings hold: from number ``oldest`` to ``count - 1``.
+        rows : int
+            Slots of each ring.
+        """
         if self.segments is not None:
-            self._fill_in_pieces(self.segments, store)
+            assert_complete(self.segments, oldest, count)
+        for (env, row), frames in self._frames(count):
+            held = row >= oldest[env]
+            slots = env * rows + row % rows
+            if held.all():  # no copy of the frames
+                store.write(slots, frames[:, 0])
+            elif held.any():
+                store.write(slots[held], frames[held, 0])
+
+    @property
+    def rows(self) -> int:
+        """Slots of each ring that was saved."""
+        return int(self.settings["capacity"]) // int(self.settings["num_envs"])
+
+    def _frames(self, count: NDArray[np.int64]) -> Iterator[tuple[SavedRows, NDArray[Any]]]:
+        """Yield rows with their frames ``[n, 1, *obs_shape]``, all that were saved, in pieces.
+
+        Of a single file, slots that hold no row come with a number that is negative or below the oldest row's.
+        """
+        if self.segments is not None:
+            frames = piece_for(self.settings)
+            for each in self.segments:
+                yield from each.read(self._path, frames)
             return
         with self._open("frames") as member:
             for slots, frames in _pieces(self.settings, self.held):
                 _read_exactly(member, memory_of(frames))
-                store.write(slots[:, 0], frames[:, 0])
+                env, t = np.divmod(slots[:, 0], self.rows)
+                yield (env, count[env] - 1 - (count[env] - 1 - t) % self.rows), frames
             assert_that(not member.read(1), "it holds more frames than its header says")  # also compares the checksum
 
     def _segments(self, entries: list[dict[str, Any]]) -> list[Segment]:
@@ -194,14 +228,6 @@ class SavedReplay:
             wanted, found = each.rows * frame_bytes(self.settings), (self._path / each.name).stat().st_size
             assert_that(found == wanted, f"{each.name} has {found} bytes instead of {wanted}")
         return segments
-
-    def _fill_in_pieces(self, segments: list[Segment], store: FrameStore) -> None:
-        count, rows = self._array("ring.count.npy"), self.settings["capacity"] // self.settings["num_envs"]
-        assert_complete(segments, count, rows)
-        frames = piece_for(self.settings)
-        for each in segments:
-            for (env, row), piece in each.read(self._path, frames):
-                store.write(env * rows + row % rows, piece[:, 0])  # in order: later rows overwrite earlier ones
 
     def _open(self, name: str) -> IO[bytes]:
         # Members are not compressed, so that none can be longer than the file, whatever the zip says.

@@ -31,6 +31,8 @@ class Snapshot:
     """Slots of each ring, T."""
     count: NDArray[np.int64]
     """``[N]``: rows ever added to each ring. A copy."""
+    oldest: NDArray[np.int64]
+    """``[N]``: number of the oldest row that each ring holds."""
     held: int
     """Slots of each ring that were written to."""
     lock: threading.RLock
@@ -69,11 +71,11 @@ class Save:
         folder.mkdir()
         self._snapshot, self._folder, self._closed = snapshot, folder, False
         self._written = threading.Condition(snapshot.lock)
-        count, rows, frame = snapshot.count, snapshot.rows, frame_bytes(snapshot.settings)
-        self._kept, self._new = split(_segments(earlier, snapshot), count, rows, frame)
+        held = snapshot.oldest, snapshot.count, snapshot.rows, frame_bytes(snapshot.settings)
+        self._kept, self._new = split(_segments(earlier, snapshot), *held)
         if earlier is not None and not _link(self._kept, earlier, folder):
-            self._kept, self._new = split([], count, rows, frame)
-        self._unsaved = np.zeros(len(count) * rows, np.bool_)  # by slot
+            self._kept, self._new = split([], *held)
+        self._unsaved = np.zeros(len(snapshot.count) * snapshot.rows, np.bool_)  # by slot
         for each in self._new:
             for piece in each.pieces(len(self._unsaved)):
                 self._unsaved[self._slots(piece)] = True
@@ -125,16 +127,20 @@ class Save:
             self._written.notify_all()
 
 
+_MAY_CHANGE = {"n_step": 0, "capacity": 0}
+"""Settings that may change from save to save: rows keep their numbers, and frames their files."""
+
+
 def _segments(earlier: Path | None, snapshot: Snapshot) -> list[Segment]:
     """Return the files of frames in an earlier save; none if it is damaged, a single file, or of another buffer."""
     if earlier is None:
         return []
     try:
         with SavedReplay(earlier, snapshot.kind) as saved:
-            found, segments = saved.settings | {"n_step": 0}, saved.segments or []
+            found, segments = saved.settings | _MAY_CHANGE, saved.segments or []
     except (OSError, ValueError):
         return []
-    own = json.loads(json.dumps(snapshot.settings | {"n_step": 0}))  # n_step may change from save to save
+    own = json.loads(json.dumps(snapshot.settings | _MAY_CHANGE))
     later = any((each.end > snapshot.count).any() for each in segments)
     return segments if found == own and not later else []
 

@@ -112,7 +112,7 @@ def memory_of(frames: NDArray[Any]) -> memoryview:
 
 
 def split(
-    earlier: list[Segment], count: NDArray[np.int64], rows: int, frame: int
+    earlier: list[Segment], oldest: NDArray[np.int64], count: NDArray[np.int64], rows: int, frame: int
 ) -> tuple[list[Segment], list[Segment]]:
     """Return the files of an earlier save that a new save keeps, and those that it has to write.
 
@@ -124,8 +124,8 @@ def split(
     ----------
     earlier : list of Segment
         In order of their rows; if empty, everything is written.
-    count : [N] int64
-        Rows ever added to each ring.
+    oldest, count : [N] int64
+        Rows that each ring holds: from number ``oldest`` to ``count - 1``.
     rows : int
         Rows that a ring holds, T.
     frame : int
@@ -136,7 +136,6 @@ def split(
     kept, new : lists of Segment
         The new ones have no checksums yet.
     """
-    oldest = np.maximum(count - rows, 0)
     one_piece = -(-PIECE // (frame * len(count)))
     kept = [each for each in earlier if _alive(each, oldest)]
     while kept and kept[-1].longest < max(one_piece, int(rows * SMALL)):
@@ -158,9 +157,9 @@ def _alive(segment: Segment, oldest: NDArray[np.int64]) -> int:
     return int(np.maximum(segment.end - np.maximum(segment.begin, oldest), 0).sum())
 
 
-def assert_complete(segments: list[Segment], count: NDArray[np.int64], rows: int) -> None:
-    """Raise AssertionError unless files hold, in order, what rings of ``rows`` slots hold after ``count [N]`` rows."""
-    missing = np.maximum(count - rows, 0)
+def assert_complete(segments: list[Segment], oldest: NDArray[np.int64], count: NDArray[np.int64]) -> None:
+    """Raise AssertionError unless files hold, in order, the rows ``oldest [N]`` to ``count [N] - 1`` of each ring."""
+    missing = oldest
     for each in segments:
         assert_that(((each.begin <= missing) | (each.end <= missing)).all(), f"frames before {each.name} are missing")
         missing = np.maximum(missing, each.end)

@@ -75,10 +75,9 @@ def test_a_longer_run_stays_on_the_course_of_the_shorter_one_while_that_lasts(tm
     )
     for name in ON_COURSE:
         mine, its = curve(whole, name), curve(longer, name)
-        assert {steps: its[steps] for steps in mine if steps in its and steps < 2_000} == {
-            steps: value for steps, value in mine.items() if steps in its and steps < 2_000
-        }
-    assert its[1_952] == mine[1_952]
+        common = {steps for steps in mine.keys() & its.keys() if steps < 2_000}
+        assert len(common) > 10
+        assert {steps: mine[steps] for steps in common} == {steps: its[steps] for steps in common}
 
 
 def test_a_run_killed_before_the_longer_one_has_saved_grows_all_the_same(tmp_path):

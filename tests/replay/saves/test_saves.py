@@ -173,8 +173,9 @@ def test_many_small_saves_leave_few_files():
     most = 0
     for _ in range(200):
         count += 20
-        kept, new = split(kept, count, rows, frame)
-        segments.assert_complete(kept + new, count, rows)
+        oldest = np.maximum(count - rows, 0)
+        kept, new = split(kept, oldest, count, rows, frame)
+        segments.assert_complete(kept + new, oldest, count)
         kept += new
         most = max(most, len(kept))
     assert most < 90

@@ -35,7 +35,7 @@ def test_where_an_earlier_save_is_of_no_use_all_is_written(tmp_path, monkeypatch
         earlier = tmp_path / "file"
         buffer.save(earlier)
     elif how == "other settings":
-        earlier = save(filled(15, capacity=44), tmp_path / "44")
+        earlier = save(filled(15, stack=3), tmp_path / "stacks of 3")
     elif how == "later":
         earlier = save(filled(18), tmp_path / "18")
     elif how == "kind":
