@@ -231,6 +231,9 @@ class Learner:
                 torch._foreach_copy_(into, grads)
                 grad_norm = self._clip()
                 self._optimizer.step()
+            if trunk is not None:
+                trunk.learned()
+            with torch.no_grad():
                 self._tally.add(stats, grad_norm)
             return errors
 
@@ -254,7 +257,8 @@ class Learner:
             functions = [torch.compile(f, fullgraph=True, dynamic=False) for f in (act_behind, loss_behind, act, loss)]
             use(*functions)
             try:
-                with torch.random.fork_rng(devices=[]):  # the first calls compile
+                with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the first calls compile
+                    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")  # of the features
                     self._act()
                     torch.autograd.grad(self._loss()[0], leaves)
             except BaseException:
@@ -276,7 +280,7 @@ class Learner:
         b, n = self.config.batch_size, self.config.group_size
         self._frames = {name: np.zeros((rows, *self._obs_shape), np.uint8)
                         for name, rows in {"obs": b, "next_obs": b, "acting": n}.items()}
-        return FastTrunk(self.online, self.target, b, n, kernels)
+        return FastTrunk(self.online, self.target, (self._flat, self._flat_target), b, n, kernels)
 
     def _clip(self) -> Tensor:
         """Scale the gradients down to `max_grad_norm`, if they are larger; return the norm they had."""

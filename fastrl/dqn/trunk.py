@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastrl.dqn import _trunk
+from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.network import QNetwork
 
 Array = NDArray[Any]
@@ -45,6 +47,8 @@ class FastTrunk:
     ----------
     online, target : QNetwork
         Two networks of one shape, with a trunk of `IMAGE_TRUNKS`, on the CPU.
+    flat : pair of FlatParameters
+        Their parameters.
     batch_size : int
         Transitions in a batch, B.
     most : int
@@ -53,7 +57,9 @@ class FastTrunk:
         As `pick_kernels` returns.
     """
 
-    def __init__(self, online: QNetwork, target: QNetwork, batch_size: int, most: int, kernels: str) -> None:
+    def __init__(
+        self, online: QNetwork, target: QNetwork, flat: Sequence[FlatParameters], batch_size: int, most: int, kernels: str
+    ) -> None:
         *planes, height, width = online.settings["obs_shape"]
         self._image = (int(np.prod(planes)), height, width)
         self._batch_size = batch_size
@@ -62,7 +68,7 @@ class FastTrunk:
         self._trunk = _trunk.Trunk(
             kernels, self._image, layers, batch_size, most, torch.get_num_threads(), openmp_parallel()
         )
-        self._versions: list[list[int]] = [[], []]
+        self._flat, self._versions = flat, [[0], [0]]
         self._element = torch.bfloat16 if self._trunk.dtype == np.uint16 else torch.float32
         self._features = [torch.from_numpy(features).view(self._element) for features in self._trunk.features]
         self.weights: list[Tensor] = [p for m in self._convolutions[0] for p in (m.weight, m.bias)]  # type: ignore[misc]
@@ -77,6 +83,10 @@ class FastTrunk:
         """Return the tensor that gradients of a parameter of the online network belong to: itself, or its copy."""
         copies = {id(p): mine for p, mine in zip(self._dense[0], self.hidden[0], strict=True)}
         return copies.get(id(parameter), parameter)
+
+    def learned(self) -> None:
+        """Take over the online network's weights again: fused optimizers change them unnoticed."""
+        self._versions[0] = []
 
     def act(self, obs: Array) -> Tensor:
         """Return features [n, F] of obs [n, *image] uint8; they stay until the next call of any method."""
@@ -112,7 +122,7 @@ class FastTrunk:
     def _pack(self, net: int) -> None:
         """Take over a network's weights, if they have changed."""
         convolutions, dense = self._convolutions[net], self._dense[net]
-        versions = [p._version for p in (convolutions[0].weight, *dense)]
+        versions = [p._version for p in (self._flat[net].values, convolutions[0].weight, *dense)]
         if versions != self._versions[net]:
             for layer, m in enumerate(convolutions):
                 self._trunk.pack(net, layer, _positions_first(m.weight.detach()), m.bias.detach().numpy())
