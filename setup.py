@@ -55,7 +55,9 @@ OPTIONS = {
 setup(
     ext_modules=cythonize(
         [
-            Extension(name, sources, extra_compile_args=COMPILE_ARGS + CONTRACTION.get(name, ["-ffp-contract=off"]), **OPTIONS)
+            Extension(
+                name, sources, extra_compile_args=COMPILE_ARGS + CONTRACTION.get(name, ["-ffp-contract=off"]), **OPTIONS
+            )
             for name, sources in KERNELS.items()
         ],
         compiler_directives=DIRECTIVES,

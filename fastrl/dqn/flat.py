@@ -39,7 +39,9 @@ class FlatParameters:
         self.grads = torch.zeros_like(self.values.data)
         self.values.grad = self.grads
         with torch.no_grad():
-            for p, view, grad in zip(self._parameters, self.views(self.values.data), self.views(self.grads), strict=True):
+            for p, view, grad in zip(
+                self._parameters, self.views(self.values.data), self.views(self.grads), strict=True
+            ):
                 view.copy_(p)
                 p.data = view
                 if p.requires_grad:
@@ -52,6 +54,5 @@ class FlatParameters:
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return the part of each parameter in a tensor like `values`, in its shape and layout."""
         return [
-            flat.as_strided(p.shape, p.stride(), start)
-            for p, start in zip(self._parameters, self._starts, strict=True)
+            flat.as_strided(p.shape, p.stride(), start) for p, start in zip(self._parameters, self._starts, strict=True)
         ]

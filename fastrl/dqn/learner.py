@@ -278,8 +278,10 @@ class Learner:
         if kernels is None:
             return None
         b, n = self.config.batch_size, self.config.group_size
-        self._frames = {name: np.zeros((rows, *self._obs_shape), np.uint8)
-                        for name, rows in {"obs": b, "next_obs": b, "acting": n}.items()}
+        self._frames = {
+            name: np.zeros((rows, *self._obs_shape), np.uint8)
+            for name, rows in {"obs": b, "next_obs": b, "acting": n}.items()
+        }
         return FastTrunk(self.online, self.target, (self._flat, self._flat_target), b, n, kernels)
 
     def _clip(self) -> Tensor:

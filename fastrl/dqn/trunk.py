@@ -58,7 +58,13 @@ class FastTrunk:
     """
 
     def __init__(
-        self, online: QNetwork, target: QNetwork, flat: Sequence[FlatParameters], batch_size: int, most: int, kernels: str
+        self,
+        online: QNetwork,
+        target: QNetwork,
+        flat: Sequence[FlatParameters],
+        batch_size: int,
+        most: int,
+        kernels: str,
     ) -> None:
         *planes, height, width = online.settings["obs_shape"]
         self._image = (int(np.prod(planes)), height, width)
@@ -76,8 +82,10 @@ class FastTrunk:
         if self._element == torch.float32:
             self.hidden = self._dense
         else:
-            self.hidden = [[p.detach().to(self._element).requires_grad_(i == 0) for p in dense]
-                           for i, dense in enumerate(self._dense)]
+            self.hidden = [
+                [p.detach().to(self._element).requires_grad_(i == 0) for p in dense]
+                for i, dense in enumerate(self._dense)
+            ]
 
     def leaf(self, parameter: Tensor) -> Tensor:
         """Return the tensor that gradients of a parameter of the online network belong to: itself, or its copy."""
