@@ -9,7 +9,6 @@ Environment variables choose other builds than the release:
 """
 
 import os
-import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -38,8 +37,9 @@ DIRECTIVES = {
     "linetrace": COVERAGE,
 }
 
-# No -march=native: a wheel must run on any machine of its platform. No contraction into fused multiply-adds: the replay's
-# kernels and their plain twins agree to the last bit. The trunk's are held to a tolerance, and are made of them.
+# No -march=native: a wheel must run on any machine of its platform. No contraction into fused multiply-adds: the
+# replay's kernels and their plain twins agree to the last bit. The trunk's kernels are made of them, and held to a
+# tolerance.
 COMPILE_ARGS = ["-O1"] if DEBUG else ["-O3", "-g0"]
 CONTRACTION = {"fastrl.dqn._trunk": ["-ffp-contract=fast", "-Wno-psabi"]}
 LINK_ARGS = []
