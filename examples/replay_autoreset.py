@@ -86,8 +86,8 @@ def disabled(envs: SyncVectorEnv, buffer: ReplayBuffer) -> None:
         action = act(obs)
         next_obs, reward, terminated, truncated, _ = envs.step(action)
         first_now, first = first, terminated | truncated
-        final_obs = next_obs if first.any() else None  # read where done alone; without it `add` is quicker
-        buffer.add(obs, action, reward, terminated, truncated, first=first_now, final_obs=final_obs)
+        # The buffer reads final_obs only where an episode ended.
+        buffer.add(obs, action, reward, terminated, truncated, first=first_now, final_obs=next_obs)
         obs = envs.reset(options={"reset_mask": first})[0] if first.any() else next_obs
 
 

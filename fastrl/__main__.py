@@ -1,10 +1,10 @@
 """The command line of fastrl: four commands. Each is also a module that runs by itself.
 
-fastrl train breakout                       dueling double DQN on any Atari game; Ctrl-C saves
-fastrl train cartpole                       linear SARSA on many CartPoles
-fastrl evaluate breakout --episodes 100     whole games with the weights that ship
-fastrl watch runs/NAME                      a window, or a film if there is no display
-fastrl plot runs/NAME --x minutes           the learning curve
+fastrl train breakout                     DQN on any Atari game; Ctrl-C saves
+fastrl train cartpole                     linear SARSA on many CartPoles
+fastrl evaluate breakout --episodes 100   the weights that ship, whole games
+fastrl watch runs/NAME                    a window, or without a display a film
+fastrl plot runs/NAME --x minutes         the learning curve
 """
 
 from __future__ import annotations

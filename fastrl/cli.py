@@ -1,4 +1,4 @@
-"""What the commands share: their names, the reading of a command line, help, and from an error to one clear line.
+"""What the commands share: the reading of a command line, help, and from an error to one clear line.
 
 The flags of a command are the fields of dataclasses: ``--batch-size 64``, ``--batch-size=64`` or ``--batch_size 64``
 sets `batch_size`; ``--compile`` and ``--no-compile`` set a bool; a field's docstring is the flag's help. `read` parses
@@ -24,18 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
-from fastrl.base.console import print_nowhere, though_closed
+from fastrl.base.commands import program
+from fastrl.base.console import print_nowhere, say, though_closed
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.ranges import Field, fields_of
 
 LOOK = "--help lists the flags and their values"
 _VALUE_NAMES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _WANTED = {int: "a whole number", float: "a number"}
-
-
-def program(command: str) -> str:
-    """Return how this process's user calls a command: ``fastrl train``, or ``python -m fastrl.train``."""
-    return f"fastrl {command}" if Path(sys.argv[0]).stem == "fastrl" else f"python -m fastrl.{command}"
 
 
 def examples(doc: str | None) -> str:
@@ -204,7 +200,7 @@ def show_help(usage: str, doc: str | None, *defaults: Any, about: str = "") -> N
     parser = _parser(
         fields, helps, usage=f"{usage} [flags]", description=f"{purpose} {about}", formatter_class=_Formatter
     )
-    print(parser.format_help() + "\nexamples:\n" + textwrap.indent(examples(doc), "  "), end="")
+    say(parser.format_help() + "\nexamples:\n" + textwrap.indent(examples(doc), "  ").rstrip())
     sys.exit(0)
 
 
@@ -248,8 +244,9 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         try:
             status = main(list(sys.argv[1:] if arguments is None else arguments))
         finally:
-            with though_closed():
-                sys.stdout.flush()
+            if sys.stdout is not None:  # as after `>&-`
+                with though_closed():
+                    sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has left, as in `fastrl train --help | head`
         print_nowhere()
         status = 128 + signal.SIGPIPE

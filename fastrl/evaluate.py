@@ -1,25 +1,30 @@
 """Play whole games with a trained agent and print its scores.
 
-python -m fastrl.evaluate runs/NAME                             30 games by the newest checkpoint
-python -m fastrl.evaluate runs/NAME --checkpoint best --env gymnasium --seed 7
-python -m fastrl.evaluate runs/NAME --protocol machado          by rules other than those of its training
-python -m fastrl.evaluate breakout --episodes 100               with the weights that ship
-python -m fastrl.evaluate breakout --epsilon 0 --out first.gif --no-q-values --json scores.json
+python -m fastrl.evaluate runs/NAME                     the newest checkpoint
+python -m fastrl.evaluate runs/NAME --checkpoint best --seed 7
+python -m fastrl.evaluate runs/NAME --env gymnasium     a second opinion
+python -m fastrl.evaluate runs/NAME --protocol machado  other rules
+python -m fastrl.evaluate breakout --episodes 100       the weights that ship
+python -m fastrl.evaluate breakout --out first.gif --no-q-values
+python -m fastrl.evaluate breakout --epsilon 0 --json scores.json
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from fastrl.base.commands import program
 from fastrl.base.console import say
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, RunError
+from fastrl.base.files import require_place, write_atomically
 from fastrl.base.ranges import AtLeast, Between, check
-from fastrl.cli import program, read, run_command, show_help
+from fastrl.cli import read, run_command, show_help
 from fastrl.envs.names import is_custom
-from fastrl.envs.rules import ProtocolName
+from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
 from fastrl.film.video import check_film, write_film
 from fastrl.play import games
 
@@ -33,7 +38,7 @@ PROG = program("evaluate")
 class Arguments:
     """What to play and how."""
 
-    episodes: Annotated[int, AtLeast(1)] = 30
+    episodes: Annotated[int, Between(1, 1_000_000)] = 30
     """Whole games to play."""
     env: Literal["envpool", "gymnasium"] = "envpool"
     """Library that runs Atari games: EnvPool, or Gymnasium with ale-py as an independent second opinion."""
@@ -51,10 +56,10 @@ class Arguments:
     """FIRE is pressed after a lost life too, not only at the start of a game (default: by the protocol)."""
     fire_reset: bool | None = None
     """FIRE is pressed for the player (default: by the protocol)."""
-    noop_max: Annotated[int | None, AtLeast(1)] = None
+    noop_max: Annotated[int | None, Between(1, 10_000)] = None
     """Each game starts with at most N no-ops (default: by the protocol)."""
-    max_episode_steps: Annotated[int, AtLeast(1)] = 27_000
-    """A game is cut off after N agent steps (27,000 = 108,000 frames)."""
+    max_episode_steps: Annotated[int | None, Between(1, MOST_STEPS_OF_A_GAME)] = None
+    """A game is cut off after N agent steps (default: as in the training, 27,000 unless it was given another)."""
     seed: Annotated[int, AtLeast(0)] = 0
     """Seeds games and exploration."""
     json: Path | None = None
@@ -68,6 +73,8 @@ class Arguments:
     def __post_init__(self) -> None:
         check(self)
         check_film(self.out)
+        if self.json:
+            require_place(self.json, "--json")
 
 
 def main(arguments: list[str]) -> int:
@@ -80,7 +87,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
     from fastrl.dqn.agent import load_agent
 
-    evaluate(load_agent(line.word, args.checkpoint, args.make_env), args)
+    agent = load_agent(line.word, args.checkpoint, args.make_env)
+    evaluate(agent, args)
     return 0
 
 
@@ -88,6 +96,8 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     """Play and print; return the games."""
     from fastrl.dqn.agent import greedy, rules_for
 
+    if agent.game == "catch" and args.env == "gymnasium":
+        raise ConfigError("--env is 'gymnasium', which has no catch; give envpool")
     rules = rules_for(
         agent,
         args.protocol,
@@ -98,6 +108,9 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
         episodic_life=args.episodic_life,
         fire_reset=args.fire_reset,
     )
+    library = "custom" if is_custom(agent.game) else args.env
+    film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{library}.gif"
+    check_film(film)
     words = rules.describe(atari=not is_custom(agent.game))
     say(f"{agent.origin}: {args.episodes} games, {words}")
     played = games.play_games(
@@ -113,15 +126,19 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     )
     say(played.summary())
     if args.json:
-        facts = {"game": played.game, "checkpoint": str(agent.origin), "protocol": words, "env": played.backend}
+        origin = os.path.abspath(agent.origin)
+        facts = {"game": played.game, "checkpoint": origin, "protocol": words, "env": played.backend}
         scores = {"scores": played.scores.tolist()}
-        args.json.write_text(json.dumps(facts | played.figures() | scores, indent=2) + "\n")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(args.json, json.dumps(facts | played.figures() | scores, indent=2) + "\n")
     if played.film:
-        film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{played.backend}.gif"
         write_film(film, played.film)
         say(f"film of the first game: {film}")
-    else:
-        say(games.NO_PICTURES)
+    why = played.film_error or ("" if played.film else games.NO_PICTURES)
+    if why and args.out:
+        raise RunError(f"--out is {args.out}, but {why}")
+    if why:
+        say(why)
     return played
 
 

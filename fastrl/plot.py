@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from fastrl.base.commands import program
 from fastrl.base.console import say
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
-from fastrl.base.files import write_atomically
+from fastrl.base.files import require_place, write_atomically
 from fastrl.base.ranges import Above, Between, check
-from fastrl.cli import program, read, run_command, show_help
+from fastrl.cli import read, run_command, show_help
 from fastrl.runs.curves import (
     Band,
     Curve,
@@ -48,6 +49,7 @@ TITLES = {
 }
 SCORES = ("games/return_mean_100", "evaluation/return_mean", "evaluation/return_median")
 
+ENDINGS = (".png", ".svg")
 COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split()  # Okabe & Ito: safe for the colour-blind
 STROKES = ("-", "-.", ":")  # of the first seven lines, the next seven, ...; dashes are for what others published
 GREY = "#666666"
@@ -146,6 +148,9 @@ def plot(paths: Sequence[Path], args: Arguments) -> list[Path]:
     ConfigError
         If something cannot be drawn; nothing is written then.
     """
+    stem = _stem(paths, args.out)
+    for ending in ENDINGS:
+        require_place(stem.with_name(stem.name + ending), "--out")
     groups = group_runs([read_run(path, args.game) for path in paths], args.group)
     labels, game = _labels(groups, args), _game(groups, args)
     bands = [band_of([_curve(run, args) for run in group]) for group in groups]
@@ -157,7 +162,7 @@ def plot(paths: Sequence[Path], args: Arguments) -> list[Path]:
             ".png": _render(figure, format="png", dpi=args.dpi),
             ".svg": _render(figure, format="svg", metadata={"Date": None}),
         }
-    return write_pictures(_stem(paths, args.out), pictures)
+    return write_pictures(stem, pictures)
 
 
 def _curve(run: MeasuredRun, args: Arguments) -> Curve:
@@ -290,7 +295,7 @@ def _stem(paths: Sequence[Path], out: Path | None) -> Path:
         return paths[0] / "pictures" / "curve" if len(paths) == 1 and paths[0].is_dir() else Path("curve")
     if out.is_dir():
         return out / "curve"
-    return out.with_suffix("") if out.suffix in (".png", ".svg") else out
+    return out.with_suffix("") if out.suffix in ENDINGS else out
 
 
 def write_pictures(stem: Path, pictures: dict[str, bytes]) -> list[Path]:

@@ -1,30 +1,37 @@
 """Train an agent.
 
-python -m fastrl.train breakout                         dueling double DQN on any Atari game
-python -m fastrl.train breakout --total-frames 40000    a short look
-python -m fastrl.train pong --protocol machado          by the rules of Machado et al. 2018
+python -m fastrl.train breakout                       any Atari game
+python -m fastrl.train breakout --total-frames 40000  a short look
+python -m fastrl.train pong --protocol machado        sticky actions
 python -m fastrl.train space_invaders --seed 2 --name two --quiet
-python -m fastrl.train --resume runs/NAME               resume a run
+python -m fastrl.train --resume runs/NAME             resume a run
 python -m fastrl.train --resume runs/NAME --total-frames 40000000
-python -m fastrl.train my_module:make_env               DQN on a custom Gymnasium environment
-python -m fastrl.train catch --distributional           DQN on a tiny problem, with C51
-python -m fastrl.train cartpole --learners 1000         linear SARSA on many CartPoles
+python -m fastrl.train my_module:make_env             a custom environment
+python -m fastrl.train catch --distributional         a tiny problem, with C51
+python -m fastrl.train cartpole --learners 1000       linear SARSA, many CartPoles
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import os
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastrl.base import console
+from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError
-from fastrl.cli import program, read, refuse_others, run_command, show_help
+from fastrl.cli import read, refuse_others, run_command, show_help
 from fastrl.config import DQNConfig, Preset, RunConfig, SarsaConfig, custom_preset, preset_for
 from fastrl.envs.make import look_at
-from fastrl.envs.names import MakeEnv, game_name, is_custom, name_of, same_game
+from fastrl.envs.names import MakeEnv, differing_rules, game_name, is_custom, name_of, same_game
 from fastrl.runs import folder
 
 if TYPE_CHECKING:
@@ -42,6 +49,86 @@ class Arguments:
     """Folder of a run to resume from its newest checkpoint (default: start a new run)."""
     quiet: bool = False
     """Print nothing."""
+
+
+def start(
+    what: DQNConfig | SarsaConfig | str | MakeEnv | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Any:
+    """Train an agent; ``fastrl.train(...)`` calls this.
+
+    Parameters
+    ----------
+    what : DQNConfig, SarsaConfig, str or callable, optional
+        All settings; or a game, ``"cartpole"``, or a custom environment as ``"module:callable"`` or the callable
+        itself, with the settings that the command line gives it. Default: the settings of the run to resume.
+    callbacks : sequence of Callback
+        Called before the run's own, in order. SARSA has none.
+    resume : path-like, optional
+        Folder of a run to resume from its newest whole checkpoint.
+    quiet : bool
+        Print nothing.
+    **settings
+        Fields of the config to change, ``total_frames=40_000``.
+
+    Returns
+    -------
+    Run or int
+        As `fastrl.dqn.run.train` returns; for SARSA, the exit status of its command.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or does not fit, and for the reasons of `fastrl.dqn.run.train`. Nothing is written then.
+    """
+    config: RunConfig
+    if isinstance(what, RunConfig):
+        config = what
+    elif what is None and resume is None:
+        raise ConfigError("nothing is given to train on; give a DQNConfig, a game such as 'breakout', or resume=RUN")
+    else:
+        game = name_of(what) if callable(what) else what
+        config = _default(game, settings.get("device"), None if resume is None else Path(resume))[0]
+    known = [field.name for field in dataclasses.fields(config)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}"
+            raise ConfigError(f"{name} is no setting of {type(config).__name__}; {remedy}")
+    config = config.replace(**settings)
+    if isinstance(config, DQNConfig):
+        from fastrl.dqn import run
+
+        return run.train(config, callbacks, resume=resume, quiet=quiet)
+    from fastrl.sarsa import run as sarsa
+
+    assert isinstance(config, SarsaConfig)
+    if callbacks:
+        raise ConfigError("callbacks are given, and a cartpole run has none; leave them out")
+    return sarsa.train(config, resume=None if resume is None else Path(resume), quiet=quiet)
+
+
+class _Callable(ModuleType):
+    """This module, which ``from fastrl import train`` gives: calling it calls `start`."""
+
+    def __call__(
+        self,
+        what: DQNConfig | SarsaConfig | str | MakeEnv | None = None,
+        callbacks: Sequence[Callback] = (),
+        *,
+        resume: str | os.PathLike[str] | None = None,
+        quiet: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Train an agent: see `start`."""
+        return start(what, callbacks, resume=resume, quiet=quiet, **settings)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return import_module, (__name__,)
 
 
 def dqn(
@@ -86,13 +173,20 @@ def main(arguments: list[str]) -> int:
     given = dict(line.given)  # settings alone, once the others are taken out
     resume, quiet, game = given.pop("resume", None), given.pop("quiet", False), given.pop("game", line.word)
     if line.help:
-        _show_help(game or "breakout", given)
+        _show_help(game, given, resume)
     if game is None and resume is None:
         raise ConfigError(f"no game is given first; try {PROG} breakout")
     default, about = _default(game, given.get("device"), resume)
     refuse_others(given, type(default), of=f"a run of {getattr(default, 'game', 'cartpole')}")
+    if resume is not None and (moved := [name for name in ("runs_dir", "name") if name in given]):
+        raise folder.RunFolder(resume).stays(moved[0], given[moved[0]])
     config = default.replace(**given)
     if isinstance(config, DQNConfig):
+        if resume is None and "total_frames" in given:  # the preset's words are about its own
+            frames = f"{config.total_frames:,} frames"
+            about = re.sub(r"\d+[kM] steps", frames, about) if is_custom(config.game) else frames
+        if not quiet and (differs := differing_rules(game or "", config)):
+            console.say(differs)
         return _dqn(config, resume, about, quiet)
     from fastrl.sarsa import run
 
@@ -100,12 +194,17 @@ def main(arguments: list[str]) -> int:
     return run.train(config, resume=resume, quiet=quiet)
 
 
-def _show_help(game: str, given: dict[str, Any]) -> NoReturn:
-    """Show the flags of a game, with the defaults of its preset and of the protocol given."""
-    default, about = _default(game, given.get("device"), None)
+def _show_help(game: str | None, given: dict[str, Any], resume: Path | None) -> NoReturn:
+    """Show the flags with the defaults that hold: of the run to resume, or of the game's preset and the protocol."""
+    if resume is not None and (resume / "config.json").exists():
+        default, about = _default(game, None, resume)
+        word, about = command_line("--resume", str(resume)), f"Defaults: {about}."
+    else:
+        default, about = _default(game or "breakout", given.get("device"), None)
+        sarsa = "Linear SARSA(lambda) on many CartPoles."
+        word, about = ("GAME", f"Preset: {about}.") if about else ("cartpole", sarsa)
     if "protocol" in given and isinstance(default, DQNConfig):
         default = default.replace(protocol=given["protocol"])
-    word, about = ("GAME", f"Preset: {about}.") if about else ("cartpole", "Linear SARSA(lambda) on many CartPoles.")
     show_help(f"{PROG} {word}", __doc__, Arguments(), default, about=about)
 
 
@@ -129,12 +228,14 @@ def _default(game: str | None, device: str | None, resume: Path | None) -> tuple
 def _preset(game: str, device: str) -> Preset:
     """Return the preset of a game, or of a custom environment, which is made once to look at its observations."""
     from fastrl.dqn.device.device import pick_device
+    from fastrl.dqn.network import trunk_for
 
     where = pick_device(device).type
     if not is_custom(game):
         return preset_for(game, where)
     frame_shape, num_envs = look_at(game)
-    return custom_preset(game, where, images=len(frame_shape) > 1, num_envs=num_envs)
+    trunk = trunk_for(frame_shape, preset_for(game, where).config.trunk)
+    return custom_preset(game, where, trunk=trunk, frame_shape=frame_shape, num_envs=num_envs)
 
 
 def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int:
@@ -145,11 +246,14 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
     run = train(config, resume=resume, quiet=quiet)
     say(f"checkpoint: {run.folder.find()}")
     if run.stop.signal is not None:
-        say(f"stopped after {run.frames:,} frames; resume with: {run.folder.resume_command}")
+        say(f"stopped after {run.frames:,} frames; {run.folder.how_to_resume}")
         return 128 + run.stop.signal
-    say(f"look: tensorboard --logdir {config.runs_dir}; watch: {program('watch')} {run.folder}")
+    look = command_line("tensorboard", "--logdir", Path(os.path.abspath(run.folder)).parent)
+    say(f"look: {look}; watch: {command_line(program('watch'), run.folder)}")
     return 0
 
 
 if __name__ == "__main__":
     run_command(main, PROG)
+else:
+    sys.modules[__name__].__class__ = _Callable

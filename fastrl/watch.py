@@ -1,6 +1,6 @@
 """Watch a trained agent play: in a window if there is a display, else as a film.
 
-python -m fastrl.watch breakout                         the weights that ship
+python -m fastrl.watch breakout                   the weights that ship
 python -m fastrl.watch runs/NAME --checkpoint best --seed 7
 python -m fastrl.watch runs/NAME --no-window --out film.gif
 python -m fastrl.watch breakout --episodes 5 --out best.mp4
@@ -9,18 +9,19 @@ python -m fastrl.watch breakout --episodes 5 --out best.mp4
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy.typing as npt
 
+from fastrl.base.commands import program
 from fastrl.base.console import say
-from fastrl.base.errors import ConfigError, Stopped
+from fastrl.base.errors import ConfigError, NoWindowError, RunError, Stopped
 from fastrl.base.machine import has_display
 from fastrl.base.ranges import AtLeast, Between, check
 from fastrl.base.stop import Stop
-from fastrl.cli import program, read, run_command, show_help
+from fastrl.cli import read, run_command, show_help
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import ProtocolName
 from fastrl.film.video import PICTURES_PER_SECOND, check_film, write_film
@@ -50,8 +51,8 @@ class Arguments:
     """Share of random actions."""
     seed: Annotated[int, AtLeast(0)] = 0
     """Seeds games and exploration."""
-    window: bool = field(default_factory=has_display)
-    """Show the game in a window, which Escape closes; off: make a film."""
+    window: bool | None = None
+    """Show the game in a window, which Escape closes; off: make a film (default: a window, if one can be opened)."""
     out: Path | None = None
     """File for the film of the best game, .gif or .mp4 (default: with a window no film, else a GIF in a run's folder
     pictures/, or in the current folder)."""
@@ -83,11 +84,34 @@ def main(arguments: list[str]) -> int:
 
 
 def watch(agent: Agent, args: Arguments) -> int:
-    """Play until the last game is over, the window is closed or a signal arrives; return the exit status."""
+    """Play until the last game is over, the window is closed or a signal arrives; return the exit status.
+
+    Raises
+    ------
+    ConfigError
+        If a window is asked for and cannot be opened.
+    RunError
+        If pictures are asked for, but there are none, or the film cannot be written; the message says why.
+    """
     say(agent.about)
+    window: Window | None = None
+    try:
+        if has_display() if args.window is None else args.window:
+            window = _open_window(agent.game)
+        return _watch(agent, args, window)
+    except NoWindowError as error:  # at once, or when the first picture is there
+        if args.window:
+            raise ConfigError(f"--window is on, but {error}; give --no-window for a film") from error
+        say(f"{error}; making a film instead")
+    return _watch(agent, args, None)
+
+
+def _watch(agent: Agent, args: Arguments, window: Window | None) -> int:
     best: games.Games | None = None
+    film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
+    if args.out or window is None:
+        check_film(film)
     with Stop() as stop:
-        window = _open_window(agent.game) if args.window else None
         try:
             for number, game in enumerate(_play(agent, args, window, stop), start=1):
                 say(f"game {number}: {game.mean:,g} points in {game.lengths[0]:,} steps")
@@ -97,12 +121,15 @@ def watch(agent: Agent, args: Arguments) -> int:
         finally:
             if window:
                 window.close()
-    if best and not best.film and not (window and window.shown):
-        say(games.NO_PICTURES)
-    elif best and best.film:
-        film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
+    if best and best.film:
         write_film(film, best.film)
         say(f"film of the best game: {film}")
+    if best and best.film_error:
+        raise RunError(best.film_error)
+    if best and not best.film and not (window and window.shown):
+        if args.out:
+            raise RunError(f"--out is {args.out}, but {games.NO_PICTURES}")
+        say(games.NO_PICTURES)
     return 0 if stop.signal is None else 128 + stop.signal
 
 
@@ -134,8 +161,10 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
 
 
 def _open_window(game: str) -> Window:
-    from fastrl.film.window import Window  # which loads pygame: a film needs none
-
+    try:
+        from fastrl.film.window import Window  # which loads pygame: a film needs none
+    except ImportError as error:
+        raise NoWindowError(f"no window can be opened ({error})") from error
     return Window(f"fastrl: {game}", PICTURES_PER_SECOND if game == "catch" or is_custom(game) else FRAMES_PER_SECOND)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
@@ -17,6 +19,7 @@ import pytest
 from recorded import record
 from untrained import make_run
 
+from fastrl.base.errors import ConfigError
 from fastrl.replay import ReplayBuffer
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +70,41 @@ def somewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", BLOCKS)
 def test_every_python_block_runs(code, somewhere):
     exec(compile(code, "block", "exec"), {"__name__": "block"})
+
+
+def test_the_script_of_a_custom_environment_trains_when_it_is_run_and_not_when_it_is_evaluated(tmp_path):
+    (script,) = (block.values[0] for block in BLOCKS if "def make_env" in block.values[0])
+    (tmp_path / "my_module.py").write_text(script)
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("my_module.py")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert "my_module:make_env: mean" in run("-m", "fastrl.evaluate", str(folder), "--episodes", "2")
+    assert list((tmp_path / "runs").iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_no_python_block_trains_when_it_is_imported(code, somewhere, monkeypatch):
+    """A block that trains stands under a guard."""
+    from fastrl.envs import names
+
+    monkeypatch.setattr(names, "_given", {})
+    Path("block.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "block", raising=False)
+    with pytest.raises(ConfigError, match="has no attribute 'nothing'"):
+        names.load("block:nothing")
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("words", COMMANDS)

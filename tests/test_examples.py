@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import replay_autoreset
+import replay_dataloader
 import torch
 
 EXAMPLES = {path.stem for path in Path(__file__).parent.parent.glob("examples/*.py")}
@@ -51,6 +52,15 @@ def test_each_autoreset_mode_gives_what_the_environments_gave(mode):
 def test_the_autoreset_example_finds_no_difference(capsys):
     replay_autoreset.main()
     assert capsys.readouterr().out.endswith("the same in all three modes\n")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # CPython from 3.12 on, if there are threads
+def test_workers_of_a_dataloader_draw_batches_of_their_own_that_a_seed_repeats():
+    drawn = replay_dataloader.draw("fork", seed=1)
+    assert len(drawn) == len(set(drawn)) == 2 * replay_dataloader.WORKERS * replay_dataloader.BATCHES  # in two epochs
+    assert replay_dataloader.draw("fork", seed=1) == drawn
+    assert not set(replay_dataloader.draw("fork", seed=2)) & set(drawn)
+    assert replay_dataloader.draw("spawn", seed=1, epochs=1) == drawn[: len(drawn) // 2]
 
 
 def test_the_cleanrl_example_learns_from_the_very_stacks_that_it_acted_on(tmp_path, monkeypatch):

@@ -65,8 +65,11 @@ threads = [threading.Thread(target=work) for _ in range(2)]
   coverage)
     build FASTRL_COVERAGE=1
     export COVERAGE_CORE=ctrace # the only one that plugins work with
-    printf '[run]\nbranch = True\nplugins = Cython.Coverage\nsource = fastrl/replay,csrc\n[report]\nshow_missing = True\n' > .coveragerc
+    printf '[run]\nbranch = True\nplugins = Cython.Coverage\nsource = fastrl/replay,csrc\n' > .coveragerc
+    printf 'concurrency = thread,multiprocessing\nparallel = True\n' >> .coveragerc # forked children count too
+    printf '[report]\nshow_missing = True\n' >> .coveragerc
     python -m coverage run -m pytest -q -p no:cacheprovider -m '' tests/replay "$@"
+    python -m coverage combine -q
     python -m coverage report
     ;;
   *)

@@ -51,7 +51,7 @@ _NO_NUMBERS = (bool, np.timedelta64)  # though Python and NumPy count them as in
 def integer(name: str, value: Any, least: int = 1) -> int:
     """Return an argument that is an integer of at least ``least`` and fits into int64, or raise ValueError."""
     if isinstance(value, _NO_NUMBERS) or not isinstance(value, _INTEGERS) or int(value) < least:
-        raise ValueError(f"{name} is {value!r}; give an integer from {least} up")
+        raise ValueError(f"{name} is {_shown(value)}; give an integer from {least} up")
     if int(value) > _MOST:
         raise ValueError(f"{name} is above 2**63 - 1; give an integer from {least} up that int64 holds")
     return int(value)
@@ -62,8 +62,16 @@ def number(name: str, value: Any, most: float = float(np.finfo(np.float64).max))
     real = isinstance(value, _NUMBERS) and not isinstance(value, _NO_NUMBERS)
     if not real or not 0 <= value <= most:
         wanted = "a finite number from 0 up" if most > 1 else f"a number from 0 to {most:g}"
-        raise ValueError(f"{name} is {value!r}; give {wanted}")
+        raise ValueError(f"{name} is {_shown(value)}; give {wanted}")
     return float(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is written, of a very long integer only that: CPython refuses to write those."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "an integer of very many digits"
 
 
 def assert_that(condition: object, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Messages on stdout, also where the terminal was closed (standard library only)."""
+"""Messages on stdout, also where the terminal was closed or knows few letters (standard library only)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def print_nowhere() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def showable(text: str) -> str:
+    """Return a text with escapes, such as ``\\xfc``, for the letters that stdout has no code for."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def say(text: str) -> None:
-    """Print a message."""
+    """Print a message; none is lost to letters that stdout has no code for."""
     with though_closed():
-        print(text, flush=True)
+        print(showable(text), flush=True)

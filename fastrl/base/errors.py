@@ -17,8 +17,17 @@ class RunError(RuntimeError):
     """A run cannot continue; the message says why and what to do."""
 
 
+class NoWindowError(ConfigError):
+    """No window can be opened here."""
+
+
 class DamageError(ConfigError):
     """A file is not what was written."""
+
+
+def in_words(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message, for a message of one line."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def damaged(path: Path, error: object) -> DamageError:

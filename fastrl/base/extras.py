@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from fastrl.base.commands import install_command
+
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
@@ -60,5 +62,4 @@ def need(module: str, extra: str) -> ModuleType:
 
 
 def _missing(importer: str, extra: str, error: ModuleNotFoundError) -> ImportError:
-    command = f"pip install -c constraints.txt -e '.[{extra}]'"
-    return ImportError(f"{importer} needs the extra '{extra}': {command} ({error})")
+    return ImportError(f"{importer} needs the extra '{extra}': {install_command(extra)} ({error})")

@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from fastrl.base.files import nearest
+
 GIB = 1 << 30
 
 
@@ -52,12 +54,12 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
 
 def free_disk_bytes(path: Path) -> int:
     """Return the bytes that may still be written where a path is, or would be made."""
-    return shutil.disk_usage(_existing(path)).free
+    return shutil.disk_usage(nearest(path)).free
 
 
 def has_hard_links(path: Path) -> bool:
     """Whether a file may have two names where a path is, or would be made; also yes where no file can be made."""
-    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=_existing(path), prefix=".fastrl-") as folder:
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=nearest(path), prefix=".fastrl-") as folder:
         one, two = Path(folder, "one"), Path(folder, "two")
         one.touch()
         try:
@@ -67,16 +69,17 @@ def has_hard_links(path: Path) -> bool:
     return True
 
 
-def _existing(path: Path) -> Path:
-    """Return the path, or the folder nearest to it."""
-    while not path.exists():
-        path = path.parent
-    return path
+def bytes_in_words(count: int) -> str:
+    """Return a number of bytes in the largest binary unit of which there is about one: ``3.0 MiB``, ``7 bytes``."""
+    for name, unit in (("TiB", GIB << 10), ("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= 0.95 * unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count} bytes"
 
 
 def _machine(proc: Path) -> int | None:
     try:
-        lines = (proc / "meminfo").read_text().splitlines()
+        lines = (proc / "meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None
@@ -85,7 +88,8 @@ def _machine(proc: Path) -> int | None:
 def _cgroup(proc: Path, cgroups: Path) -> int | None:
     """Return the least that any group above this process leaves, version 2 or 1."""
     try:
-        memberships = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
+        lines = (proc / "self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        memberships = [line.split(":", 2) for line in lines]
     except OSError:
         return None
     left = []
@@ -101,7 +105,8 @@ def _cgroup(proc: Path, cgroups: Path) -> int | None:
             if folder != base and base not in folder.parents:
                 break
             try:
-                most, taken = (folder / limit).read_text().strip(), int((folder / usage).read_text())
+                most = (folder / limit).read_text(encoding="utf-8").strip()
+                taken = int((folder / usage).read_text(encoding="utf-8"))
                 # Version 1 writes a number near 2^63 for no limit; file cache counts as taken but gives way.
                 if most != "max" and int(most) < 1 << 60:
                     left.append(max(0, int(most) - taken + _file_cache(folder)))
@@ -112,7 +117,7 @@ def _cgroup(proc: Path, cgroups: Path) -> int | None:
 
 def _file_cache(folder: Path) -> int:
     try:
-        stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        stats = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
         return int(stats.get("inactive_file", 0))
     except (OSError, ValueError):
         return 0

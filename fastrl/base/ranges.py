@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
@@ -76,15 +77,43 @@ class Above:
 
 
 @dataclass(frozen=True)
-class OneFolder:
+class Printable:
+    """Text of one line that can be printed and stand in a file's name: no line ends, no control characters."""
+
+    def allows(self, value: str) -> bool:
+        """Whether all of the value can be printed and the file system has codes for it."""
+        return bool(value) and value.isprintable() and _file_name_bytes(value) is not None
+
+    def __str__(self) -> str:
+        return "printable characters"
+
+
+@dataclass(frozen=True)
+class OneFolder(Printable):
     """The name of one folder, without the folders that it lies in."""
 
     def allows(self, value: str) -> bool:
         """Whether the value names one folder."""
-        return bool(value) and "/" not in value and value not in (".", "..")
+        inside = super().allows(value) and "/" not in value and value not in (".", "..")
+        return inside and len(_file_name_bytes(value) or b"") <= LONGEST_NAME
 
     def __str__(self) -> str:
-        return "the name of one folder, without slashes"
+        return f"the name of one folder: printable, without slashes, at most {LONGEST_NAME} bytes"
+
+
+LONGEST_NAME = 255
+"""Bytes that the usual file systems take for the name of one file or folder."""
+
+
+def _file_name_bytes(name: str) -> bytes | None:
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        return None
+
+
+LARGEST = 2**63 - 1
+"""Largest whole number that any setting takes: what int64 holds."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +147,12 @@ class Field:
             return "a number"
         if self.type is str and not isinstance(value, str):
             return "text"
-        return next((str(allowed) for allowed in self.ranges if not allowed.allows(value)), None)
+        if self.type is bool and not isinstance(value, bool):
+            return "True or False"
+        outside = next((str(allowed) for allowed in self.ranges if not allowed.allows(value)), None)
+        if outside is None and self.type is int and value > LARGEST:
+            return f"at most {LARGEST:,}"
+        return outside
 
 
 def fields_of(kind: type) -> tuple[Field, ...]:
@@ -143,12 +177,12 @@ def _described(name: str, hint: Any) -> Field:
 
 
 def check(settings: Any) -> None:
-    """Check the fields of a dataclass against their annotations: types of numbers, ranges, Literals.
+    """Check the fields of a dataclass against their annotations: types of values, ranges, Literals.
 
     Parameters
     ----------
     settings : dataclass
-        Fields are checked in the order of their declaration. Booleans, paths and text without a range are not.
+        Fields are checked in the order of their declaration. Paths and tuples are not.
 
     Raises
     ------

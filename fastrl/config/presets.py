@@ -105,7 +105,9 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def custom_preset(game: str, device: str, *, images: bool, num_envs: int | None = None) -> Preset:
+def custom_preset(
+    game: str, device: str, *, trunk: str, frame_shape: tuple[int, ...], num_envs: int | None = None
+) -> Preset:
     """Return the preset of a custom environment.
 
     Parameters
@@ -114,15 +116,22 @@ def custom_preset(game: str, device: str, *, images: bool, num_envs: int | None 
         ``module:callable`` of the environment.
     device : {"cpu", "cuda"}
         Where the network learns.
-    images : bool
-        Whether observations are images, else vectors.
+    trunk : {"nature", "small", "minatar", "vector"}
+        The trunk that fits its frames.
+    frame_shape : tuple of int
+        Of its frames: [n], [H, W] or [C, H, W].
     num_envs : int, optional
         Environments that one call of the callable makes (default: one).
     """
     preset = PRESETS["vector"]
-    if images:
-        config = PRESETS[device].config.replace(total_frames=1_000_000, frame_skip=1, reward_clip=False, env_groups=1)
-        preset = Preset(config=config, about="custom environment with image observations, 1M steps")
+    if trunk != "vector":
+        config = PRESETS[device].config.replace(
+            total_frames=1_000_000, frame_skip=1, reward_clip=False, env_groups=1, trunk=trunk
+        )
+        if trunk == "minatar":
+            config = config.replace(hidden=128)  # Young & Tian 2019
+        size = " x ".join(str(side) for side in frame_shape[-2:])
+        preset = Preset(config=config, about=f"custom environment with images of {size}, 1M steps, trunk {trunk}")
     num_envs = num_envs or preset.config.num_envs
     return dataclasses.replace(preset, config=preset.config.replace(game=game, num_envs=num_envs))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ NOT_SETTINGS = ("format", "kind")
 def to_record(config: RunConfig) -> dict[str, Any]:
     """Return settings as a record of the newest format, ready for JSON."""
     kind = next(name for name, kind in KINDS.items() if isinstance(config, kind))
-    return {"format": FORMAT, "kind": kind} | dataclasses.asdict(config)
+    return {"format": FORMAT, "kind": kind} | {n: _plain(value) for n, value in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return Python's own number for one of NumPy's, which JSON does not know."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -36,9 +42,13 @@ def read_record(path: Path) -> dict[str, Any]:
         If there is no such file, it is damaged, or its format is newer than `FORMAT`.
     """
     try:
-        fields = json.loads(path.read_text())
-    except OSError:
-        raise ConfigError(f"{path.parent} is no run folder: it has no {path.name}; give one that a run made") from None
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        run = next((above for above in path.parent.parents if (above / path.name).exists()), None)
+        remedy = "give one that a run made" if run is None else f"it lies in one: give {run}"
+        raise ConfigError(f"{path.parent} is no run folder: it has no {path.name}; {remedy}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     return lift(fields, path)
@@ -91,8 +101,8 @@ def from_record(record: dict[str, Any], path: Path) -> RunConfig:
         raise _damaged(path, f"this version knows no setting {', '.join(unknown)}")
     try:
         return kind(**values)
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; correct it in the file, or restore the file from a copy") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, repr(error)) from error
 

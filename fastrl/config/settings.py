@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, check
-from fastrl.envs.rules import Rules
+from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, Printable, check
+from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
 
 Device = Literal["auto", "cpu", "cuda"]
+MOST_THREADS = 1_024
+"""More than any machine has use for; libraries crash without a word where the system has no more threads to give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +26,12 @@ class RunConfig:
 
     seed: Annotated[int, AtLeast(0)] = 1
     """Seeds every generator of the run: environments, exploration, replay, network."""
-    runs_dir: str = "runs"
+    runs_dir: Annotated[str, Printable()] = "runs"
     """Folder that holds one folder per run."""
     name: Annotated[str | None, OneFolder()] = None
     """Name of the run's folder (default: game, seed and date)."""
+    films: bool = True
+    """Film one game of each evaluation; metrics are the same without films."""
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in the named fields."""
@@ -50,22 +54,23 @@ class DQNConfig(Rules, RunConfig):
     """Games played in parallel."""
     env_groups: Annotated[int, AtLeast(1)] = 1
     """Groups of games that take turns: while the games of one step, the run receives, adds and acts for another."""
-    env_threads: Annotated[int, AtLeast(0)] = 0
+    env_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
     """EnvPool's threads per group (0: one per CPU core that this process may use)."""
     reward_clip: bool = True
     """Learn from the sign of the reward; reported scores are never clipped."""
-    max_episode_steps: Annotated[int, AtLeast(1)] = 27_000
+    max_episode_steps: Annotated[int, Between(1, MOST_STEPS_OF_A_GAME)] = 27_000
     """A game is cut off after N agent steps (27,000 = 108,000 frames)."""
-    dephase_steps: Annotated[int, AtLeast(0)] = 128
+    dephase_steps: Annotated[int, Between(0, 1_000_000)] = 128
     """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
 
     # Network
-    trunk: Literal["nature", "small", "impala", "vector"] = "nature"
-    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `impala` (residual, Espeholt et
-    al. 2018; many times the arithmetic), `vector` (two dense layers)."""
-    width: Annotated[int, AtLeast(1)] = 1
+    trunk: Literal["nature", "small", "minatar", "impala", "vector"] = "nature"
+    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `minatar` (one 3x3 convolution,
+    for small images, Young & Tian 2019), `impala` (residual, Espeholt et al. 2018; many times the arithmetic),
+    `vector` (two dense layers)."""
+    width: Annotated[int, Between(1, 64)] = 1
     """Multiplies the number of filters of an image trunk."""
-    hidden: Annotated[int, AtLeast(1)] = 512
+    hidden: Annotated[int, Between(1, 65_536)] = 512
     """Width of the dense layer in each of the two dueling streams."""
     dueling: bool = True
     """Separate streams for state value and advantages (Wang et al. 2016)."""
@@ -73,7 +78,7 @@ class DQNConfig(Rules, RunConfig):
     """The online network selects the action, and the target network values it (van Hasselt et al. 2016)."""
     distributional: bool = False
     """Learn distributions of returns instead of their means (C51, Bellemare et al. 2017)."""
-    atoms: Annotated[int, AtLeast(2)] = 51
+    atoms: Annotated[int, Between(2, 10_000)] = 51
     """Atoms of a distribution: the returns among which it divides its probability."""
     v_max: Annotated[float, Above(0)] = 10.0
     """Largest return of a distribution; the smallest is its negative."""
@@ -85,7 +90,7 @@ class DQNConfig(Rules, RunConfig):
     """Where the replay keeps its frames: in memory, plain (`ram`) or compressed (`lz4`), or on the device that learns
     (`device`). `auto` on a GPU: on the GPU if they fit, else in memory. On a CPU: compressed only if plain frames do
     not fit."""
-    stack: Annotated[int, AtLeast(1)] = 4
+    stack: Annotated[int, Between(1, 255)] = 4
     """Frames in one observation."""
     prioritized: bool = True
     """Draw rows by TD error (Schaul et al. 2016); off: uniformly."""
@@ -97,9 +102,9 @@ class DQNConfig(Rules, RunConfig):
     """Exponent of the importance weights at the end of the run."""
     priority_eps: Annotated[float, Above(0)] = 1e-6
     """Added to each priority, so that every row can be drawn again."""
-    n_step: Annotated[int, AtLeast(1)] = 3
+    n_step: Annotated[int, Between(1, 10_000)] = 3
     """Rewards summed before the value of a later state takes over."""
-    n_step_end: Annotated[int | None, AtLeast(1)] = None
+    n_step_end: Annotated[int | None, Between(1, 10_000)] = None
     """Rewards summed from `n_step_steps` on (default: `n_step`)."""
     n_step_steps: Annotated[int, AtLeast(0)] = 1_000_000
     """Agent steps over which n_step becomes n_step_end, once learning has started."""
@@ -107,7 +112,7 @@ class DQNConfig(Rules, RunConfig):
     """Discount per agent step."""
 
     # Learning
-    batch_size: Annotated[int, AtLeast(1)] = 256
+    batch_size: Annotated[int, Between(1, 65_536)] = 256
     """Samples in one update."""
     samples_per_step: Annotated[float, Above(0)] = 4.0
     """Samples learned per agent step; divided by the batch size, this gives updates per agent step."""
@@ -145,14 +150,14 @@ class DQNConfig(Rules, RunConfig):
     """Compile act and update with torch.compile; off: eager PyTorch."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; `auto`: bfloat16 if the device supports it."""
-    torch_threads: Annotated[int, AtLeast(0)] = 0
+    torch_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
     """PyTorch's CPU threads (0: one per CPU core that this process may use)."""
 
     # Clocks
     log_every_frames: Annotated[int, AtLeast(1)] = 20_000
     """Frames between two rows of metrics."""
     evaluate_every_frames: Annotated[int, AtLeast(1)] = 1_000_000
-    """Frames between two evaluations; each one also renews the film."""
+    """Frames between two evaluations."""
     evaluate_episodes: Annotated[int, Between(1, 10_000)] = 10
     """Whole games per evaluation during the run."""
     final_episodes: Annotated[int, Between(1, 10_000)] = 30

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +61,14 @@ def load_agent(run_or_game: str, checkpoint: str = "newest", make_env: str | Non
         If it names neither, its weights cannot be read, or its environment is not found.
     """
     path = Path(run_or_game)
-    agent = _trained(path, checkpoint) if (path / "config.json").exists() else _shipped(run_or_game, checkpoint)
+    agent = _trained(path, checkpoint) if os.path.exists(path / "config.json") else _shipped(run_or_game, checkpoint)
     if make_env is not None:
         if not (is_custom(agent.game) and is_custom(make_env)):
             raise ConfigError(
                 f"--make-env is {make_env!r}; give my_module:make_env, for runs of custom environments alone: "
                 f"{run_or_game} plays {agent.game}"
             )
-        agent = dataclasses.replace(agent, game=make_env)
+        agent = dataclasses.replace(agent, game=make_env, about=f"{make_env}, {agent.origin}")
     if is_custom(agent.game):
         load(agent.game)
     return agent
@@ -102,7 +104,7 @@ def _trained(run: Path, checkpoint: str) -> Agent:
         game=config.game,
         network=load_network(saved / "weights.safetensors"),
         stack=config.stack,
-        rules=EvaluationRules(**config.rules()),
+        rules=EvaluationRules(max_steps=config.max_episode_steps, **config.rules()),
         origin=saved,
         about=f"{config.game}, {saved}",
         films=run / "pictures",
@@ -113,6 +115,13 @@ def _shipped(name: str, checkpoint: str) -> Agent:
     try:
         game = game_name(name)
     except ConfigError as error:
+        for part in (Path(name), *Path(name).parents):  # the name may be that of a checkpoint, or of a file in one
+            if part.parent.name == "checkpoints" and (run := part.parent.parent / "config.json").exists():
+                one = "a checkpoint" if part == Path(name) else "inside a checkpoint"
+                raise ConfigError(
+                    f"{name} is {one} of a run; give the run and the checkpoint's name: "
+                    f"{shlex.join([str(run.parent), '--checkpoint', part.name])}"
+                ) from error
         raise ConfigError(f"{name} is no run folder (it holds no config.json), and {error}") from error
     card = pretrained.card(game)
     if checkpoint != "newest":

@@ -37,13 +37,13 @@ _KEYS_BEFORE_3 = {"Metrics": "metrics", "Evaluation": "evaluation", "Checkpoints
 def load_state(folder: Path) -> dict[str, Any]:
     """Return the JSON part of a checkpoint, lifted to the newest format."""
     try:
-        state: dict[str, Any] = dict(json.loads((folder / "state.json").read_text()))
+        state: dict[str, Any] = dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise damaged(folder / "state.json", error) from error
     if state.get("format") == 2:
         known = state.get("callbacks", {})
         state |= {"format": 3, "callbacks": {_lifted_key(key, known): known[key] for key in known}}
-    _check_format(folder, state.get("format"), STATE_FORMAT)
+    _check_format(folder / "state.json", state.get("format"), STATE_FORMAT, "formats 2 and 3")
     return state
 
 
@@ -99,7 +99,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             network, found = json.loads(file.metadata()["network"]), int(file.metadata().get("format", 1))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
-    _check_format(path, found, WEIGHTS_FORMAT)
+    _check_format(path, found, WEIGHTS_FORMAT, f"format {WEIGHTS_FORMAT}")
     return weights, network
 
 
@@ -122,9 +122,11 @@ def load_network(path: Path) -> QNetwork:
     return network.eval()
 
 
-def _check_format(path: Path, found: Any, wanted: int) -> None:
+def _check_format(path: Path, found: Any, wanted: int, known: str) -> None:
     if found != wanted:
-        raise ConfigError(f"{path} has format {found}, this version reads {wanted}: use the version that wrote it")
+        raise ConfigError(
+            f"{path} has format {found!r}, and this version reads {known}; install the version of fastrl that wrote it"
+        )
 
 
 def _as_array(leaf: Any) -> Any:

@@ -59,8 +59,8 @@ class Rows:
     """[n] bool: the action was ignored for a reset, and is no agent step."""
     game_over: NDArray[np.bool_]
     """[n] bool: the action ended a whole game."""
-    score: NDArray[np.float32]
-    """[n] float32: unclipped reward of the whole game so far."""
+    score: NDArray[np.float64]
+    """[n] float64: unclipped reward of the whole game so far."""
     length: NDArray[np.int64]
     """[n] int64: agent steps of the whole game so far."""
 
@@ -140,15 +140,21 @@ class Collector:
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = deque(groups)  # the one to send next stands first
-        self._resumed = False
+        self._opened = self._continue = False  # the games; from a saved state
         self.envs = groups[0].envs
+
+    def open(self) -> None:
+        """Open the games, unless they are open or continue; `start` does so too."""
+        if not self._opened:
+            for group in self._groups:
+                group.reset()
+        self._opened = True
 
     def start(self, policy: Policy) -> None:
         """Open the games, unless they continue, and send all groups but one."""
-        if self._resumed:
+        if self._continue:
             return
-        for group in self._groups:
-            group.reset()
+        self.open()
         for group in list(self._groups)[1:]:
             group.send(policy.act(group.observe()))
 
@@ -189,7 +195,7 @@ class Collector:
         for group in self._groups:
             group.load_state(state["groups"][str(group.number)])
         self._groups.rotate(-state["turn"])
-        self._resumed = True
+        self._opened = self._continue = True
         return True
 
     def close(self) -> None:

@@ -89,6 +89,8 @@ class Learner:
     ----------
     updates : int
         Updates made so far.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the networks' layers; the last ones and the weights are always float32.
     errors : [B] float32
         Errors of the last batch whose priorities were handed back; [0] before the first.
 
@@ -118,6 +120,8 @@ class Learner:
         if device.type == "cpu":
             keep_freed_memory()
         self.config, self.device = config, device
+        low = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
+        self.precision = "bfloat16" if low else "float32"
         self.updates = 0
         self.delayed = device.type == "cuda" if delayed is None else delayed
         self._obs_shape, self._obs_dtype = tuple(obs_shape), np.dtype(obs_dtype)
@@ -149,8 +153,7 @@ class Learner:
     def _build_functions(self) -> None:
         """Write act and loss as plain functions, and compile them where asked and possible."""
         config, online, target = self.config, self.online, self.target
-        precision, device = config.precision, self.device
-        bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+        device, bfloat16 = self.device, self.precision == "bfloat16"
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
         dense: dict[QNetwork, Callable[[Tensor], Tensor]] = {}
@@ -254,6 +257,8 @@ class Learner:
         if not config.compile:
             return
         with _eager_if_it_fails("torch.compile", "Install a C++ compiler (CPU) or Triton (CUDA)"):
+            if device.type == "cuda":
+                cuda_graph.avoid_short_lived_kernels()
             functions = [torch.compile(f, fullgraph=True, dynamic=False) for f in (act_behind, loss_behind, act, loss)]
             use(*functions)
             try:

@@ -17,7 +17,10 @@ from fastrl.config import DQNConfig
 IMAGE_TRUNKS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Mnih et al. 2015
     "small": ((16, 8, 4), (32, 4, 2)),  # Mnih et al. 2013
+    "minatar": ((16, 3, 1),),  # Young & Tian 2019, for images of 10 x 10
 }
+Trunk = Literal["nature", "small", "minatar", "impala", "vector"]
+FALLBACKS: tuple[Trunk, ...] = ("small", "minatar")
 # Filters of the residual trunk's three sections (Espeholt et al. 2018, figure 3, right).
 IMPALA_FILTERS = (16, 32, 32)
 
@@ -32,7 +35,7 @@ class QNetwork(nn.Module):
         anything for `vector`.
     num_actions : int
         Number of actions A.
-    trunk : {"nature", "small", "impala", "vector"}
+    trunk : {"nature", "small", "minatar", "impala", "vector"}
         Layers below the heads.
     hidden : int
         Width of the dense layer in each stream (and of both layers of the `vector` trunk).
@@ -63,7 +66,7 @@ class QNetwork(nn.Module):
         self,
         obs_shape: tuple[int, ...],
         num_actions: int,
-        trunk: Literal["nature", "small", "impala", "vector"] = "nature",
+        trunk: Trunk = "nature",
         hidden: int = 512,
         dueling: bool = True,
         width: int = 1,
@@ -150,6 +153,27 @@ def build_network(config: DQNConfig, obs_shape: tuple[int, ...], num_actions: in
     )
 
 
+def trunk_for(frame_shape: tuple[int, ...], preferred: Trunk) -> Trunk:
+    """Return the trunk for frames [n], [H, W] or [C, H, W]: of images the first of these that fits.
+
+    The one preferred, `small`, `minatar`, `vector`.
+    """
+    if len(frame_shape) > 1:
+        for trunk in (preferred, *FALLBACKS):
+            if _fits(trunk, frame_shape[-2:]):
+                return trunk
+    return "vector"
+
+
+def _fits(trunk: str, image: tuple[int, ...]) -> bool:
+    """Whether the convolutions of a trunk, if it has some, fit an image [H, W]."""
+    for _, kernel, stride in IMAGE_TRUNKS.get(trunk, ()):
+        if min(image) < kernel:
+            return False
+        image = tuple((side - kernel) // stride + 1 for side in image)
+    return True
+
+
 def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int) -> tuple[nn.Sequential, int]:
     """Return the layers and the number of features that they give."""
     if trunk == "vector":
@@ -157,7 +181,7 @@ def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int
         dense = [nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
         return nn.Sequential(*dense), hidden
     if trunk not in (*IMAGE_TRUNKS, "impala"):
-        raise ConfigError(f"--trunk is {trunk!r}; give nature, small, impala or vector")
+        raise ConfigError(f"--trunk is {trunk!r}; give nature, small, minatar, impala or vector")
     if len(obs_shape) == 4:
         obs_shape = (obs_shape[0] * obs_shape[1], *obs_shape[2:])
     if len(obs_shape) != 3:
@@ -166,11 +190,11 @@ def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int
 
 
 def _convolutions(obs_shape: tuple[int, ...], trunk: str, width: int) -> tuple[nn.Sequential, int]:
+    if not _fits(trunk, obs_shape[1:]):
+        raise _misfit(trunk, obs_shape)
     layers: list[nn.Module] = []
     channels, height, w = obs_shape
     for filters, kernel, stride in IMAGE_TRUNKS[trunk]:
-        if min(height, w) < kernel:
-            raise _misfit(trunk, obs_shape)
         layers += [nn.Conv2d(channels, filters * width, kernel, stride), nn.ReLU()]
         channels, height, w = filters * width, (height - kernel) // stride + 1, (w - kernel) // stride + 1
     return nn.Sequential(*layers), channels * height * w
@@ -205,7 +229,8 @@ class Residual(nn.Module):
 
 
 def _misfit(trunk: str, obs_shape: tuple[int, ...]) -> ConfigError:
+    fits = trunk_for(obs_shape, "small") if len(obs_shape) == 3 else "vector"
     return ConfigError(
         f"--trunk is {trunk!r}, whose convolutions do not fit observations of shape {list(obs_shape)}; "
-        "give --trunk vector"
+        f"give --trunk {fits}"
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
 from fastrl.dqn import checkpoint
@@ -90,10 +91,11 @@ def card(game: str) -> Card:
     """Return the card of the weights that ship for a game, given by its plain name; errors as `load_pretrained`."""
     if game not in games():
         those = f"give one of {', '.join(games())}, or train" if games() else "none ship for any game yet: train"
-        raise ConfigError(f"game is {game!r}, for which no weights ship; {those} your own with python -m fastrl.train")
+        own = command_line(program("train"), game)
+        raise ConfigError(f"game is {game!r}, for which no weights ship; {those} your own with {own}")
     path = WEIGHTS / f"{game}.json"
     try:
-        return Card(**json.loads(path.read_text()))
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 
@@ -156,7 +158,7 @@ def export(run: Path, name: str, judge: Callable[[QNetwork, DQNConfig], Judgemen
         network = checkpoint.load_network(partial[0])
         facts = _origin(run, config, saved) | {"network": network.settings, "sha256": _sha256(partial[0])}
         facts |= dataclasses.asdict(judge(network, config))
-        partial[1].write_text(json.dumps(facts, indent=2) + "\n")
+        partial[1].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         for new, path in zip(partial, ships, strict=True):
             os.replace(new, path)
     finally:
@@ -182,7 +184,7 @@ def _origin(run: Path, config: DQNConfig, saved: Path) -> dict[str, Any]:
     """Return the card's fields that say where a checkpoint comes from."""
     state = checkpoint.load_state(saved)
     try:
-        commands = (run / "commands.txt").read_text().splitlines()
+        commands = (run / "commands.txt").read_text(encoding="utf-8", errors="replace").splitlines()
         return {
             "game": config.game,
             "command": "; ".join(_without_places(command) for command in commands),
@@ -191,7 +193,7 @@ def _origin(run: Path, config: DQNConfig, saved: Path) -> dict[str, Any]:
             "minutes": round(state["seconds"] / 60, 1),
             "frame_skip": config.frame_skip,
             "rules": config.rules(),
-            "trained_with": without_platform(json.loads((run / "versions.json").read_text())),
+            "trained_with": without_platform(json.loads((run / "versions.json").read_text(encoding="utf-8"))),
         }
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{run} does not say how it was made ({error!r}); give a whole run folder") from error

@@ -171,7 +171,7 @@ class AleEnvs:
             first=np.array([first]),
             reset=np.array([reset]),
             game_over=np.array([self._over]),
-            score=np.array([self._score], np.float32),
+            score=np.array([self._score]),
             length=np.array([self._length], np.int64),
             env_id=np.zeros(1, np.int32),
         )

@@ -139,7 +139,7 @@ class AtariEnvs:
         start = self._record(frame, np.zeros(self.num_envs, np.float32), no, no, info)
         self._dephase(start)
         length = np.where(start.game_over, 0, start.length)  # the games that run now, not those that ended
-        score, reward = self._score.astype(np.float32), np.zeros_like(start.reward)
+        score, reward = self._score.copy(), np.zeros_like(start.reward)
         no, over, cut = np.zeros((3, self.num_envs), np.bool_)
         return Step(start.frame, reward, no, cut, start.first, ~no, over, score, length, start.env_id)
 
@@ -213,7 +213,7 @@ class AtariEnvs:
             first=first,
             reset=reset,
             game_over=over | truncated | replaced,
-            score=score.astype(np.float32),
+            score=score,
             length=length,
             env_id=ids,
         )

@@ -5,22 +5,52 @@ A user's callable makes them. Settings name it ``module:callable``.
 
 from __future__ import annotations
 
-from typing import Any, cast
+import contextlib
+import functools
+import inspect
+import re
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fastrl.base.checks import check_state
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.extras import extra
-from fastrl.envs.names import load
+from fastrl.envs.foreign import EnvError, calling, same_folder
+from fastrl.envs.names import MakeEnv, load
+from fastrl.envs.observations import Observations, place
 from fastrl.envs.step import Array, Autoreset, Step, check_actions
+from fastrl.film.picture import to_picture
 
 with extra("train"):
     import gymnasium
     from gymnasium import spaces, vector
 
-CHANNELS = (1, 3, 4)
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+SEEDS = 2**31
+"""Seeds of environments are below it: libraries keep them in 32 bits with a sign."""
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_made: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id, all that callables returned
+
+
+def _guarded(what: str, wanted: str) -> Callable[[_Method], _Method]:
+    """Return a decorator of methods that call environments' own: EnvError says what they raised, or else `wanted`."""
+
+    def decorate(method: _Method) -> _Method:
+        @functools.wraps(method)
+        def guarded(self: CustomEnvs, *args: Any, **kwargs: Any) -> Any:
+            apart = isinstance(self._envs, vector.AsyncVectorEnv)
+            remedy = "the traceback of its process stands above" if apart else f"{what} returns {wanted}"
+            with calling(self._game, what, remedy):
+                return method(self, *args, **kwargs)
+
+        return cast(_Method, guarded)
+
+    return decorate
 
 
 class CustomEnvs:
@@ -35,57 +65,75 @@ class CustomEnvs:
     num_envs : int
         Single environments to make.
     seed : int
-        At least 0; seeds the first reset.
+        At least 0; seeds the first reset. A vector seeds its environments by counting up from it, so one from
+        ``SEEDS - num_envs + 1`` on wraps around to 0.
     reward_clip : bool
         `Step.reward` is the sign of the reward; `Step.score` is never clipped.
+    max_episode_steps : int
+        Agent steps after which an episode is truncated, if the environment did not end it before. A vector of the
+        user's own can be cut off if it resets some of its environments at ``reset(options={"reset_mask": ...})``:
+        those of Gymnasium, and all whose autoreset is disabled. Others warn when an episode takes longer.
 
     Attributes
     ----------
     is_vector : bool
         Whether the callable makes a vector.
+    images : bool
+        Whether frames are images, else vectors.
+    stacked : str
+        How it is known that the environment stacks its frames itself, for a message; empty if it does not seem to.
 
-    Frames are uint8 where observations are, else float32. Channels of images come first: `frame_shape` is [C, H, W], or
-    [H, W] where there is one channel.
+    `fastrl.envs.observations.Observations` says what frames are made of observations.
 
-    Raises ConfigError if `load` does, if the callable returns something else, if actions are not Discrete, or if
-    observations are neither vectors nor images.
+    Raises ConfigError if `load` does, if the callable fails or returns something else, one object twice or environments
+    of different spaces, if actions are not Discrete, or if observations are neither vectors nor images. `reset` and
+    `recv` raise RunError if an observation does not fit the observation space, or if it or a reward is not finite.
+    Methods raise EnvError for what environments raise. If closing fails, a warning says so.
     """
 
-    def __init__(self, game: str, num_envs: int, *, seed: int, reward_clip: bool = False) -> None:
+    def __init__(
+        self, game: str, num_envs: int, *, seed: int, reward_clip: bool = False, max_episode_steps: int = 27_000
+    ) -> None:
+        self._game = game
         self._envs, self.is_vector = _vector(game, num_envs)
         try:
             self.num_actions, self._first_action = _actions(game, self._envs.single_action_space)
-            self.frame_shape, self._channels_last = _frames(game, self._envs.single_observation_space)
+            self._observations = Observations(game, self._envs.single_observation_space, _classes(self._envs))
             self.autoreset = _autoreset(game, self._envs.metadata)
         except ConfigError:
             self._envs.close()
             raise
-        kept = self._envs.single_observation_space.dtype == np.uint8
-        self.frame_dtype: np.dtype[Any] = np.dtype(np.uint8 if kept else np.float32)
+        self.frame_shape, self.frame_dtype = self._observations.frame_shape, self._observations.frame_dtype
+        self.images, self.stacked = self._observations.images, self._observations.stacked
         self.num_envs: int = self._envs.num_envs
         self.action_names = [str(action) for action in range(self.num_actions)]
         self.frame_skip = 1
         self.has_pictures = getattr(self._envs, "render_mode", None) == "rgb_array"
         self.shows_frames = False
         self.takes_actions = True
-        self._reward_clip = reward_clip
-        self._seed: int | None = seed
+        self._reward_clip, self._max_steps = reward_clip, max_episode_steps
+        self._can_cut = _can_cut(self._envs, self.autoreset)
+        self._seed: int | None = seed % (SEEDS - self.num_envs + 1)
         self._sent: Array | None = None
         self._asked: Array | None = None  # environments whose rows `recv` returns; None: all
-        # By environment: whether its last row ended an episode; the running episode's score and steps.
+        # By environment: whether its last row ended an episode, whether by the limit; the episode's score and steps.
         self._ended = np.zeros(self.num_envs, np.bool_)
+        self._cut = np.zeros(self.num_envs, np.bool_)
         self._score = np.zeros(self.num_envs)
         self._length = np.zeros(self.num_envs, np.int64)
 
+    @_guarded("reset()", "a pair (observation, info)")
     def reset(self) -> Step:
         """Start new episodes in all environments and return one `reset` row for each."""
         check_state(self._sent is None, "reset() while a step is in progress; call recv() first")
-        obs, _ = self._envs.reset(seed=self._seed)
+        with self._observations.explained(self._one_by_one()):
+            obs, _ = self._envs.reset(seed=self._seed)
         self._seed = None  # a second reset shall not repeat the first
-        self._ended[:], self._score[:], self._length[:] = False, 0, 0
+        self._ended[:], self._cut[:], self._score[:], self._length[:] = False, False, 0, 0
         no = np.zeros(self.num_envs, np.bool_)
-        return self._step(self._as_frames(obs), np.zeros(self.num_envs), no, no, ~no, ~no)
+        return self._step(self._frames(obs, ~no), np.zeros(self.num_envs), no, no, ~no, ~no)
 
+    @_guarded("step()", "nothing yet")
     def send(self, actions: npt.ArrayLike, env_id: npt.ArrayLike | None = None) -> None:
         """Start one step and return at once if the vector can; `recv` waits for it. Errors as of `AtariEnvs.send`.
 
@@ -100,22 +148,31 @@ class CustomEnvs:
         if isinstance(self._envs, vector.AsyncVectorEnv):
             self._envs.step_async(self._sent)
 
+    @_guarded("step()", "(observation, reward, terminated, truncated, info), and reset() a pair (observation, info)")
     def recv(self) -> Step:
         """Wait for the step that `send` started; its rows come in the order sent. RuntimeError without one."""
         check_state(self._sent is not None, "recv() without a step in progress; call send() first")
         sent, self._sent = self._sent, None  # no longer in progress, also if an environment raises
         envs = self._envs
-        result = envs.step_wait() if isinstance(envs, vector.AsyncVectorEnv) else envs.step(sent)
+        with self._observations.explained(self._one_by_one()):
+            result = envs.step_wait() if isinstance(envs, vector.AsyncVectorEnv) else envs.step(sent)
         obs, reward, terminated, truncated, info = result
         inside = self.autoreset == "next_step"  # the row after an end resets, and its action is ignored
         reset = self._ended if inside else np.zeros(self.num_envs, np.bool_)
         terminated = np.asarray(terminated, np.bool_) & ~reset
         truncated = np.asarray(truncated, np.bool_) & ~reset & ~terminated
+        by_itself = terminated | truncated
+        frame, final = self._frames(obs, by_itself if self.autoreset == "same_step" else reset), None
+        if inside and self._cut.any():  # the vector, which knows nothing of the limit, played on
+            frame = self._reopened(self._cut)
+        reward = self._rewards(reward, reset)
+        self._cut = self._too_long() & ~by_itself & ~reset
+        truncated |= self._cut
         self._ended = terminated | truncated
-        frame, final = self._as_frames(obs), None
         if self._ended.any() and not inside:
-            final, frame = self._final(frame, info), self._reopened(frame)
-        reward = np.where(reset, 0.0, reward)
+            final = self._final(frame, info, by_itself)
+            again = self._ended if self.autoreset == "disabled" else self._cut
+            frame = self._reopened(again) if again.any() else frame
         step = self._step(frame, reward, terminated, truncated, reset if inside else self._ended, reset, final)
         return step if self._asked is None else step.select(self._asked)
 
@@ -125,42 +182,100 @@ class CustomEnvs:
         return self.recv()
 
     def render(self, env_id: int = 0) -> npt.NDArray[np.uint8]:
-        """Return a picture [H, W, 3] uint8 of one environment; RuntimeError unless `has_pictures`."""
+        """Return a picture [H, W, 3] uint8 of one environment, or of all where a vector draws them as one.
+
+        Raises RuntimeError unless `has_pictures`, PictureError if what is drawn is no picture
+        (`fastrl.film.picture.to_picture`), and what the environment raises.
+        """
         check_state(self.has_pictures, "render() of environments whose render_mode is not 'rgb_array'")
         singles = getattr(self._envs, "envs", None)
-        picture: Any = singles[env_id].render() if singles else self._envs.render()
-        return np.array(picture if singles else picture[env_id], np.uint8)
+        if singles:
+            return to_picture(singles[env_id].render())
+        drawn: Any = self._envs.render()
+        one_each = isinstance(drawn, list | tuple) or np.ndim(drawn) == 4
+        return to_picture(drawn[env_id] if one_each and len(drawn) == self.num_envs else drawn)
 
     def close(self) -> None:
         """Close the environments, after waiting for a step in progress; call nothing else afterwards."""
-        if self._sent is not None and isinstance(self._envs, vector.AsyncVectorEnv):
-            self._envs.step_wait()
-        self._envs.close()
+        envs = self._envs
+        parts: list[Any] = [envs] if self.is_vector else list(cast(vector.SyncVectorEnv, envs).envs)
+        calls = [part.close for part in parts]  # each by itself: one that raises does not keep the others open
+        if self._sent is not None and isinstance(envs, vector.AsyncVectorEnv):
+            calls.insert(0, envs.step_wait)
+        for call in calls:
+            try:
+                with calling(self._game, "close()", "nothing that was learned is lost"):
+                    call()
+            except EnvError as error:
+                if not isinstance(error.__cause__, EOFError | ConnectionError):  # told when the process was missed
+                    warnings.warn(str(error), stacklevel=2)
+                for process in getattr(envs, "processes", ()):  # of an AsyncVectorEnv that lost one
+                    process.terminate()
+        envs.closed = True
 
     # --- inside ---------------------------------------------------------------------------------------
 
-    def _as_frames(self, obs: Any) -> Array:
-        """Return observations of any number of environments as fresh frames [n, *frame_shape]."""
-        frames = np.asarray(obs)
-        if self._channels_last:
-            frames = np.moveaxis(frames, -1, 1)
-        return np.array(frames, self.frame_dtype, order="C").reshape(-1, *self.frame_shape)
+    def _one_by_one(self) -> list[Any] | None:
+        """Return the list in which a `SyncVectorEnv` keeps the newest observation of each environment, if it is one."""
+        return getattr(self._envs.unwrapped, "_env_obs", None)
 
-    def _final(self, frame: Array, info: dict[str, Any]) -> Array:
+    def _frames(self, obs: Any, reset: Array) -> Array:
+        """Return observations of all environments as frames [N, *frame_shape]; `reset` [N] bool: which are first."""
+        return self._observations.frames(obs, range(self.num_envs), np.where(reset, 0, self._length + 1))
+
+    def _rewards(self, reward: Any, reset: Array) -> Array:
+        """Return the rewards of a step, [N] float64 and 0 in reset rows; RunError if they are no such numbers."""
+        try:
+            given = np.asarray(reward, np.float64)
+        except (TypeError, ValueError):
+            given = np.asarray(None)
+        if given.shape != (self.num_envs,):
+            raise RunError(
+                f"environment {self._game!r} returned the rewards {reward!r}; return one number for each of its "
+                f"{self.num_envs} environments"
+            )
+        rewards = np.where(reset, 0.0, given)
+        learned = np.isfinite(rewards) & (self._reward_clip | (np.abs(rewards) <= LARGEST_REWARD))
+        if not learned.all():
+            i = int(np.flatnonzero(~learned)[0])
+            remedy = "correct it there" + " (None counts as nan)" * bool(np.isnan(rewards[i]))
+            if np.isfinite(rewards[i]):
+                remedy = "give --reward-clip, or scale rewards down to what float32 holds"
+            where = place(i, int(self._length[i]) + 1)
+            raise RunError(f"environment {self._game!r} returned the reward {rewards[i]:g}, {where}; {remedy}")
+        return rewards
+
+    def _too_long(self) -> Array:
+        """Return which episodes are as long as the limit allows, [N] bool, after the step in progress."""
+        long = self._length + 1 >= self._max_steps
+        if self._can_cut:
+            return long
+        asked = slice(None) if self._asked is None else self._asked
+        if (self._length[asked] >= self._max_steps).any():
+            self._max_steps = np.iinfo(np.int64).max  # say it once
+            warnings.warn(
+                f"environment {self._game!r} has an episode of more than --max-episode-steps, and its vector cannot "
+                "reset a single environment; let the vector truncate episodes itself",
+                stacklevel=2,
+            )
+        return np.zeros_like(long)
+
+    def _final(self, frame: Array, info: dict[str, Any], by_itself: Array) -> Array:
         """Return the last frames of the episodes that ended: what was returned itself, unless that is a new one's."""
-        if self.autoreset == "disabled":
-            return frame
+        if self.autoreset == "disabled" or not by_itself.any():
+            return frame.copy()
         check_state("final_obs" in info, "a vector environment with autoreset SAME_STEP gave no info['final_obs']")
         final = frame.copy()
-        for i in np.flatnonzero(self._ended):
-            final[i] = self._as_frames(info["final_obs"][i][None])[0]
+        for i in np.flatnonzero(by_itself).tolist():
+            last = np.asarray(info["final_obs"][i])[None]
+            final[i] = self._observations.frames(last, [i], self._length[i : i + 1] + 1)[0]
         return final
 
-    def _reopened(self, frame: Array) -> Array:
-        """Return frames of running episodes, new ones where they ended."""
-        if self.autoreset == "same_step":
-            return frame
-        return self._as_frames(self._envs.reset(options={"reset_mask": self._ended.copy()})[0])
+    def _reopened(self, ended: Array) -> Array:
+        """Start new episodes where `ended` [N] bool says so; return the frames of all."""
+        with self._observations.explained(self._one_by_one()):
+            obs, _ = self._envs.reset(options={"reset_mask": ended.copy()})
+        return self._frames(obs, ended)
 
     def _step(
         self,
@@ -184,7 +299,7 @@ class CustomEnvs:
             first=first.copy(),
             reset=reset.copy(),
             game_over=over,
-            score=self._score.astype(np.float32),
+            score=_as_reported(self._score),
             length=self._length.copy(),
             env_id=np.arange(self.num_envs, dtype=np.int32),
             final=final,
@@ -196,15 +311,86 @@ class CustomEnvs:
 def _vector(game: str, num_envs: int) -> tuple[vector.VectorEnv[Any, Any, Any], bool]:
     """Return a vector of environments, and whether the callable made it itself."""
     make_env = load(game)
-    made = make_env()
-    if isinstance(made, vector.VectorEnv):
-        return made, True
-    if not isinstance(made, gymnasium.Env):
+    made = [_make(game, make_env)]
+    if isinstance(made[0], vector.VectorEnv):
+        return made[0], True
+    try:
+        for number in range(num_envs):
+            if number:
+                made.append(_make(game, make_env))
+            if not isinstance(made[number], gymnasium.Env):
+                raise ConfigError(
+                    f"environment {game!r} returned a vector at one call and not at another; make one kind"
+                )
+            for name in ("observation_space", "action_space"):
+                _check_space(game, name, made[0], made[number])
+        with calling(game, "SyncVectorEnv", "see gymnasium.utils.env_checker.check_env", kind=ConfigError):
+            return vector.SyncVectorEnv([lambda env=env: env for env in made]), False  # type: ignore[misc]
+    except ConfigError:
+        for env in made:
+            with contextlib.suppress(Exception):  # it has failed, and that error is told
+                env.close()
+        raise
+
+
+def _make(game: str, make_env: MakeEnv) -> Any:
+    """Return what a callable makes, an environment or a vector that it did not return before."""
+    if missing := _missing_arguments(make_env):
         raise ConfigError(
-            f"environment {game!r} returned {type(made).__name__}; return a gymnasium.Env or a "
-            "gymnasium.vector.VectorEnv"
+            f"environment {game!r} cannot be called without arguments ({missing}); give a function without any that "
+            "calls it with them"
         )
-    return vector.SyncVectorEnv([lambda: made, *[make_env] * (num_envs - 1)]), False
+    with same_folder(game, "make_env()"), calling(game, "make_env()", "", kind=ConfigError):
+        made = make_env()
+    if not isinstance(made, gymnasium.Env | vector.VectorEnv):
+        raise ConfigError(
+            f"environment {game!r} returned {_kind(made)}; return a gymnasium.Env or a gymnasium.vector.VectorEnv"
+        )
+    inner = made.unwrapped
+    if _made.get(id(inner)) is inner:
+        raise ConfigError(
+            f"environment {game!r} returned the same {type(inner).__name__} twice; make a new one at each call: "
+            "evaluations and the others beside it would play in it too"
+        )
+    _made[id(inner)] = inner
+    return made
+
+
+def _missing_arguments(make_env: MakeEnv) -> str:
+    """Return what a callable needs to be called with; empty if that is nothing, or not known."""
+    try:
+        signature = inspect.signature(make_env)
+    except (TypeError, ValueError):  # some that are not written in Python
+        return ""
+    try:
+        signature.bind()
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def _kind(made: object) -> str:
+    """Return what a callable returned that is no environment, and if it is a common slip what to do instead."""
+    if made is None:
+        return "None (is its `return` missing?)"
+    if isinstance(made, type):
+        return f"the class {made.__name__} (call it)"
+    if inspect.isgenerator(made):
+        return "a generator (say return instead of yield)"
+    return f"{type(made).__name__} (call it)" if callable(made) else type(made).__name__
+
+
+def _check_space(game: str, name: str, first: Any, other: Any) -> None:
+    """Raise ConfigError unless two environments have the same space of this name."""
+    one, another = (getattr(env, name, None) for env in (first, other))
+    if not isinstance(another, gymnasium.Space):
+        raise ConfigError(
+            f"environment {game!r} has {another!r} as its {name}; set it to one of gymnasium.spaces in its __init__"
+        )
+    if one != another:
+        raise ConfigError(
+            f"environment {game!r} has the {name} {one} at one call and {another} at another; let all have the same"
+        )
 
 
 def _actions(game: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
@@ -217,20 +403,36 @@ def _actions(game: str, space: gymnasium.Space[Any]) -> tuple[int, int]:
     return int(space.n), int(space.start)
 
 
-def _frames(game: str, space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], bool]:
-    """Return the shape of a frame, and whether its channels have to be moved to the front."""
-    if isinstance(space, spaces.Box):
-        shape = space.shape
-        if len(shape) in (1, 2):
-            return shape, False
-        if len(shape) == 3 and (shape[-1] in CHANNELS or shape[0] in CHANNELS):
-            last = shape[-1] in CHANNELS
-            channels, image = (shape[-1], shape[:-1]) if last else (shape[0], shape[1:])
-            return image if channels == 1 else (channels, *image), last
-    raise ConfigError(
-        f"environment {game!r} has the observations {space}; give a Box of shape [n], [H, W], [H, W, C] or [C, H, W] "
-        f"with 1, 3 or 4 channels (gymnasium.wrappers.FlattenObservation makes a vector of most others)"
-    )
+def _classes(envs: vector.VectorEnv[Any, Any, Any]) -> list[str]:
+    """Return the names of the classes of a vector, of its wrappers and of those of its environments."""
+    names: list[str] = []
+    while isinstance(envs, vector.VectorWrapper):
+        names += [kind.__name__ for kind in type(envs).__mro__]
+        envs = envs.env
+    if isinstance(envs, vector.AsyncVectorEnv):  # in other processes
+        return names + re.findall(r"<(\w+)(?=<)", str(envs.call("__str__")[0]))
+    env = next(iter(getattr(envs, "envs", ())), None)
+    while isinstance(env, gymnasium.Wrapper):
+        names += [kind.__name__ for kind in type(env).__mro__]
+        env = env.env
+    return names
+
+
+def _can_cut(envs: vector.VectorEnv[Any, Any, Any], autoreset: Autoreset) -> bool:
+    """Whether a vector resets single environments when it is told to."""
+    base = envs.unwrapped
+    if isinstance(base, vector.AsyncVectorEnv):  # without shared memory it forgets that it has
+        return base.shared_memory or autoreset != "next_step"
+    return autoreset == "disabled" or isinstance(base, vector.SyncVectorEnv)
+
+
+def _as_reported(score: Array) -> Array:
+    """Return scores [N] float64: what float32 makes of them up to 2**24, as ever, and exact ones above.
+
+    Up to there float32 holds all whole numbers, so that equal settings give the metrics that they always gave.
+    """
+    with np.errstate(over="ignore"):
+        return np.where(np.abs(score) < 2**24, score.astype(np.float32), score)
 
 
 def _autoreset(game: str, metadata: dict[str, Any]) -> Autoreset:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import copy
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -78,3 +79,6 @@ class FrameStack:
                 raise ValueError(f"state[{name!r}] is {other.dtype} {other.shape}; {wanted}")
         self._stacks[:] = state["stacks"]
         self._started[:] = state["started"]
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # a copy that shared memory with this object would push into its stacks

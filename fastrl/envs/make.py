@@ -5,6 +5,7 @@ Each kind is imported where it is built, so that only the libraries in use have 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from fastrl.base.errors import ConfigError
@@ -35,8 +36,8 @@ def make_envs(
     ----------
     game : str
         Any spelling that `fastrl.envs.names.task_id` takes, or ``module:callable`` of a custom environment
-        (`fastrl.envs.custom`). Such a one knows neither rules nor threads, limits nor backends: of what follows, only
-        seed and reward_clip affect it, and it has pictures if its render_mode is "rgb_array".
+        (`fastrl.envs.custom`). Such a one knows neither rules nor threads nor backends: of what follows, only seed,
+        reward_clip and max_episode_steps affect it, and it has pictures if its render_mode is "rgb_array".
     num_envs : int
         Number of environments. With ale-py it must be 1; a custom vector decides its own number.
     rules : Rules
@@ -69,7 +70,7 @@ def make_envs(
     if is_custom(game):
         from fastrl.envs.custom import CustomEnvs
 
-        return CustomEnvs(game, num_envs, seed=seed, reward_clip=reward_clip)
+        return CustomEnvs(game, num_envs, seed=seed, reward_clip=reward_clip, max_episode_steps=max_episode_steps)
     shared = {name: value for name, value in rules.rules().items() if name != "protocol"}  # the switches that it sets
     shared |= {"seed": seed, "reward_clip": reward_clip, "max_episode_steps": max_episode_steps, "render": pictures}
     if backend == "envpool":
@@ -88,14 +89,18 @@ def make_envs(
 
 
 def look_at(game: str) -> tuple[tuple[int, ...], int | None]:
-    """Make a custom environment once, and return the shape of its frames and how many its vector holds.
+    """Make a custom environment once, play one step, and return the shape of its frames and how many its vector holds.
 
-    The number is None where the callable makes single environments, of which there may be any number.
+    The shape is [n] unless frames are images. The number is None where the callable makes single environments, of
+    which there may be any number.
     """
     from fastrl.envs.custom import CustomEnvs
 
     envs = CustomEnvs(game, 1, seed=0)
     try:
-        return envs.frame_shape, envs.num_envs if envs.is_vector else None
+        envs.reset()
+        envs.step([0] * envs.num_envs)  # what fails here would otherwise fail in a run that has begun
+        shape = envs.frame_shape if envs.images else (math.prod(envs.frame_shape),)
+        return shape, envs.num_envs if envs.is_vector else None
     finally:
         envs.close()

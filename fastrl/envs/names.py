@@ -5,13 +5,20 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from multiprocessing import process
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
+from fastrl.envs.foreign import line_of, place, same_folder, told
+from fastrl.envs.rules import Rules
 
 
 @functools.cache
@@ -33,17 +40,80 @@ def game_names() -> list[str]:
 def game_name(game: str) -> str:
     """Return the plain name of a game in any spelling: ``ALE/SpaceInvaders-v5`` gives ``space_invaders``.
 
-    Raises ConfigError if there is no such game; the message names the nearest ones.
+    The ids of Gymnasium with other rules, such as ``SpaceInvadersNoFrameskip-v4``, are spellings too:
+    `differing_rules` says what they stand for.
+
+    Raises ConfigError if there is no such game; the message names the nearest ones, or says how custom environments are
+    named.
     """
     spellings: dict[str, str] = {}
     for name, task in _tasks().items():
         spellings |= dict.fromkeys((name, task.split("-")[0].lower(), task.lower(), f"ale/{task}".lower()), name)
     if game.lower() in spellings:
         return spellings[game.lower()]
+    known = _GYMNASIUM_ATARI.fullmatch(game)
+    if known and (plain := spellings.get(known["game"].lower(), "catch")) != "catch":
+        if not known["ram"]:
+            return plain
+        pixels = f"ALE/{_tasks()[plain]}"
+        raise ConfigError(
+            f"game is {game!r}, which observes the memory of the console; give {plain}, which observes its screen, or "
+            + _as_custom(f"{pixels!r}, obs_type='ram'", "gymnasium, ale_py")
+        )
+    raise ConfigError(f"game is {game!r}, which EnvPool does not have; {_remedy(game, spellings)}")
+
+
+_GYMNASIUM_ATARI = re.compile(
+    r"(?P<ale>ale/)?(?P<game>\w+?)(?P<ram>-ram)?(?P<kind>noframeskip|deterministic)?-v(?P<version>[045])", re.IGNORECASE
+)
+
+
+def differing_rules(game: str, rules: Rules) -> str:
+    """Return words on how rules differ from those of the id of Gymnasium that names a game; empty if they do not."""
+    known = _GYMNASIUM_ATARI.fullmatch(game)
+    if not known or (known["version"] == "5" and not known["ale"]):  # plain, or an id of EnvPool's
+        return ""
+    sticky = 0.0 if known["version"] == "4" else 0.25
+    mine, differences = rules.repeat_action_probability, []
+    if sticky != mine:
+        differences.append(f"sticky actions {sticky:g}, here {mine:g} (--repeat-action-probability {sticky:g})")
+    if not known["kind"] and known["version"] != "5":
+        differences.append(f"a random frame skip of 2 to 4, here always {rules.frame_skip}")
+    return f"{game} stands in Gymnasium for {' and '.join(differences)}" if differences else ""
+
+
+def _remedy(game: str, spellings: dict[str, str]) -> str:
+    """Return what to give in place of a name that is that of no game."""
+    if is_custom(game):
+        return "no network ships for a custom environment: give the folder of a run, and this name after --make-env"
+    dotted = game.removesuffix(".py").replace("/", ".")
+    if all(part.isidentifier() for part in dotted.split(".")):
+        path, named = dotted.replace(".", "/"), ""
+        folders = [Path(folder) for folder in (".", *sys.path)]
+        if any((folder / f"{path}.py").exists() or (folder / path / "__init__.py").exists() for folder in folders):
+            named = f"{dotted}:make_env"
+        elif "." in game and "/" not in game:
+            named = ":".join(dotted.rsplit(".", 1))
+        if named:
+            return f"a custom environment is named by module and callable: did you mean {named}?"
+    with extra("train"):
+        import gymnasium
+    for known in gymnasium.registry:
+        if known.lower() == game.lower():
+            return f"it is an environment of Gymnasium: {_as_custom(repr(known), 'gymnasium')}"
     near = difflib.get_close_matches(game.lower().removeprefix("ale/"), spellings, n=6)
     names = list(dict.fromkeys(spellings[spelling] for spelling in near))[:3]
-    remedy = f"did you mean {' or '.join(names)}?" if names else "fastrl.envs.names.game_names() lists the games"
-    raise ConfigError(f"game is {game!r}, which EnvPool does not have; {remedy}")
+    if names:
+        return f"did you mean {' or '.join(names)}?"
+    return "fastrl.envs.names.game_names() lists the games, and a custom environment is named as in my_module:make_env"
+
+
+def _as_custom(arguments: str, modules: str) -> str:
+    """Return how to train on what ``gymnasium.make`` makes."""
+    return (
+        f"write `import {modules}; make_env = lambda: gymnasium.make({arguments})` into my_module.py, and give "
+        "my_module:make_env"
+    )
 
 
 def task_id(game: str) -> str:
@@ -86,25 +156,136 @@ def same_game(one: str, other: str) -> bool:
 
 
 def name_of(make_env: MakeEnv) -> str:
-    """Return the ``module:callable`` that settings keep of a callable; in this process, `load` returns it."""
+    """Return the ``module:callable`` that settings keep of a callable; in this process, `load` returns it.
+
+    A callable without a name of its own, such as a lambda, a ``functools.partial`` or the method of an object, goes by
+    the variable of the script or of its module that holds it. Without one, no other process can import it.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be called.
+    """
+    if not callable(make_env):
+        raise _uncallable("make_env", make_env)
     module = getattr(make_env, "__module__", None) or "__main__"
+    name = getattr(make_env, "__qualname__", "")
+    owner = getattr(make_env, "__self__", None)
+    of_object = owner is not None and not isinstance(owner, type | ModuleType)
+    if not name or "<" in name or of_object:
+        variable = _variable(make_env, module)
+        if not variable and of_object and (holder := _variable(owner, module)):
+            variable = (holder[0], f"{holder[1]}.{name.rpartition('.')[2]}")
+        module, name = variable or (module, name if "<" in name else f"<{name or type(make_env).__qualname__}>")
     if module == "__main__":  # other processes know the script by the name of its file
         main = sys.modules["__main__"]
         module = main.__spec__.name if main.__spec__ else Path(getattr(main, "__file__", None) or module).stem
-    name = f"{module}:{getattr(make_env, '__qualname__', type(make_env).__qualname__)}"
-    _given[name] = make_env
-    return name
+    _given[f"{module}:{name}"] = make_env
+    return f"{module}:{name}"
+
+
+def _variable(value: object, module: str) -> tuple[str, str] | None:
+    """Return the module, the script or the one named, and the name of its variable that holds a value."""
+    for holder in ("__main__", module):
+        for name, held in list(vars(sys.modules.get(holder, object)).items()):
+            if held is value:
+                return holder, name
+    return None
 
 
 def load(game: str) -> MakeEnv:
-    """Return the callable of a name; ConfigError if this process was not given it and an import does not find it."""
+    """Return the callable of a name; ConfigError if this process was not given it and an import does not find it.
+
+    While its module is imported, no training may begin: see `refuse_while_loading`.
+    """
     if game in _given:
         return _given[game]
     module, _, name = game.partition(":")
+    found: Any = None
     try:
-        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"environment {game!r} cannot be imported ({error}); {REMEDY}") from error
-    if not callable(found):
-        raise ConfigError(f"environment {game!r} is of type {type(found).__name__}, which cannot be called; {REMEDY}")
-    return cast(MakeEnv, found)
+        with _loading_of(game), same_folder(game, "its import"):
+            importlib.invalidate_caches()  # the file may have been written a moment ago
+            found = importlib.import_module(module)
+        value = functools.reduce(getattr, name.split("."), found)
+    except (_TrainingRefusedError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit too: it would end this process without a word
+        where = line_of(error)
+        if not where:
+            remedy = _near(game, module, name, found)
+            raise ConfigError(f"environment {game!r} cannot be imported ({error}); {remedy}") from error
+        remedy = f"put what a script does under {GUARD}" if isinstance(error, SystemExit) else "correct it there"
+        raise ConfigError(
+            f"environment {game!r} cannot be imported: {module} raised {told(error)} at {where}; {remedy}"
+        ) from error
+    if not callable(value):
+        raise _uncallable(f"environment {game!r}", value)
+    return cast(MakeEnv, value)
+
+
+def _near(game: str, module: str, name: str, found: ModuleType | None) -> str:
+    """Return what to give in place of a name that leads nowhere; `found` is its module, if there is one."""
+    if found is not None and "<" not in name:
+        if re.search(r"-v\d+$", name):
+            return f"if it is an environment of Gymnasium, {_as_custom(repr(game), 'gymnasium')}"
+        known = [known for known, value in vars(found).items() if callable(value)]
+        if near := difflib.get_close_matches(name.partition("(")[0], known, n=1):
+            return f"did you mean {module}:{near[0]}?"
+    if module == "__main__":
+        return f"it was defined in a notebook or by hand: put it into a module, then {REMEDY}"
+    if "/" in module or module.endswith(".py"):
+        path = Path(module.removesuffix(".py"))
+        return f"did you mean {path.name}:{name or 'make_env'}, in the folder {path.parent.resolve()}?"
+    return REMEDY
+
+
+def _uncallable(what: str, value: object) -> ConfigError:
+    if hasattr(value, "reset") and hasattr(value, "step"):
+        return ConfigError(
+            f"{what} is an environment itself, of type {type(value).__name__}; give a callable that makes a new one at "
+            "each call, as in `def make_env(): return ...`"
+        )
+    return ConfigError(f"{what} is of type {type(value).__name__}, which cannot be called; {REMEDY}")
+
+
+# --- no training while a module is loaded ---------------------------------------------------------------
+
+GUARD = '`if __name__ == "__main__":`'
+_loading: ContextVar[str] = ContextVar("loading")  # the environment whose module is being imported
+
+
+class _TrainingRefusedError(ConfigError):
+    pass
+
+
+@contextmanager
+def _loading_of(game: str) -> Iterator[None]:
+    token, before = _loading.set(game), set(_given)
+    try:
+        yield
+    except BaseException:
+        for name in set(_given) - before:  # what a module gave that was not imported after all
+            del _given[name]
+        raise
+    finally:
+        _loading.reset(token)
+
+
+def refuse_while_loading() -> None:
+    """Raise ConfigError if a module is being loaded for its environment: its script shall not train once more.
+
+    That is so while `load` imports it, and in a process that a vector environment spawns while that reads the script.
+    """
+    game = _loading.get(None)
+    if game is None and not getattr(process.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        return
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    where = "" if frame is None else f" at {place(frame.f_code.co_filename, frame.f_lineno)}"
+    for_whom = "a process of its vector environment" if game is None else f"its environment {game!r}"
+    module = "the script" if game is None else game.partition(":")[0]
+    raise _TrainingRefusedError(
+        f"{module} trains{where} while it is imported for {for_whom}, and would train once more each time; put that "
+        f"call under {GUARD}"
+    )

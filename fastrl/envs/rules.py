@@ -6,9 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from fastrl.base.ranges import AtLeast, Between, check
+from fastrl.base.ranges import Between, check
 
 ProtocolName = Literal["deepmind", "machado"]
+MOST_STEPS_OF_A_GAME = 1_000_000_000
+"""EnvPool counts the steps of a game in 32 bits."""
 BY_PROTOCOL: Any = None
 """Default of a switch: what the protocol says. No object holds it, `Rules.__post_init__` replaces it."""
 
@@ -42,9 +44,9 @@ class Rules:
     that have this action."""
     full_action_set: bool = BY_PROTOCOL
     """All actions of the console, instead of those with an effect in the game."""
-    noop_max: Annotated[int, AtLeast(1)] = BY_PROTOCOL
+    noop_max: Annotated[int, Between(1, 10_000)] = BY_PROTOCOL
     """Each game starts with at most N no-ops."""
-    frame_skip: Annotated[int, AtLeast(1)] = 4
+    frame_skip: Annotated[int, Between(1, 1_000)] = 4
     """Emulator frames per agent step."""
 
     def __post_init__(self) -> None:
@@ -76,7 +78,7 @@ class EvaluationRules(Rules):
 
     epsilon: Annotated[float, Between(0, 1)] = 0.01
     """Share of random actions, each game tossing its own coin."""
-    max_steps: Annotated[int, AtLeast(1)] = 27_000
+    max_steps: Annotated[int, Between(1, MOST_STEPS_OF_A_GAME)] = 27_000
     """A game is cut off after N agent steps, over all its lives."""
 
     def __post_init__(self) -> None:

@@ -41,8 +41,8 @@ class Step:
     pressed FIRE for the player."""
     game_over: npt.NDArray[np.bool_]
     """[n] bool: a whole game ended, by its own rules or by the time limit."""
-    score: npt.NDArray[np.float32]
-    """[n] float32: unclipped reward of the whole game so far; in `game_over` rows, the score of that game."""
+    score: npt.NDArray[np.float64]
+    """[n] float64: unclipped reward of the whole game so far; in `game_over` rows, the score of that game."""
     length: npt.NDArray[np.int64]
     """[n] int64: agent steps of the whole game so far, reset rows not counted; as `score` in `game_over` rows."""
     env_id: npt.NDArray[np.int32]

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.base.checks import at_least
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, RunError, in_words
 from fastrl.base.extras import extra, need
-from fastrl.base.files import write_atomically
+from fastrl.base.files import require_place, write_atomically
 from fastrl.film.picture import Picture
 
 PICTURES_PER_SECOND = 15.0
@@ -127,7 +127,7 @@ def write_mp4(path: str | os.PathLike[str], frames: Sequence[Picture], fps: floa
         command = [ffmpeg, "-y", "-loglevel", "error", *taken, *made, str(partial)]
         ended = subprocess.run(command, input=b"".join(frame.tobytes() for frame in frames), capture_output=True)
         if ended.returncode:
-            raise OSError(f"{path} could not be made: {ended.stderr.decode(errors='replace').strip()}")
+            raise OSError(f"ffmpeg failed: {ended.stderr.decode(errors='replace').strip()}")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -140,18 +140,30 @@ def check_film(path: Path | None) -> None:
     """Raise if `write_film` could not write to this path: ConfigError, or ImportError if an extra is missing."""
     if path is None:
         return
-    if path.is_dir():
-        raise ConfigError(f"--out is {path}, a folder; give the name of a file")
-    if path.suffix not in WRITERS:
+    if path.suffix not in WRITERS and not path.is_dir():
         raise ConfigError(f"--out is {path}; give a name that ends in {' or '.join(WRITERS)}")
+    require_place(path, "--out")
     if path.suffix == ".mp4":
         need("imageio_ffmpeg", "mp4")
 
 
 def write_film(path: Path, frames: Sequence[Picture]) -> None:
-    """Write a film of one picture per agent step, in the format that its suffix names; errors as of `check_film`."""
+    """Write a film of one picture per agent step, in the format that its suffix names.
+
+    Raises
+    ------
+    ConfigError, ImportError
+        As `check_film` does.
+    RunError
+        If it cannot be written all the same: to a full disk, for example.
+    ValueError
+        If there are no pictures.
+    """
     check_film(path)
-    WRITERS[path.suffix](path, frames)
+    try:
+        WRITERS[path.suffix](path, frames)
+    except OSError as error:
+        raise RunError(f"the film {path} could not be written ({in_words(error)}); give --out another place") from error
 
 
 def _indexed(frames: Sequence[Picture]) -> tuple[list[Picture], bytes]:

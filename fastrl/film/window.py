@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fastrl.base.errors import ConfigError, Stopped
+from fastrl.base.errors import NoWindowError, Stopped
 from fastrl.base.extras import extra
 from fastrl.film.picture import Picture
 
@@ -27,7 +27,7 @@ class Window:
 
     Raises
     ------
-    ConfigError
+    NoWindowError
         If there is no display.
 
     Attributes
@@ -52,12 +52,24 @@ class Window:
         self._clock = pygame.time.Clock()
 
     def draw(self, picture: Picture) -> None:
-        """Show a picture until the next one is due; raise Stopped once the user has closed the window."""
+        """Show a picture until the next one is due.
+
+        Raises
+        ------
+        NoWindowError
+            If there is a display, but no window can be opened on it.
+        Stopped
+            Once the user has closed the window.
+        """
         surface = pygame.surfarray.make_surface(picture.swapaxes(0, 1))  # pygame counts x first
         window = pygame.display.get_surface()
         if window is None:
             factor = max(1, WINDOW_HEIGHT // picture.shape[0])
-            window = pygame.display.set_mode((picture.shape[1] * factor, picture.shape[0] * factor), pygame.RESIZABLE)
+            size = (picture.shape[1] * factor, picture.shape[0] * factor)
+            try:
+                window = pygame.display.set_mode(size, pygame.RESIZABLE)
+            except pygame.error as error:
+                raise _no_display(str(error)) from error
         window.blit(pygame.transform.scale(surface, window.get_size()), (0, 0))
         pygame.display.flip()
         self.shown = True
@@ -71,5 +83,5 @@ class Window:
         pygame.display.quit()
 
 
-def _no_display(reason: str) -> ConfigError:
-    return ConfigError(f"--window is on, but no window can be opened ({reason}); give --no-window for a film")
+def _no_display(reason: str) -> NoWindowError:
+    return NoWindowError(f"no window can be opened ({reason})")

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.base.checks import at_least
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, RunError, Stopped
 from fastrl.envs.make import Backend, make_envs
 from fastrl.envs.names import game_name, is_custom
 from fastrl.envs.rules import EvaluationRules
 from fastrl.envs.step import GameEnvs
 from fastrl.film.camera import Camera, Show
-from fastrl.film.picture import Picture, frame_to_rgb
+from fastrl.film.picture import Picture, PictureError, frame_to_rgb
 from fastrl.play.acting import Act, Epsilon
-from fastrl.play.loop import Draw, play_whole_games
+from fastrl.play.loop import Draw, Results, play_whole_games
 
 AT_ONCE = 256
 """Most games to hold in memory side by side, about 1 MB each."""
@@ -46,6 +46,8 @@ class Games:
     """What played: a maker of Atari games, or a custom environment."""
     film: list[Picture] = field(default_factory=list, repr=False)
     """Pictures of the first game, [H, W, 3] uint8 each; empty without a film."""
+    film_error: str = ""
+    """Why a film that was asked for is missing or ends early, in one line; empty where nothing failed."""
 
     @property
     def mean(self) -> float:
@@ -125,7 +127,7 @@ def play_games(
         Frames in one observation.
     film : bool
         Keep pictures of the first game: its first frame, then one every `film_every` agent steps up to step
-        `film_steps`.
+        `film_steps`. A picture that cannot be taken ends the film, not the games: see `Games.film_error`.
     show : callable, optional
         Called with pictures as they come: on Gymnasium with each emulator frame of every game, 60 to a second
         of play; otherwise once per agent step of the first game (EnvPool returns only what agents see).
@@ -138,6 +140,8 @@ def play_games(
     ------
     ConfigError
         For a setting out of its range, an unknown game or backend, or ``catch`` on Gymnasium.
+    RunError
+        If there is a picture to `show`, but it cannot be taken or drawn; the message says why.
     ValueError
         If `act` returns other than one action of the game, or the values of all, per row.
     """
@@ -147,33 +151,54 @@ def play_games(
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
     name = game if is_custom(game) else game_name(game)
     rules = rules or EvaluationRules()
-    camera = first_camera = Camera(film_every, film_steps if film else -1, show, bars)
-    parts = []
-    for done in range(0, episodes, AT_ONCE):
-        games = min(AT_ONCE, episodes - done)
-        envs = make_envs(
-            name,
-            _at_once(name, backend, games),
-            rules=rules,
-            seed=seed + done,
-            threads=threads,
-            max_episode_steps=rules.max_steps,
-            backend=backend,
-            pictures=camera.on,
-            each_frame=camera.show if camera.shows else None,
-        )
-        with contextlib.closing(envs):
-            camera.names(envs.action_names)
-            explore = Epsilon(rules.epsilon, envs.num_actions, envs.num_envs, seed + done)
-            draw = _draw(name, envs)
-            parts.append(
-                play_whole_games(
-                    envs, act, games, explore=explore, stack=stack, max_steps=rules.max_steps, camera=camera, draw=draw
-                )
+    first_camera = Camera(film_every, film_steps if film else -1, show, bars)
+
+    def play(camera: Camera) -> list[Results]:
+        parts = []
+        for done in range(0, episodes, AT_ONCE):
+            games = min(AT_ONCE, episodes - done)
+            envs = make_envs(
+                name,
+                _at_once(name, backend, games),
+                rules=rules,
+                seed=seed + done,
+                threads=threads,
+                max_episode_steps=rules.max_steps,
+                backend=backend,
+                pictures=camera.on,
+                each_frame=camera.show if camera.shows else None,
             )
-        camera = first_camera.without_film()
+            with contextlib.closing(envs):
+                camera.names(envs.action_names)
+                parts.append(
+                    play_whole_games(
+                        envs,
+                        act,
+                        games,
+                        explore=Epsilon(rules.epsilon, envs.num_actions, envs.num_envs, seed + done),
+                        stack=stack,
+                        max_steps=rules.max_steps,
+                        camera=camera,
+                        draw=_draw(name, envs),
+                    )
+                )
+            camera = first_camera.without_film()
+        return parts
+
+    try:
+        parts = play(first_camera)
+    except PictureError as error:  # of what is shown; films keep theirs
+        raise RunError(f"{name} cannot be shown: {error}") from error
+    except Stopped:
+        raise
+    except Exception:
+        if first_camera.error is None:
+            raise
+        parts = play(first_camera.without_film())  # drawing broke the games too, as in the workers of AsyncVectorEnv
     scores, lengths = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Games(name, scores, lengths, rules, "custom" if is_custom(name) else backend, first_camera.film)
+    film_error = "" if first_camera.error is None else f"{name} cannot be filmed: {first_camera.error}"
+    library: Backend | Literal["custom"] = "custom" if is_custom(name) else backend
+    return Games(name, scores, lengths, rules, library, first_camera.film, film_error)
 
 
 def _at_once(game: str, backend: Backend, games: int) -> int:

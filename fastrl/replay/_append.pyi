@@ -29,6 +29,7 @@ class Appender:
         terminated: ArrayLike,
         truncated: ArrayLike,
         first: ArrayLike | None,
+        final_obs: ArrayLike | None,
         env_id: ArrayLike | None,
         weight: float,
     ) -> int | None: ...

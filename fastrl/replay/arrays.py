@@ -8,12 +8,19 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _LINE = 64  # bytes of a cache line
+_NUMBERS = frozenset({bool, int, float, *(np.dtype(code).type for code in "?bhilqBHILQefdg")})
 
 
 def contiguous(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     """Return the array as kernels read it: C-contiguous, aligned and of this dtype. Copies only if it is not."""
     array = np.ascontiguousarray(array, dtype)
     return array if array.flags.aligned else array.copy()
+
+
+def from_list(value: Any) -> Any:
+    """Return a list of numbers as an array of the dtype that NumPy finds for them, and anything else as it is."""
+    numbers = type(value) is list and _NUMBERS.issuperset(map(type, value))  # of others, code could run
+    return np.asarray(value) if numbers else value
 
 
 def as_bytes(array: NDArray[Any], count: int) -> NDArray[np.uint8]:

@@ -10,10 +10,11 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastrl.base import forks
 from fastrl.base.checks import assert_that, integer
-from fastrl.replay.arrays import as_bytes
+from fastrl.replay.arrays import as_bytes, from_list
 from fastrl.replay.batch import Batch, BatchPool
-from fastrl.replay.checks import Autoreset, StepRows, check_index, check_rows, check_settings
+from fastrl.replay.checks import Autoreset, Seed, StepRows, check_index, check_rows, check_settings, generator
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import Ring
 from fastrl.replay.saves import Save, archive
@@ -22,6 +23,9 @@ from fastrl.replay.stores.by_name import maker
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import MakeStore
 from fastrl.replay.sum_tree import SumTree
+
+FORK_PATIENCE_S = 10.0
+"""Seconds that a fork waits for another thread's call of a buffer to end."""
 
 
 class Reader(Protocol):
@@ -33,6 +37,22 @@ class Reader(Protocol):
         Returns True if the lock was released meanwhile. Other threads may have added rows then, so the caller must ask
         again, with the slots that come next now.
         """
+
+
+class _Torn:
+    """The lock of a buffer that a fork found in the middle of another thread's call: every call raises."""
+
+    def __enter__(self) -> None:
+        raise RuntimeError(
+            "this process was forked while another thread was inside a call of this buffer, which may have been left "
+            "half done here; fork while no thread is inside one, or load a saved buffer"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is entered."""
+
+    def acquire(self, timeout: float) -> bool:
+        return False
 
 
 class ReplayBuffer:
@@ -67,6 +87,7 @@ class ReplayBuffer:
         episode; the final one comes with the done itself, as ``final_obs``.
     seed : int, sequence of int, SeedSequence or None
         Seed of the draws. The same seed and calls give the same batches, to the bit; calls that fail do not count.
+        `reseed` sets another.
     store : {"ram", "lz4"} or callable
         Where frames are kept: in memory as they come (`RamStore`), compressed in memory (`Lz4Store`), or in another
         `FrameStore`, which the callable makes (`MakeStore`). A batch's ``obs`` and ``next_obs`` are what the store
@@ -84,6 +105,7 @@ class ReplayBuffer:
 
     _kind = "uniform"
     """What files call buffers of this class, and of classes derived from it."""
+    _lock: threading.RLock  # calls of several threads take turns
     _save: Save | None  # in progress
 
     def __init__(
@@ -100,7 +122,7 @@ class ReplayBuffer:
         n_step: int = 1,
         gamma: float = 0.99,
         autoreset: Autoreset = "next_step",
-        seed: int | list[int] | np.random.SeedSequence | None = None,
+        seed: Seed = None,
         store: str | MakeStore = "ram",
     ) -> None:
         settings = self.settings = check_settings(
@@ -116,6 +138,7 @@ class ReplayBuffer:
             gamma=gamma,
             autoreset=autoreset,
         )
+        rng = generator(seed)
         num_envs, stack, n_step = settings["num_envs"], settings["stack"], settings["n_step"]
         obs_shape, action_shape = settings["obs_shape"], settings["action_shape"]
         frame_dtype, act_dtype = np.dtype(settings["obs_dtype"]), np.dtype(settings["action_dtype"])
@@ -130,7 +153,7 @@ class ReplayBuffer:
                 f"capacity is {capacity}, too much for memory ({error.__cause__ or error}); give less"
             ) from error
         self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
-        self._rng = np.random.default_rng(seed)
+        self._rng = rng
         self._before = self._rng.bit_generator.state  # as it was before the latest draw
         self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
         self._set_helpers()
@@ -191,12 +214,28 @@ class ReplayBuffer:
         ValueError
             If an argument does not fit, or a truncated row comes without its final frame. Nothing has changed then;
             nor has it if the store cannot write.
+        RuntimeError
+            If a row would wait for ever for a save that was begun and is never written (see `begin_save`).
         """
         with self._lock:
             if self._prefetcher.in_flight or self._save is not None:
                 self._wait_for_readers()
-            if final_obs is None and self._appender is not None:
-                gained = self._appender.add(obs, action, reward, terminated, truncated, first, env_id, self._new_weight)
+            if self._appender is not None:
+                gained = self._appender.add(
+                    obs, action, reward, terminated, truncated, first, final_obs, env_id, self._new_weight
+                )
+                if gained is None and list in map(type, (action, reward, terminated, truncated, first, env_id)):
+                    gained = self._appender.add(
+                        obs,
+                        from_list(action),
+                        from_list(reward),
+                        from_list(terminated),
+                        from_list(truncated),
+                        from_list(first),
+                        final_obs,
+                        from_list(env_id),
+                        self._new_weight,
+                    )
                 if gained is not None:
                     self._drawable += gained
                     return
@@ -254,6 +293,28 @@ class ReplayBuffer:
         """
         self._prefetch({"batch_size": integer("batch_size", batch_size)})
 
+    def reseed(self, seed: Seed) -> None:
+        """Draw from now on as a buffer of the same rows and priorities that was built with this seed.
+
+        For worker processes: each has a copy of the buffer, generator included, so that all draw the same batches
+        unless each is given a seed of its own, such as ``np.random.SeedSequence(seed, spawn_key=(worker,))`` (what
+        `SeedSequence.spawn` gives child number ``worker``) or ``torch.utils.data.get_worker_info().seed``.
+
+        Parameters
+        ----------
+        seed : int, sequence of int, SeedSequence or None
+            As for the class. None: unpredictable draws.
+
+        Raises
+        ------
+        ValueError
+            If ``seed`` is no seed, or a batch that was prefetched has not been taken. Nothing has changed then.
+        """
+        rng = generator(seed)
+        with self._lock:
+            self._prefetcher.require_none("reseed")
+            self._rng, self._before = rng, rng.bit_generator.state
+
     def set_n_step(self, n_step: int) -> None:
         """Draw returns over ``n_step`` steps from now on; rows that become drawable count as new. Reads every row.
 
@@ -297,7 +358,11 @@ class ReplayBuffer:
         """
         with self._lock:
             self._prefetcher.require_none("save")
-            archive.write_file(Path(path), self._kind, self.settings, self._state(), self._store, self._ring.held)
+            self._in_save = True
+            try:
+                archive.write_file(Path(path), self._kind, self.settings, self._state(), self._store, self._ring.held)
+            finally:
+                self._in_save = False
 
     def begin_save(self, folder: str | Path, earlier: str | Path | None = None) -> Save:
         """Begin a save into a folder that writes only new frames, in a thread if you like, while rows are added.
@@ -324,7 +389,7 @@ class ReplayBuffer:
         with self._lock:
             self._prefetcher.require_none("save")
             if self._save is not None:
-                raise ValueError("a save is in progress; wait for its end before you start another")
+                raise ValueError("a save is in progress; write or close it before you begin another")
             snapshot = Snapshot(
                 kind=self._kind,
                 settings=self.settings,
@@ -386,22 +451,60 @@ class ReplayBuffer:
             return saved.settings
 
     def __getstate__(self) -> dict[str, Any]:
-        self._prefetcher.require_none("copy")
-        helpers = ("_lock", "_prefetcher", "_save", "_drawer", "_appender")
-        return {name: value for name, value in vars(self).items() if name not in helpers}
+        with self._lock:
+            self._prefetcher.require_none("copy")
+            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender")
+            return {name: value for name, value in vars(self).items() if name not in helpers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._set_helpers()
 
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # a copy that shared memory with this buffer would overwrite its rows
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        with self._lock:
+            other = type(self).__new__(type(self))
+            memo[id(self)] = other
+            other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+            return other
+
     # --- inside ---------------------------------------------------------------------------------------
 
     def _set_helpers(self) -> None:
         """Make the parts that a copy does not share: lock, threads, kernels."""
-        self._lock = threading.RLock()  # calls of several threads take turns
+        self._lock = threading.RLock()
         self._prefetcher = Prefetcher(self._tree.capacity)
-        self._save = None
+        self._save, self._in_save = None, False
         self._set_kernels()
+        forks.watch(
+            self,
+            before=ReplayBuffer._before_fork,
+            in_parent=ReplayBuffer._after_fork_in_parent,
+            in_child=ReplayBuffer._after_fork_in_child,
+        )
+
+    def _before_fork(self) -> tuple[bool, bool]:
+        """Take the lock, so that a child gets a whole buffer; return if it was had, and if a prefetched batch is."""
+        while not (whole := self._lock.acquire(timeout=FORK_PATIENCE_S)) and self._in_save:
+            pass  # a save is slow, but ends
+        return whole, whole and self._prefetcher.has_copied()
+
+    def _after_fork_in_parent(self, noted: tuple[bool, bool] | None) -> None:
+        if noted is not None and noted[0]:
+            self._lock.release()
+
+    def _after_fork_in_child(self, noted: tuple[bool, bool] | None) -> None:
+        whole, copied = noted or (False, False)
+        if whole:
+            self._lock.release()
+        else:
+            self._lock = _Torn()  # type: ignore[assignment]
+        self._prefetcher.forget_thread(copied=copied)
+        if self._save is not None:
+            self._save.leave_to_parent()
+            self._save = None
 
     def _set_kernels(self) -> None:
         """Make the kernels that draw and add in one call; the latter writes into the memory of a `RamStore` alone."""
@@ -443,7 +546,9 @@ class ReplayBuffer:
     def _sample(self, asked: dict[str, Any], out: Batch | None) -> Batch:
         with self._lock:
             if self._prefetcher.in_flight and out is not None:
-                raise ValueError("out is given, but the batch that was prefetched has arrays; call sample without out")
+                raise ValueError(
+                    "out is given, but the batch that was prefetched has arrays of its own; call sample without out"
+                )
             try:
                 if self._prefetcher.in_flight:
                     return self._prefetcher.land(asked)

@@ -15,6 +15,8 @@ from fastrl.replay.marks import ROW, TERMINATED, TRUNCATED
 from fastrl.replay.stores.store import MakeStore
 
 Autoreset = Literal["next_step", "same_step", "disabled"]
+Seed = int | Sequence[int] | np.random.SeedSequence | None
+"""What draws are seeded with; None: fresh entropy from the operating system."""
 
 
 class Settings(TypedDict, total=False):
@@ -31,7 +33,7 @@ class Settings(TypedDict, total=False):
     n_step: int
     gamma: float
     autoreset: Autoreset
-    seed: int | list[int] | np.random.SeedSequence | None
+    seed: Seed
     store: str | MakeStore
 
 
@@ -96,6 +98,16 @@ def numbers(name: str, value: ArrayLike, wanted: str) -> NDArray[np.float64]:
         return array.astype(np.float64)
 
 
+def generator(seed: Seed) -> np.random.Generator:
+    """Return the generator of a seed, or raise ValueError."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"seed is {seed!r}; give an integer from 0 up, a sequence of them, a SeedSequence or None"
+        ) from error
+
+
 def check_index(index: ArrayLike) -> NDArray[np.int64]:
     """Return names of rows as contiguous ``[B] int64``, or raise ValueError."""
     return integers("index", index, "give a batch's own index, int64 [B]")
@@ -134,9 +146,12 @@ def check_settings(**settings: Any) -> dict[str, Any]:
         settings[f"{name}_shape"], settings[f"{name}_dtype"] = shape, dtype.str
     rows, least = settings["capacity"] // settings["num_envs"], settings["stack"] + settings["n_step"] + 1
     if rows < least:
+        most = {name: settings[name] + rows - least for name in ("stack", "n_step")}
+        others = "".join(f", or {name}={length} or less" for name, length in most.items() if length >= 1)
         raise ValueError(
             f"capacity is {settings['capacity']}, which is {rows} rows for each of {settings['num_envs']} "
-            f"environments; stack + n_step + 1 = {least} are needed: give {least * settings['num_envs']} or more"
+            f"environments; stack + n_step + 1 = {least} are needed: give capacity={least * settings['num_envs']} or "
+            f"more{others}"
         )
     return settings
 
@@ -186,21 +201,26 @@ def _env_ids(env_id: ArrayLike | None, num_envs: int) -> NDArray[np.int64]:
     return env
 
 
+_SETTING_OF = {"obs": "obs_dtype", "final_obs": "obs_dtype", "action": "action_dtype"}
+"""The setting that says of what dtype an array may be; rewards are always float32."""
+
+
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike, cast: Any = "equiv") -> NDArray[Any]:
     array, dtype = as_array(name, value, f"expected shape {shape}"), np.dtype(dtype)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; expected {shape}, one row per environment")
-    loses = array.dtype.kind == "c" and dtype.kind != "c"
-    if not np.can_cast(array.dtype, dtype, cast) or array.dtype.kind not in "biufc" or loses:
-        raise ValueError(
-            f"{name} is {array.dtype}; expected {dtype}: convert it, or build the buffer with {name}_dtype"
-        )
+    is_numeric, loses = array.dtype.kind in "biufc", array.dtype.kind == "c" and dtype.kind != "c"
+    another = f"build the buffer with {_SETTING_OF[name]}={array.dtype.name!r}" if name in _SETTING_OF else ""
+    if not np.can_cast(array.dtype, dtype, cast) or not is_numeric or loses:
+        or_another = f", or {another}" if another and is_numeric else ""
+        raise ValueError(f"{name} is {array.dtype}; expected {dtype}: convert it{or_another}")
     with np.errstate(over="ignore"):
         converted = contiguous(array, dtype)
-    if cast == "same_kind" and dtype != array.dtype:
+    if cast != "equiv" and dtype != array.dtype:
         lost = converted != array if dtype.kind in "iu" else np.isinf(converted) & ~np.isinf(array)
         if lost.any():
-            raise ValueError(f"{name} holds {array[lost][0]}, which {dtype} cannot hold; give {name}_dtype")
+            remedy = another or f"give numbers from {np.finfo(dtype).min:g} to {np.finfo(dtype).max:g}"
+            raise ValueError(f"{name} holds {array[lost][0]!s}, which {dtype} cannot hold; {remedy}")
     return converted
 
 

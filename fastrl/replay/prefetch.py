@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from fastrl.replay.batch import Batch
 
 
-class _Flight(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Flight:
     """A batch that was drawn and not yet taken."""
 
     asked: dict[str, float]  # arguments of the draw
     batch: Batch
     numbers: NDArray[np.int64]  # of the frames that the thread reads
-    done: Future[None]
+    gather: Callable[..., None]
+    done: Future[None] | None = None  # None: no thread copies the frames; they are copied when the batch is taken
 
 
 class Prefetcher:
@@ -68,7 +70,7 @@ class Prefetcher:
         self._reading[numbers] = True
         try:
             done = self._thread.submit(gather, numbers, batch.obs, batch.next_obs)
-            self._flight = _Flight(asked, batch, numbers, done)
+            self._flight = _Flight(asked, batch, numbers, gather, done)
         except RuntimeError:  # no thread can be started; what was submitted must not run later
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._thread = None
@@ -85,19 +87,20 @@ class Prefetcher:
         flight = self._flight
         assert flight is not None
         if asked != flight.asked:
-            given, prefetched = (", ".join(f"{k}={v}" for k, v in each.items()) for each in (asked, flight.asked))
+            given, prefetched = _written(asked), _written(flight.asked)
             raise ValueError(f"sample got {given}, but {prefetched} was prefetched; take that batch first")
         self._flight = None
         try:
-            flight.done.result()
+            _copied(flight).result()
         finally:
             self._reading[flight.numbers] = False
         return flight.batch
 
     def require_none(self, what: str) -> None:
         """Raise ValueError if a batch waits to be taken."""
-        if self.in_flight:
-            raise ValueError(f"a batch that was prefetched has not been taken; call sample before you {what}")
+        if self._flight is not None:
+            call = f"sample({_written(self._flight.asked)})"
+            raise ValueError(f"a batch that was prefetched has not been taken; call {call} before you {what}")
 
     def wait_for(self, slots: NDArray[np.int64]) -> bool:
         """Wait until no frame in these slots is read any more; see `Reader`. Never releases the buffer's lock."""
@@ -108,4 +111,39 @@ class Prefetcher:
     def wait(self) -> None:
         """Wait until no frame is read any more."""
         if self._flight is not None:
-            self._flight.done.exception()  # returns once the copy is over, whether or not it failed
+            _copied(self._flight).exception()  # returns once the copy is over, whether or not it failed
+
+    def has_copied(self) -> bool:
+        """Return whether a batch waits to be taken whose frames are all copied."""
+        return self._flight is not None and self._flight.done is not None and self._flight.done.done()
+
+    def forget_thread(self, *, copied: bool) -> None:
+        """Go on in a forked child: the thread did not come along, but a batch in flight can still be taken.
+
+        Parameters
+        ----------
+        copied : bool
+            What `has_copied` returned right before the fork, when no row could be added. If False, the frames are still
+            where they were.
+        """
+        self._thread = None
+        if self._flight is not None and not copied:
+            self._flight.done = None
+
+
+def _written(asked: dict[str, float]) -> str:
+    """Return the arguments of a draw as in a call."""
+    return ", ".join(f"{name}={value}" for name, value in asked.items())
+
+
+def _copied(flight: _Flight) -> Future[None]:
+    """Return the copying of a batch's frames; do it now if no thread does."""
+    if flight.done is None:
+        done: Future[None] = Future()
+        try:
+            flight.gather(flight.numbers, flight.batch.obs, flight.batch.next_obs)
+            done.set_result(None)
+        except Exception as error:
+            done.set_exception(error)
+        flight.done = done
+    return flight.done

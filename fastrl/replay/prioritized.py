@@ -76,7 +76,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         Raises
         ------
         ValueError
-            As `ReplayBuffer.sample`, and if ``beta`` is negative or not finite.
+            As `ReplayBuffer.sample`, and if ``beta`` does not lie between 0 and 1.
         """
         return self._sample(_asked(batch_size, beta), out)
 
@@ -101,7 +101,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         index : [B] int
             From a batch's ``index``.
         priority : [B] float
-            Finite, from 0 up.
+            From 0 up, so large at most that the power of alpha is finite.
 
         Raises
         ------
@@ -113,9 +113,15 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         if priorities.shape != names.shape:
             raise ValueError(f"priority has shape {priorities.shape}; give one per index, shape {names.shape}")
         weights = self._weight(priorities)
-        bad = max(first_bad(priorities, _LARGEST), first_bad(weights, self._tree.max_weight))
+        bad = first_bad(priorities, _LARGEST)
         if bad >= 0:
             raise ValueError(f"priority holds {priorities[bad]}; give finite numbers from 0 up")
+        bad = first_bad(weights, self._tree.max_weight)
+        if bad >= 0:
+            raise ValueError(
+                f"priority holds {priorities[bad]}, whose weight (priority + eps)**alpha overflows with "
+                f"alpha={self._alpha}; give at most {self._power_of_ten():g}, or build the buffer with a smaller alpha"
+            )
         with self._lock:
             slots, accepted = self._ring.slots(names)
             if not accepted.all():
@@ -134,6 +140,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """Return (priority + eps)^alpha, kept above 0 where it underflows; inf or NaN for priorities out of range."""
         with np.errstate(over="ignore", invalid="ignore"):
             return np.maximum((priority + self._eps) ** self._alpha, np.finfo(np.float64).tiny)
+
+    def _power_of_ten(self) -> float:
+        """Return a power of ten whose weight does not overflow, the largest or the one below; alpha is above 0."""
+        with np.errstate(over="ignore"):
+            most = np.float64(self._tree.max_weight) ** (1 / self._alpha) - self._eps
+        return float(10 ** (np.floor(np.log10(min(most, _LARGEST - self._eps))) - 1))
 
     def _set_max_priority(self, priority: float) -> None:
         """Note the highest priority seen, and with it the weight of new rows."""
@@ -163,4 +175,4 @@ class PrioritizedReplayBuffer(ReplayBuffer):
 
 
 def _asked(batch_size: int, beta: float) -> dict[str, Any]:
-    return {"batch_size": integer("batch_size", batch_size), "beta": number("beta", beta)}
+    return {"batch_size": integer("batch_size", batch_size), "beta": number("beta", beta, 1.0)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -88,7 +91,7 @@ class SumTree:
             raise ValueError(f"weight has shape {weight.shape}; give one per index, shape {index.shape}")
         bad = first_bad(weight, self.max_weight)
         if bad >= 0:
-            raise ValueError(f"weight holds {weight[bad]}; give finite weights from 0 up")
+            raise ValueError(f"weight holds {weight[bad]}; give weights from 0 to {self.max_weight}")
         self.write(index, contiguous(weight, np.float64))
 
     def write(self, index: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
@@ -146,6 +149,9 @@ class SumTree:
             )
             assert_that(not self._nodes[middle + len(sums) : end].any(), "padding holds a weight")
         assert_that(not self._nodes[self.capacity : ends[0]].any(), "padding holds a weight")
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # a copy that shared memory with this tree would change it
 
     def _checked(self, index: ArrayLike) -> NDArray[np.int64]:
         array = integers("index", index, "give integers of shape [B]")

@@ -51,7 +51,7 @@ def write_checkpoint(run_folder: Path, name: str, state: Mapping[str, Any], arra
     partial = new_partial(final)
     with or_removed(partial):
         (partial / "arrays.safetensors").write_bytes(pack(arrays))
-        (partial / "state.json").write_text(json.dumps(state))
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
         put_in_place(partial, final)
     return final
 
@@ -186,7 +186,7 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def _read_sums(folder: Path) -> dict[str, str]:
     """Return the checksums by file name."""
     try:
-        return dict(line.split("  ", 1)[::-1] for line in (folder / SUMS).read_text().splitlines())
+        return dict(line.split("  ", 1)[::-1] for line in (folder / SUMS).read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError) as error:
         raise damaged(folder / SUMS, error) from error
 

@@ -116,7 +116,7 @@ def read_run(path: Path, game: str | None = None) -> MeasuredRun:
 def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return the columns' names and the rows by them, whole rows only."""
     try:
-        lines = csv.DictReader(path.read_text().rpartition("\n")[0].splitlines())
+        lines = csv.DictReader(path.read_text(encoding="utf-8-sig").rpartition("\n")[0].splitlines())
         rows = [row for row in lines if None not in row and None not in row.values()]
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}; give a folder that a run made, or a CSV file of metrics") from None

@@ -15,13 +15,15 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Self, TypeVar
 
+from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError, DamageError, RunError
-from fastrl.base.files import write_atomically
+from fastrl.base.files import why_no_place, write_atomically
 from fastrl.config import DQNConfig, RunConfig, from_record, read_record, to_record
 from fastrl.runs import checkpoints
 
+Settings = TypeVar("Settings", bound=RunConfig)
 _REPORTED = "fastrl-atari numpy torch gymnasium ale-py envpool tensorboard".split()
 
 
@@ -55,13 +57,15 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If a run of that name exists.
+            If a run of that name exists, or no folder can be made there.
         """
         started = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        plain = re.sub(r"\W+", "-", game).strip("-")
+        plain = re.sub(r"\W+", "-", game).strip("-")[:50]
         folder = cls(Path(config.runs_dir) / (config.name or f"{plain}-s{config.seed}-{started}"))
-        if folder.path.exists():
+        if os.path.lexists(folder.path):
             raise folder._exists()
+        if reason := why_no_place(folder.path):
+            raise no_place_for_runs(config, reason)
         return folder
 
     def open(self, config: RunConfig, *, new: bool) -> None:
@@ -77,13 +81,50 @@ class RunFolder:
         except FileExistsError:
             raise self._exists() from None
         except OSError as error:
-            raise ConfigError(f"--runs-dir is {config.runs_dir!r}, where no folder can be made: {error}") from error
+            raise no_place_for_runs(config, error.strerror or str(error)) from error
         write_atomically(self / "config.json", json.dumps(to_record(config), indent=2) + "\n")
         write_atomically(self / "versions.json", json.dumps(versions(), indent=2) + "\n")
-        with (self / "commands.txt").open("a") as file:
+        with (self / "commands.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(_command_line() + "\n")
         if self._lock is None:
             self.lock()
+
+    def reopen(self, config: Settings) -> Settings:
+        """Lock the folder of a run that is resumed, and put in order what was left; nothing else is written.
+
+        Parameters
+        ----------
+        config : RunConfig
+            Settings to resume with. Their ``runs_dir`` and ``name`` may be those that the run recorded, wherever its
+            folder lies now, or their defaults.
+
+        Returns
+        -------
+        RunConfig
+            The settings with the recorded ``runs_dir`` and ``name``.
+
+        Raises
+        ------
+        ConfigError
+            If the folder holds no run, or one of another agent; if the settings ask for another folder, or another run
+            has this one.
+        """
+        known = load_config(self)
+        if not isinstance(config, type(known)):
+            raise ConfigError(f"{self} is a run of {type(known).__name__}; give settings of that type")
+        for name in ("runs_dir", "name"):
+            if getattr(config, name) not in (getattr(known, name), getattr(type(known)(), name)):
+                raise self.stays(name, getattr(config, name))
+        self.lock()
+        self.recover()
+        return config.replace(runs_dir=known.runs_dir, name=known.name)
+
+    def stays(self, setting: str, value: object) -> ConfigError:
+        """Return the error to raise where ``runs_dir`` or ``name`` would name another folder for a resumed run."""
+        return ConfigError(
+            f"--{setting.replace('_', '-')} is {value!r}, but a resumed run stays in its folder; leave it out, or copy "
+            f"{self} there and resume the copy"
+        )
 
     def lock(self) -> None:
         """Keep the runs of other processes out until `close`, or until this process is gone.
@@ -94,7 +135,7 @@ class RunFolder:
             If another run has the folder, or no file can be written there.
         """
         try:
-            file = (self / "lock").open("a+")
+            file = (self / "lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 f"{self} cannot be written to ({error.strerror}); make it writable, or copy it and resume the copy"
@@ -167,7 +208,12 @@ class RunFolder:
             else:
                 reasons = (str(error).partition(";")[0] for error in wrong)
                 return folder, [f"{reason}; resuming from the checkpoint before" for reason in reasons]
-        raise wrong[0] if wrong else ConfigError(f"{self} has no checkpoint yet; start a run of another --name")
+        if not wrong:
+            raise ConfigError(f"{self} has no checkpoint yet; start a run of another --name")
+        reason = str(wrong[0]).partition(";")[0]
+        raise ConfigError(
+            f"{self} has no whole checkpoint: {reason}; restore it from a copy, or start a run of another --name"
+        ) from wrong[0]
 
     def prune(self, keep: int) -> None:
         """Delete all numbered checkpoints but the newest ``keep`` and the one that has the replay.
@@ -201,15 +247,23 @@ class RunFolder:
         for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone"):
             for left in self.checkpoints.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)
-        for left in self.path.glob(".*.partial"):  # of `write_atomically`
-            left.unlink()
+        for pattern in (".*.partial", "pictures/.*.partial"):  # of `write_atomically`
+            for left in self.path.glob(pattern):
+                left.unlink()
 
     # --- words ----------------------------------------------------------------------------------------
 
     @property
     def resume_command(self) -> str:
-        """The command that resumes the run."""
-        return shlex.join(["python", "-m", "fastrl.train", "--resume", str(self)])
+        """The command that resumes the run from any folder; for a run that has a checkpoint, see `how_to_resume`."""
+        return command_line(program("train"), "--resume", self.path)
+
+    @property
+    def how_to_resume(self) -> str:
+        """Words on how the run continues: the command, or without a checkpoint how to start anew."""
+        if self.numbered():
+            return f"resume with: {self.resume_command}"
+        return f"start anew with another --name, or delete {shlex.quote(str(self))}: it has no checkpoint yet"
 
     def unwritable(self, error: BaseException) -> RunError | None:
         """Return the error that says what to do where another says that this folder takes no files, else None."""
@@ -220,10 +274,12 @@ class RunFolder:
             return None
         remedy = "free some space" if no_room(error) else "make it writable"
         reason = os.strerror(error.errno or 0)
-        return RunError(f"{self} cannot be written to ({reason}); {remedy}, then resume with: {self.resume_command}")
+        return RunError(f"{self} cannot be written to ({reason}); {remedy}, then {self.how_to_resume}")
 
     def _exists(self) -> ConfigError:
-        return ConfigError(f"{self} exists already; give another --name, or resume it with --resume {self}")
+        quoted = shlex.quote(str(self))
+        other = f"resume it with --resume {quoted}" if self.numbered() else f"delete {quoted}, which has no checkpoint"
+        return ConfigError(f"{self} exists already; give another --name, or {other}")
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -235,6 +291,11 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+
+def no_place_for_runs(config: RunConfig, reason: str) -> ConfigError:
+    """Return the error to raise where a run's folder cannot be made."""
+    return ConfigError(f"--runs-dir is {config.runs_dir!r}, where no folder can be made ({reason}); give another")
 
 
 def no_room(error: BaseException) -> bool:

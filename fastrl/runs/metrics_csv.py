@@ -52,13 +52,13 @@ class MetricsCsv:
             self._columns += new
             self._rewrite(rows)
         row = {self._columns[0]: str(int(at))} | {key: repr(float(value)) for key, value in values.items()}
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             self._writer(file).writerow(row)
         self.rows += 1
 
     def _read(self) -> list[dict[str, str]]:
         """Read the columns and every whole row."""
-        whole = self.path.read_text().rpartition("\n")[0]  # what has no line end was cut short
+        whole = self.path.read_text(encoding="utf-8").rpartition("\n")[0]  # what has no line end was cut short
         lines = csv.DictReader(whole.splitlines())
         self._columns = list(lines.fieldnames or self._columns)
         return [row for row in lines if None not in row and None not in row.values()]

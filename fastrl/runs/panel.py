@@ -1,4 +1,4 @@
-"""The panel that a run shows on a terminal, drawn with rich.
+"""The panel that a run shows on a terminal or in a notebook, drawn with rich.
 
 It is redrawn by hand, at most twice a second: no thread beside the run, and none left over when it dies. The cursor is
 never left hidden. So the terminal stays whole, even after `kill -9` or Ctrl-Z.
@@ -6,13 +6,15 @@ never left hidden. So the terminal stays whole, even after `kill -9` or Ctrl-Z.
 
 from __future__ import annotations
 
+import importlib
+import io
 import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
-from fastrl.base.console import though_closed
+from fastrl.base.console import showable, though_closed
 from fastrl.base.extras import extra
 from fastrl.runs.screen import Plain, Silent, named
 
@@ -29,6 +31,7 @@ WIDEST: Final = 120
 """Columns that a panel takes at most."""
 LABEL: Final = 10
 """Columns before each row's text."""
+IN_NOTEBOOK: Final = '<pre style="line-height:1.2;font-family:monospace">{code}</pre>'
 COLOURS: Final = ("cyan", "green", "magenta", "yellow", "red", "blue", "white")
 
 
@@ -46,56 +49,17 @@ def open_screen(total: int, unit: str, quiet: bool) -> Silent:
     """
     if quiet:
         return Silent()
-    redraws = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    if in_notebook():
+        return NotebookPanel(total, unit)
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # none: started with a closed stdout
+    redraws = terminal and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     return Panel(total, unit) if redraws else Plain(total, unit)
 
 
-class Panel(Plain):
-    """A few rows at the foot of a terminal, redrawn in place; messages scroll by above them."""
+class Rows(Plain):
+    """What a panel shows, as rows of text."""
 
     pause_seconds = REDRAW_EVERY_SECONDS
-
-    def __init__(self, total: int, unit: str) -> None:
-        super().__init__(total, unit)
-        self._console = rich.console.Console()
-        self._drawn: list[int] = []  # columns of each row of the last picture
-        self._live = Live(self, console=self._console, auto_refresh=False, vertical_overflow="crop")
-        self._live.start()
-        self._console.show_cursor(True)
-
-    def draw(self) -> None:
-        with though_closed():
-            self._forget_wrapped_rows()
-            self._live.refresh()
-
-    def line(self, text: str) -> None:
-        with though_closed():
-            self._forget_wrapped_rows()
-            self._console.print(text, markup=False, highlight=False)
-
-    def close(self) -> None:
-        with though_closed():
-            self._forget_wrapped_rows()
-            self._live.stop()
-
-    def _forget_wrapped_rows(self) -> None:
-        """Erase what a terminal that was made narrower has wrapped: the picture is higher now than it was drawn."""
-        extra = sum(-(-columns // self._console.width) - 1 for columns in self._drawn if columns)
-        if extra > 0:
-            codes = [(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * extra
-            self._console.control(Control(*codes))
-        self._drawn = []
-
-    # --- the picture ----------------------------------------------------------------------------------
-
-    def __rich_console__(self, console: rich.console.Console, options: rich.console.ConsoleOptions) -> Iterator[Text]:
-        """Yield the rows that fit: one column stays free, so that no terminal wraps, and one row for messages."""
-        width = max(1, min(options.max_width - 1, WIDEST))
-        rows = list(itertools.islice(self.rows(width, options.ascii_only), max(1, console.height - 1)))
-        for row in rows:
-            row.truncate(width, overflow="ellipsis" if not options.ascii_only else "crop")
-        self._drawn = [row.cell_len for row in rows]
-        yield Text("\n", no_wrap=True).join(rows)
 
     def rows(self, width: int, ascii_only: bool = False) -> Iterator[Text]:
         """Yield rows of text, the most important first."""
@@ -168,6 +132,80 @@ class Panel(Plain):
 
     def _row(self, label: str) -> Text:
         return Text(no_wrap=True, end="").append(f"{label:<{LABEL}}", "dim")
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, which shows more than text."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return hasattr(shell, "kernel")
+
+
+class Panel(Rows):
+    """A few rows at the foot of a terminal, redrawn in place; messages scroll by above them."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        super().__init__(total, unit)
+        self._console = rich.console.Console()
+        self._drawn: list[int] = []  # columns of each row of the last picture
+        self._live = Live(self, console=self._console, auto_refresh=False, vertical_overflow="crop")
+        self._live.start()
+        self._console.show_cursor(True)
+
+    def draw(self) -> None:
+        with though_closed():
+            self._forget_wrapped_rows()
+            self._live.refresh()
+
+    def line(self, text: str) -> None:
+        with though_closed():
+            self._forget_wrapped_rows()
+            self._console.print(showable(text), markup=False, highlight=False)
+
+    def close(self) -> None:
+        with though_closed():
+            self._forget_wrapped_rows()
+            self._live.stop()
+
+    def _forget_wrapped_rows(self) -> None:
+        """Erase what a terminal that was made narrower has wrapped: the picture is higher now than it was drawn."""
+        extra = sum(-(-columns // self._console.width) - 1 for columns in self._drawn if columns)
+        if extra > 0:
+            codes = [(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * extra
+            self._console.control(Control(*codes))
+        self._drawn = []
+
+    # --- the picture ----------------------------------------------------------------------------------
+
+    def __rich_console__(self, console: rich.console.Console, options: rich.console.ConsoleOptions) -> Iterator[Text]:
+        """Yield the rows that fit: one column stays free, so that no terminal wraps, and one row for messages."""
+        width = max(1, min(options.max_width - 1, WIDEST))
+        rows = list(itertools.islice(self.rows(width, options.ascii_only), max(1, console.height - 1)))
+        for row in rows:
+            row.truncate(width, overflow="ellipsis" if not options.ascii_only else "crop")
+        self._drawn = [row.cell_len for row in rows]
+        yield Text("\n", no_wrap=True).join(rows)
+
+
+class NotebookPanel(Rows):
+    """The same rows below a notebook's cell, redrawn in place; messages follow below them."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        super().__init__(total, unit)
+        self._shown_as: Any = None  # IPython's handle of what is displayed
+
+    def draw(self) -> None:
+        shows = importlib.import_module("IPython.display")  # this process is its kernel
+        console = rich.console.Console(
+            record=True, file=io.StringIO(), width=WIDEST, color_system="truecolor", force_jupyter=False
+        )
+        for row in self.rows(WIDEST - 1):
+            console.print(row)
+        picture = shows.HTML(console.export_html(inline_styles=True, code_format=IN_NOTEBOOK))
+        if self._shown_as is None:
+            self._shown_as = shows.display(picture, display_id=True)
+        else:
+            self._shown_as.update(picture)
 
 
 def sparkline(values: Sequence[float], ascii_only: bool = False) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.base.errors import ConfigError, Stopped, damaged
+from fastrl.base.commands import command_line
+from fastrl.base.errors import ConfigError, Stopped, damaged, in_words
 from fastrl.base.extras import need
 from fastrl.base.stop import Stop
 from fastrl.config import SarsaConfig
+from fastrl.envs.names import refuse_while_loading
 from fastrl.film import video
 from fastrl.runs import checkpoints, report
 from fastrl.runs.folder import RunFolder
@@ -26,6 +28,8 @@ from fastrl.sarsa.learners import SarsaLearners, SarsaResult, action_values, cho
 FILM_FPS = 50  # CartPole's own clock: 0.02 s a step
 CHECKPOINT_EVERY_STEPS = 10_000  # a few seconds
 KEEP_CHECKPOINTS = 2
+STATE_FORMAT = 1
+"""Of state.json; one without a format has this one."""
 _UNCHANGED = ("version", "features", "reward")  # what weights and tasks of a resumed run stand for
 
 
@@ -44,17 +48,19 @@ def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, 
     Raises
     ------
     ConfigError
-        If a setting does not fit the checkpoint, or another run has the folder; nothing was written then.
+        If a setting does not fit the checkpoint, another run has the folder, or a module is being loaded for its
+        environment (`fastrl.envs.names.refuse_while_loading`); nothing was written then.
     RunError
         If the folder takes no more files.
     """
+    refuse_while_loading()
     folder = RunFolder.new(config, "cartpole") if resume is None else RunFolder(resume)
     for package in ("gymnasium", "pygame", "torch", "tensorboard", "rich", "PIL", "safetensors"):
         need(package, "train")  # before anything is written
     with Stop() as stop, contextlib.closing(folder):
         try:
             if resume is not None:
-                folder.lock()
+                config = folder.reopen(config)
             run = _Run(config, folder, stop, resume=resume is not None)
             folder.open(config, new=resume is None)
             return run.play(quiet)
@@ -82,16 +88,22 @@ class _Run:
         self._reported: dict[str, Any] | None = None
         self._notes: list[str] = []
         if resume:
-            folder.recover()
             self._found, self._notes = folder.newest_whole()
             self._restore(self._found)
 
     def _restore(self, found: Path) -> None:
         try:
-            state = json.loads((found / "state.json").read_text())
+            state = json.loads((found / "state.json").read_text(encoding="utf-8"))
+            if (written := state.get("format", 1)) != STATE_FORMAT:
+                raise ConfigError(
+                    f"{found / 'state.json'} has format {written!r}, and this version reads format {STATE_FORMAT}; "
+                    "install the version of fastrl that wrote it"
+                )
             needs = {name: state["unchanged"][name] for name in _UNCHANGED}
             self._task, self._reported = state["task"], state["reporter"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except ConfigError:
+            raise
+        except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
             raise damaged(found / "state.json", error) from error
         for name, value in needs.items():
             mine = getattr(self._config, name)
@@ -113,6 +125,8 @@ class _Run:
                 for note in [*self._notes, *self._folder.set_aside(self._found)]:
                     self._reporter.line(note)
                 self._reporter.line(f"resuming from {self._found}")
+                if self._task == len(self._tasks):
+                    self._reporter.line("the run has ended: nothing is left to play")
             else:
                 self._save(None)
             try:
@@ -121,14 +135,15 @@ class _Run:
                     self._task, self._learners = self._task + 1, None
                     self._save(None)
             except Stopped:
-                self._reporter.line(f"stopped; resume with: {self._folder.resume_command}")
+                self._reporter.line(f"stopped; {self._folder.how_to_resume}")
                 return 128 + (self._stop.signal or 0)
-            self._reporter.line(f"look: tensorboard --logdir {self._config.runs_dir}")
+            self._reporter.line(f"look: {command_line('tensorboard', '--logdir', self._folder.path.absolute().parent)}")
         return 0
 
     def _save(self, learners: SarsaLearners | None) -> None:
         """Write a checkpoint; without learners, at the beginning of a task or at the end of all."""
         state = {
+            "format": STATE_FORMAT,
             "unchanged": {name: getattr(self._config, name) for name in _UNCHANGED},
             "task": self._task,
             "reporter": self._reporter.state(),
@@ -176,11 +191,22 @@ class _Run:
             f"  evaluation, one greedy episode for each: mean {scores.mean():.1f}, median {np.median(scores):g}, "
             f"min {scores.min()}, max {scores.max()}; weights: {weights}"
         )
-        gif = self._folder / "pictures" / f"cartpole-{version}.gif"
-        best = int(np.argmax(scores))
-        video.write_gif(gif, film(result.weights[best], config, config.seed), fps=FILM_FPS)
-        reporter.image(f"{version}/agent", gif, at)
-        reporter.line(f"  film: {gif}")
+        if config.films:
+            self._film(result.weights[int(np.argmax(scores))], config, at)
+
+    def _film(self, weights: NDArray[np.float64], config: SarsaConfig, at: int) -> None:
+        """Film one learner, ``weights [A, F]``; a film that fails is said, and the run continues."""
+        gif = self._folder / "pictures" / f"cartpole-{config.version}.gif"
+        try:
+            video.write_gif(gif, film(weights, config, config.seed), fps=FILM_FPS)
+            self._reporter.image(f"{config.version}/agent", gif, at)
+        except Exception as error:  # of the library that draws, of the disk, of TensorBoard
+            self._reporter.line(
+                f"  the film {gif} could not be made ({in_words(error)}); the run continues without the film; "
+                "--no-films turns films off"
+            )
+        else:
+            self._reporter.line(f"  film: {gif}")
 
 
 def _verdict(config: SarsaConfig, result: SarsaResult) -> Iterator[str]:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, check, fields_of
+from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, Printable, check, fields_of
+
+ONE = "the name of one folder: printable, without slashes, at most 255 bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Settings(Base):
     other: Literal["x", "y"] | None = None
     on: bool = True
     text: str = ""
+    place: Annotated[str, Printable()] = "here"
 
     def __post_init__(self) -> None:
         check(self)
@@ -46,7 +49,11 @@ class Settings(Base):
         {"rate": 1e-300},
         {"kind": "c", "other": "y"},
         {"name": "a-1.5"},
-        {"on": "anything", "text": ""},
+        {"name": "Größe 🎮 it's"},
+        {"name": "ü" * 127},
+        {"place": "a b/🎮"},
+        {"count": 2**63 - 1},
+        {"on": False, "text": "\n"},
     ],
 )
 def test_a_value_in_its_range_is_kept(good):
@@ -71,8 +78,16 @@ def test_a_value_in_its_range_is_kept(good):
         ({"kind": "d"}, "--kind is 'd'; give a, b or c"),
         ({"kind": None}, "--kind is None; give a, b or c"),
         ({"other": "z"}, "--other is 'z'; give x or y"),
-        ({"name": ""}, "--name is ''; give the name of one folder, without slashes"),
-        ({"name": "a/b"}, "--name is 'a/b'; give the name of one folder, without slashes"),
+        ({"name": ""}, f"--name is ''; give {ONE}"),
+        ({"name": "a/b"}, f"--name is 'a/b'; give {ONE}"),
+        ({"name": "a\nb"}, f"--name is 'a\\nb'; give {ONE}"),
+        ({"name": "\udcff"}, f"--name is '\\udcff'; give {ONE}"),  # a byte that is no UTF-8, as argv has it
+        ({"name": "ü" * 128}, f"--name is '{'ü' * 128}'; give {ONE}"),  # 256 bytes
+        ({"place": "a\tb"}, "--place is 'a\\tb'; give printable characters"),
+        ({"count": 10**24}, f"--count is {10**24}; give at most 9,223,372,036,854,775,807"),
+        ({"on": "no"}, "--on is 'no'; give True or False"),
+        ({"on": 1}, "--on is 1; give True or False"),
+        ({"text": 5}, "--text is 5; give text"),
         ({"rate": 0, "count": 0}, "--count is 0; give at least 1"),  # that of the base is declared first
     ],
 )

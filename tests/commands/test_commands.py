@@ -227,6 +227,7 @@ SAME = {  # flags of several commands, and words that each help has: a new one w
     "game": "(g|G)ame",
     "runs_dir": "Folder that holds",
     "name": "Name of the run's folder",
+    "films": "Film one game of each evaluation",
 }
 
 

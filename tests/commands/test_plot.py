@@ -210,6 +210,6 @@ def test_a_place_that_takes_no_picture_is_named_and_nothing_is_left(make, tmp_pa
     folder = make("a")
     for out in (folder / "metrics.csv" / "x", tmp_path / "taken"):
         (tmp_path / "taken.png").mkdir(exist_ok=True)
-        with pytest.raises(ConfigError, match=r"--out is .*where no picture can be written"):
+        with pytest.raises(ConfigError, match=r"--out is .*(where no file can be made|a folder)"):
             plot.main([str(folder), "--out", str(out)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "taken.png"]

@@ -23,7 +23,7 @@ from PIL import Image, ImageSequence
 from untrained import make_run
 
 from fastrl import watch
-from fastrl.base.errors import ConfigError, Stopped
+from fastrl.base.errors import ConfigError, NoWindowError, Stopped
 from fastrl.dqn import agent, pretrained
 from fastrl.envs.rules import EvaluationRules
 from fastrl.film import q_bars, window
@@ -114,7 +114,7 @@ def test_a_film_needs_no_pygame(run, monkeypatch):
     monkeypatch.delitem(sys.modules, "fastrl.film.window")
     monkeypatch.setitem(sys.modules, "pygame", None)  # an import of it fails
     assert watch.main([str(run), "--no-window"]) == 0
-    with pytest.raises(ImportError, match="needs the extra 'train'"):
+    with pytest.raises(ConfigError, match=r"--window is on, but no window can be opened \(.* needs the extra 'train'"):
         watch.main([str(run), "--window"])
 
 
@@ -237,7 +237,7 @@ def test_a_signal_ends_calmly_whatever_is_shown(run, windows, monkeypatch, capsy
         (["RUN", "--checkpoint", "best"], "has no checkpoint 'best'; there is 000000000200, 000000000400"),
         (["RUN", "--episodes", "0"], "--episodes is 0; give at least 1"),
         (["RUN", "--max-pictures", "0"], "--max-pictures is 0; give at least 1"),
-        (["RUN", "--out", "."], r"--out is \., a folder"),
+        (["RUN", "--out", "."], r"--out is \'\.\', a folder"),
         (["RUN", "--out", "film.avi"], r"--out is film.avi; give a name that ends in .gif or .mp4"),
         (["RUN", "--epsilon", "2"], "--epsilon is 2.0; give between 0 and 1"),
         (["RUN", "--seed", "-1"], "--seed is -1; give at least 0"),
@@ -296,21 +296,70 @@ def test_a_real_window_is_closed_by_its_button_and_by_escape(real_window, event)
         real_window.draw(picture)
 
 
-def test_where_no_display_answers_the_message_names_the_other_way(monkeypatch):
+def test_where_no_display_answers_no_window_can_be_opened(monkeypatch):
     monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
     monkeypatch.setattr(pygame.display, "init", lambda: None)
     monkeypatch.setattr(pygame.display, "get_driver", lambda: "offscreen")
-    with pytest.raises(
-        ConfigError, match=r"--window is on, but .* \(no display answers\); give --no-window for a film"
-    ):
+    with pytest.raises(NoWindowError, match=r"no window can be opened \(no display answers\)"):
         REAL("title", 60)
 
-    def fail():
+    def fail(*_):
         raise pygame.error("video system broken")
 
     monkeypatch.setattr(pygame.display, "init", fail)
-    with pytest.raises(ConfigError, match=r"\(video system broken\); give --no-window"):
+    with pytest.raises(NoWindowError, match=r"\(video system broken\)"):
         REAL("title", 60)
+
+
+def test_a_display_that_answers_and_opens_no_window_is_no_display(real_window, monkeypatch):
+    def fail(*_):
+        raise pygame.error("x11: no rights")
+
+    monkeypatch.setattr(pygame.display, "set_mode", fail)
+    with pytest.raises(NoWindowError, match=r"no window can be opened \(x11: no rights\)"):
+        real_window.draw(np.zeros((10, 10, 3), np.uint8))
+
+
+@pytest.mark.parametrize("fails", ["at once", "with the first picture"])
+def test_a_dead_display_is_answered_with_a_film_unless_a_window_is_asked_for(run, monkeypatch, capsys, fails):
+    def no_window(*_):
+        raise NoWindowError("no window can be opened (no display answers)")
+
+    monkeypatch.setattr(FakeWindow, "__init__" if fails == "at once" else "draw", no_window)
+    monkeypatch.setattr(FakeWindow, "shown", False)
+    monkeypatch.setenv("DISPLAY", ":99")
+    film = run / "pictures" / "watch-000000000400.gif"
+    with pytest.raises(
+        ConfigError, match=r"--window is on, but .* \(no display answers\); give --no-window for a film"
+    ):
+        watch.main([str(run), "--window"])
+    assert not film.exists()
+    capsys.readouterr()
+    assert watch.main([str(run)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "no window can be opened (no display answers); making a film instead"
+    assert said[2].startswith("game 1: ")
+    assert said[3:] == [f"film of the best game: {film}"]
+    assert len(pictures_of(film)) == 10
+    assert all(window.closed for window in FakeWindow.opened)
+
+
+def test_without_pygame_a_display_is_answered_with_a_film(run, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "fastrl.film.window")
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    monkeypatch.setenv("DISPLAY", ":7")
+    assert watch.main([str(run)]) == 0
+    assert "needs the extra 'train'" in capsys.readouterr().out.splitlines()[1]
+    assert (run / "pictures" / "watch-000000000400.gif").exists()
+
+
+@pytest.mark.parametrize("display", [{"DISPLAY": ":99"}, {"WAYLAND_DISPLAY": "nowhere"}])
+def test_the_command_makes_a_film_where_the_display_is_dead(run, display):
+    environment = {name: value for name, value in os.environ.items() if name != "SDL_VIDEODRIVER"} | display
+    command = [sys.executable, "-m", "fastrl.watch", str(run)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "no window can be opened (no display answers); making a film instead" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"film of the best game: {run}/pictures/watch-000000000400.gif"
 
 
 def test_the_command_plays_in_a_real_window(run):

@@ -20,7 +20,7 @@ def test_a_linear_schedule_goes_straight_and_then_stays():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "--batch-size is 0; give at least 1"),
+        ({"batch_size": 0}, "--batch-size is 0; give between 1 and 65,536"),
         ({"gamma": -0.1}, "--gamma is -0.1; give between 0 and 1"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan; give a finite number above 0"),
         ({"seed": -1}, "--seed is -1; give at least 0"),

@@ -21,7 +21,7 @@ def _seeded():
     ("trunk", "obs_shape", "features"),
     [
         ("nature", IMAGE, 64 * 7 * 7), ("small", IMAGE, 32 * 9 * 9), ("impala", IMAGE, 32 * 11 * 11),
-        ("vector", (1, 10, 5), 8),
+        ("vector", (1, 10, 5), 8), ("minatar", (4, 10, 10), 16 * 8 * 8),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dueling", [True, False])
@@ -65,7 +65,7 @@ def test_autocast_still_returns_float32():
         assert network(torch.randn(6, 2)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("trunk", ["nature", "small", "impala"])
+@pytest.mark.parametrize("trunk", ["nature", "small", "minatar", "impala"])
 def test_the_width_multiplies_the_filters_of_a_trunk(trunk):
     narrow, wide = (QNetwork(IMAGE, 5, trunk, hidden=8, width=width) for width in (1, 2))
     assert [2 * len(p) for p in narrow.trunk.parameters()] == [len(p) for p in wide.trunk.parameters()]
@@ -113,9 +113,16 @@ def test_the_settings_build_the_network():
     assert network.action_value.weight.shape == (6, 32)
 
 
-@pytest.mark.parametrize("obs_shape", [(1, 10, 5), (4,), (4, 84), (4, 20, 84), (4, 84, 35)])
-def test_a_trunk_that_does_not_fit_names_the_flag_and_the_remedy(obs_shape):
-    with pytest.raises(ConfigError, match=r"--trunk is 'nature'.*give --trunk vector"):
+@pytest.mark.parametrize(
+    ("obs_shape", "remedy"),
+    [
+        ((1, 10, 5), "minatar"), ((4,), "vector"), ((4, 84), "vector"), ((4, 20, 84), "small"), ((4, 84, 35), "small"),
+        ((4, 19, 84), "minatar"), ((1, 2, 9), "vector"), ((4, 6, 10, 10), "minatar"),
+    ],
+)  # fmt: skip
+def test_a_trunk_that_does_not_fit_names_the_flag_and_one_that_fits(obs_shape, remedy):
+    assert QNetwork(obs_shape, 4, remedy, hidden=8)(torch.zeros(2, *obs_shape)).shape == (2, 4)
+    with pytest.raises(ConfigError, match=rf"--trunk is 'nature'.*give --trunk {remedy}$"):
         QNetwork(obs_shape, 3, "nature")
 
 

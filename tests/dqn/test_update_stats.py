@@ -58,7 +58,7 @@ def test_memory_stays_where_a_recording_adds_to_it():
     assert tally.totals.data_ptr() == place
 
 
-@pytest.mark.parametrize("trunk", ["small", "nature", "impala", "vector"])
+@pytest.mark.parametrize("trunk", ["small", "nature", "minatar", "impala", "vector"])
 def test_every_layer_of_every_trunk_has_a_ratio(trunk):
     network = QNetwork((4, 84, 84), 3, trunk, 8)
     layers = {name for name, module in network.named_modules() if list(module.parameters(recurse=False))}

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -24,6 +30,7 @@ from fastrl.play.games import play_games
 from fastrl.runs import folder
 
 HERE = __name__
+ROOT = Path(__file__).parent.parent.parent
 TWO_ACTIONS = spaces.Discrete(2)
 
 
@@ -322,7 +329,6 @@ def test_what_cannot_be_imported_by_name_is_asked_for(tmp_path, monkeypatch, req
 
 
 def test_a_script_goes_by_the_name_of_its_file(monkeypatch):
-    import sys
     from types import SimpleNamespace
 
     def make_env():
@@ -334,6 +340,63 @@ def test_a_script_goes_by_the_name_of_its_file(monkeypatch):
     assert load("mine:make_env") is make_env
 
 
+TRAINS = {
+    "dqn": "train.dqn(make_env, train.config_for(make_env).replace(total_frames=50), quiet=True)",
+    "config": "run.train(train.config_for(make_env).replace(total_frames=50), quiet=True)",
+    "run": "run.Run(train.config_for(make_env).replace(total_frames=50), [], Stop(), resume=None, quiet=True)",
+    "command": "train.main(['catch', '--quiet', '--total-frames', '100', '--no-compile'])",
+    "sarsa": "sarsa.train(SarsaConfig(episodes=1), quiet=True)",
+    "cartpole": "train.main(['cartpole', '--quiet', '--episodes', '1'])",
+}
+
+
+@pytest.mark.parametrize("trains", TRAINS.values(), ids=list(TRAINS))
+def test_no_script_trains_while_it_is_imported_for_its_environment(trains, moved, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "a_script", raising=False)
+    Path("a_script.py").write_text(
+        "from fastrl import train\nfrom fastrl.base.stop import Stop\nfrom fastrl.config import SarsaConfig\n"
+        "from fastrl.dqn import run\nfrom fastrl.sarsa import run as sarsa\nfrom replay_autoreset import Walk\n\n"
+        f"def make_env():\n    return Walk(0)\n\n{trains}\n"
+    )
+    for command in (train.main, lambda names: load(names[0])):
+        with pytest.raises(ConfigError) as refused:
+            command(["a_script:make_env"])
+        assert str(refused.value) == (
+            "a_script trains at a_script.py:11 while it is imported for its environment 'a_script:make_env', and would "
+            'train once more each time; put that call under `if __name__ == "__main__":`'
+        )
+    assert not Path("runs").exists()
+
+
+def test_no_script_trains_in_a_process_that_reads_it_for_a_vector(tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(ConfigError, match=r'the script trains .*process of its vector.*`if __name__ == "__main__":`'):
+        train.dqn(make_walk, config(make_walk, tmp_path), quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def spawned(tmp_path, *words):
+    """Run Python in a process of its own, in that folder; return its status, stdout and stderr."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "examples"), *sys.path])
+    return subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+
+
+def test_a_script_whose_vector_spawns_processes_is_read_by_them_and_trains_once(tmp_path):
+    (tmp_path / "spawning.py").write_text(
+        "from gymnasium.vector import AsyncVectorEnv\nfrom replay_autoreset import Walk\n"
+        "from fastrl.train import config_for, dqn\n\ndef one():\n    return Walk(0)\n\n"
+        "def make_env():\n    return AsyncVectorEnv([one] * 2, context='spawn')\n\n"
+        "if __name__ == '__main__':\n    config = config_for(make_env).replace(total_frames=200, compile=False)\n"
+        "    print(dqn(make_env, config, quiet=True).frames)\n"
+    )
+    done = spawned(tmp_path, "spawning.py")
+    assert (done.returncode, done.stdout) == (0, "200\n"), done.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
 class NotOfThem:
     pass
 
@@ -343,7 +406,7 @@ class NotOfThem:
     [
         (lambda: Spaces(box(3), spaces.Box(-1, 1, (2,))), "has the actions Box.*whose action space is Discrete"),
         (lambda: Spaces(spaces.Dict({"a": box(3)})), "has the observations Dict.*FlattenObservation"),
-        (lambda: Spaces(box(9, 9, 9)), "has the observations Box.*with 1, 3 or 4 channels"),
+        (lambda: Spaces(box(6, 7, 12)), r"of shape \[6, 7, 12\], whose channels may be .* \(.*FlattenObservation\)"),
         (NotOfThem, "returned NotOfThem; return a gymnasium.Env or a"),
     ],
 )

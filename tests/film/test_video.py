@@ -9,7 +9,7 @@ import pytest
 
 image_module = pytest.importorskip("PIL.Image")
 
-from fastrl.base.errors import ConfigError  # noqa: E402
+from fastrl.base.errors import ConfigError, RunError  # noqa: E402
 from fastrl.film.picture import frame_to_rgb, upscale  # noqa: E402
 from fastrl.film.video import (  # noqa: E402
     PICTURES_PER_SECOND,
@@ -177,8 +177,11 @@ def test_an_mp4_is_as_long_as_the_game_and_shows_it(film, tmp_path):
     before = path.read_bytes()
     with pytest.raises(ValueError, match="frames is empty"):
         write_film(path, [])
-    with pytest.raises(OSError, match=r"film\.mp4 could not be made"):
+    with pytest.raises(
+        RunError, match=r"film\.mp4 could not be written \(OSError: ffmpeg failed: .*\); give --out"
+    ) as said:
         write_film(path, [film[0][:, :0]])
+    assert "\n" not in str(said.value)
     assert path.read_bytes() == before
     assert [child.name for child in path.parent.iterdir()] == ["film.mp4"]
 
@@ -189,6 +192,16 @@ def test_a_film_is_what_its_name_says(film, tmp_path):
     with pytest.raises(ConfigError, match=r"film\.avi; give a name that ends in \.gif or \.mp4"):
         write_film(tmp_path / "film.avi", film)
     check_film(None)
+
+
+def test_a_film_that_finds_no_folder_is_refused_before_anything_is_played(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"--out is .*film\.gif, but no file can be made in .*file; give another place"
+    ):
+        check_film(tmp_path / "file" / "deep" / "film.gif")
+    check_film(tmp_path / "new" / "deep" / "film.gif")  # made when it is written
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_mp4_without_its_library_is_answered_with_the_extra(monkeypatch, tmp_path):

@@ -108,6 +108,12 @@ def test_beta_goes_to_its_end_over_the_training(monkeypatch):
     assert np.all(np.diff(seen) > 0)
 
 
+def test_a_rollout_that_goes_past_the_end_is_learned_from_with_the_last_beta():
+    model = agent(images(8), learning_starts=0)
+    model.learn(101)  # eight environments take 104 steps
+    assert model.logger.name_to_value["train/beta"] == 1
+
+
 def test_it_learns_cartpole():
     model = PrioritizedDQN(
         "MlpPolicy", "CartPole-v1", seed=0, device="cpu", double=True, n_steps=3, learning_rate=1e-3, batch_size=64,

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from fastrl.integrations.sb3 import ReplayBuffer
 from fastrl.integrations.sb3.agent import stacking
+from fastrl.replay import buffer as replay_module
 
 
 @pytest.mark.parametrize("reset_every", [None, 23])
@@ -33,6 +34,18 @@ def test_stacks_are_those_of_the_environments_to_the_bit(case, reset_every):
     assert len(steps) > 200
     assert_equal_to(theirs, batch, steps, env)
     assert mine.replay.nbytes < theirs.observations[: mine.buffer_size].nbytes / 4 + 100 * 300
+
+
+@pytest.mark.parametrize("case", STACKED)
+def test_the_replay_takes_each_step_in_one_call_with_ends_of_episodes_or_without(monkeypatch, case):
+    def nobody(*_):
+        raise AssertionError("NumPy checks the step")
+
+    monkeypatch.setattr(replay_module, "check_rows", nobody)
+    envs = stacked(case)
+    mine, theirs = pair(envs, **stacking(envs))
+    drive(envs, [mine, theirs], 100)
+    assert theirs.dones[:100].any()
 
 
 def test_whole_observations_are_stored_as_they_are():

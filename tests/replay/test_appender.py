@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from make import NO, filled, small
 
+from fastrl.replay import ReplayBuffer
 from fastrl.replay import buffer as buffer_module
 
 
@@ -51,11 +52,7 @@ def test_usual_arrays_take_one_call_and_add_what_the_plain_path_adds(monkeypatch
     fast, plain = filled(), filled()
     plain._appender = None
     plain.add(**step(12, **changes))
-
-    def never(*_):
-        raise AssertionError("the plain path was taken")
-
-    monkeypatch.setattr(buffer_module, "check_rows", never)
+    monkeypatch.setattr(buffer_module, "check_rows", nobody)
     fast.add(**step(12, **changes))
     assert_same(fast, plain)
     fast.check()
@@ -92,7 +89,7 @@ def test_other_arrays_of_the_same_values_add_the_same_rows(changes):
         ({"env_id": np.array([0, 2])}, "env_id holds 2"),
         ({"env_id": np.array([-1, 0])}, "env_id holds -1"),
         ({"reward": np.array([0, np.inf])}, "reward holds inf"),
-        ({"reward": np.array([1e300, 0])}, "reward holds inf"),
+        ({"reward": np.array([1e300, 0])}, r"reward holds 1e\+300, which float32 cannot hold"),
         ({"obs": np.zeros((3, 3), np.uint8)}, "obs has shape"),
         ({"obs": np.zeros((2, 1, 3), np.uint8)}, "obs has shape"),
         ({"obs": np.zeros((2, 3), np.int8)}, "obs is int8"),
@@ -113,15 +110,143 @@ def test_a_step_that_is_refused_leaves_nothing_behind(changes, message):
     assert_same(buffer, untouched)
 
 
-def test_without_final_frames_inside_only_steps_without_a_done_take_one_call(monkeypatch):
-    fast, plain = small(autoreset="same_step"), small(autoreset="same_step")
+def nobody(*_):
+    raise AssertionError("the plain path was taken")
+
+
+def objects(*frames):
+    array = np.empty(len(frames), object)
+    for i, frame in enumerate(frames):
+        array[i] = frame
+    return array
+
+
+FINAL = np.array([[7, 8, 9], [4, 5, 6]], np.uint8)
+ONE, BOTH = np.array([False, True]), np.array([True, True])
+
+ENDS = [  # with the row after a done that belongs to the next episode
+    {"final_obs": FINAL},
+    {"final_obs": FINAL, "first": NO},
+    {"final_obs": FINAL.tolist(), "obs": FINAL},  # of another dtype
+    {"final_obs": list(FINAL)},
+    {"final_obs": np.repeat(FINAL[:, None], 4, axis=1)[:, -1]},
+    {"final_obs": objects(None, None)},
+    {"final_obs": [None, None]},
+    {"final_obs": objects(None, "not read")},
+    {"terminated": ONE},
+    {"terminated": BOTH, "truncated": ONE},
+    {"terminated": ONE, "final_obs": FINAL},
+    {"truncated": ONE, "final_obs": FINAL},
+    {"truncated": BOTH, "final_obs": list(FINAL), "first": BOTH},
+    {"terminated": ONE, "truncated": BOTH, "final_obs": FINAL[::-1]},
+    {"obs": FINAL[:1], "action": np.array([4]), "reward": np.array([9.0]), "terminated": NO[:1], "truncated": BOTH[:1],
+     "env_id": np.array([1]), "final_obs": FINAL[1:]},
+    {"terminated": ONE, "final_obs": objects(None, FINAL[0])},
+    {"truncated": ONE, "final_obs": objects("not read", FINAL[0])},
+    {"terminated": ONE, "final_obs": objects(None, None)},
+    {"terminated": BOTH, "final_obs": objects(FINAL[0], None)},
+    {"terminated": ONE, "final_obs": [None, FINAL[0]]},
+    {"truncated": ONE, "final_obs": objects(None, FINAL.repeat(2, axis=1)[0, ::2])},
+]  # fmt: skip
+PLAIN = (2, 3, 6, 12, 19, 20)  # those that NumPy has to check
+
+
+@pytest.mark.parametrize("autoreset", ["same_step", "disabled"])
+@pytest.mark.parametrize("case", range(len(ENDS)))
+def test_steps_with_final_frames_take_one_call_and_add_what_the_plain_path_adds(monkeypatch, autoreset, case):
+    fast, plain = filled(autoreset=autoreset, n_step=2), filled(autoreset=autoreset, n_step=2)
     plain._appender = None
-    for t in range(30):
-        ends = np.array([t % 5 == 0, t % 7 == 0])
+    if case == 2:
+        with pytest.raises(ValueError, match="final_obs is int64"):
+            fast.add(**step(12, **ENDS[case]))
+        assert_same(fast, plain)
+        return
+    plain.add(**step(12, **ENDS[case]))
+    with monkeypatch.context() as patch:
+        if case not in PLAIN:
+            patch.setattr(buffer_module, "check_rows", nobody)
+        fast.add(**step(12, **ENDS[case]))
+    assert_same(fast, plain)
+    for t in range(13, 60):  # around the ring
         for buffer in (fast, plain):
-            buffer.add(**step(t, terminated=ends))
+            buffer.add(**step(t, **ENDS[case] if t % 9 == 0 else {}))
         assert_same(fast, plain)
     fast.check()
+
+
+def test_steps_with_and_without_ends_in_any_order_add_what_the_plain_path_adds(monkeypatch):
+    rng = np.random.default_rng(0)
+    for autoreset in ("same_step", "disabled"):
+        fast, plain = small(autoreset=autoreset, n_step=3), small(autoreset=autoreset, n_step=3)
+        plain._appender = None
+        steps = []
+        for t in range(400):
+            ends = {"terminated": rng.random(2) < 0.2, "truncated": rng.random(2) < 0.1}
+            final = rng.integers(256, size=(2, 3), dtype=np.uint8)
+            steps.append(step(t % 250, **ends, final_obs=final))
+            if not (ends["truncated"] & ~ends["terminated"]).any() and rng.random() < 0.5:
+                steps[-1]["final_obs"] = None
+        for each in steps:
+            plain.add(**each)
+        with monkeypatch.context() as patch:
+            patch.setattr(buffer_module, "check_rows", nobody)
+            for each in steps:
+                fast.add(**each)
+                fast.check()
+        assert_same(fast, plain)
+
+
+def test_lists_that_become_such_arrays_take_one_call(monkeypatch):
+    """As in a loop over one environment."""
+    settings = {"capacity": 40, "num_envs": 1, "obs_shape": (3,), "autoreset": "disabled", "seed": 0}
+    fast, plain = ReplayBuffer(**settings), ReplayBuffer(**settings)
+    plain._appender = None
+    for t in range(60):
+        lists = {"action": [np.int64(t)], "reward": [float(t)], "terminated": [t % 7 == 0], "truncated": [t % 5 == 0],
+                 "first": [t % 7 == 1 or t % 5 == 1], "env_id": [0]}  # fmt: skip
+        for buffer in (fast, plain):
+            with monkeypatch.context() as patch:
+                if buffer is fast:
+                    patch.setattr(buffer_module, "check_rows", nobody)
+                buffer.add(FINAL[:1] + t, **lists, final_obs=FINAL[1:] + t)
+        assert_same(fast, plain)
+    fast.check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_obs": FINAL[:, :2]}, r"final_obs has shape \(2, 2\)"),
+        ({"final_obs": FINAL[:1]}, r"final_obs has shape \(1, 3\)"),
+        ({"final_obs": FINAL.astype(np.int8)}, "final_obs is int8"),
+        ({"final_obs": objects(None)}, "final_obs is an object array of shape"),
+        ({"final_obs": objects(None, None)[None]}, "final_obs is an object array of shape"),
+        ({"truncated": ONE}, "final_obs is None in row 1"),
+        ({"truncated": ONE, "final_obs": objects(None, None)}, "final_obs is None in row 1"),
+        ({"truncated": ONE, "final_obs": objects(None, FINAL)}, r"final_obs\[1\] is uint8 \(2, 3\)"),
+        ({"terminated": ONE, "final_obs": objects(None, "read")}, r"final_obs\[1\] is"),
+        ({"terminated": ONE, "final_obs": FINAL, "reward": np.array([0, np.nan])}, "reward holds nan"),
+    ],
+)
+def test_final_frames_that_do_not_fit_are_refused_whether_or_not_an_episode_ended(changes, message):
+    buffer, untouched = filled(autoreset="same_step"), filled(autoreset="same_step")
+    with pytest.raises(ValueError, match=message):
+        buffer.add(**step(12, **changes))
+    assert_same(buffer, untouched)
+
+
+def test_final_frames_are_an_error_where_the_next_row_carries_them():
+    buffer = filled()
+    with pytest.raises(ValueError, match="final_obs is given, but with autoreset='next_step'"):
+        buffer.add(**step(12, final_obs=FINAL))
+
+
+def test_a_game_that_continues_after_a_missing_frame_is_refused_after_one_call_too():
+    buffer = filled(autoreset="same_step")
+    buffer.add(**step(12, terminated=ONE))
+    with pytest.raises(ValueError, match="first is False after a done whose final_obs was None"):
+        buffer.add(**step(13, first=NO))
+    buffer.add(**step(13, first=ONE))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda buffer: pickle.loads(pickle.dumps(buffer))])

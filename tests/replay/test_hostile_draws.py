@@ -81,11 +81,14 @@ def test_a_batch_size_that_is_none_draws_nothing(size):
     go_on_alike(buffer, untouched)
 
 
-@pytest.mark.parametrize("beta", [-0.1, np.nan, np.inf, "1", None, True, np.complex64(1), np.timedelta64(1)])
+BETAS = [-0.1, 1.5, np.nextafter(1, 2), np.nan, np.inf, "1", None, True, np.complex64(1), np.timedelta64(1)]
+
+
+@pytest.mark.parametrize("beta", BETAS)
 def test_a_beta_that_is_none_draws_nothing(beta):
     buffer, untouched = filled(), filled()
     for draw in (buffer.sample, buffer.prefetch):
-        with refused(buffer, "beta is .*; give a finite number from 0 up"):
+        with refused(buffer, "beta is .*; give a number from 0 to 1"):
             draw(4, beta)
     go_on_alike(buffer, untouched)
 
@@ -186,7 +189,7 @@ def test_weights_from_the_smallest_to_the_largest_are_drawn_and_stay_finite(kern
     buffer.update_priorities(index, priority)
     buffer.check()
     assert np.isfinite(buffer._tree.total)
-    for beta in (0.0, 0.5, 1.0, 1e300):
+    for beta in (0.0, 0.5, 1.0):
         batch = buffer.sample(64, beta)
         assert set(batch.index) <= set(index[priority > 0])
         assert (batch.weight == 1).all()
@@ -219,7 +222,7 @@ def test_a_tree_refuses_what_it_cannot_hold_and_stays_as_it_was():
         (lambda: tree.set([0, 1], ["1", "2"]), "weight is <U1"),
         (lambda: tree.set([0], [1j]), "weight is complex128"),
         (lambda: tree.set([0, 1], [[1.0], [2.0, 3.0]]), "weight is not an array"),
-        (lambda: tree.set([0], [tree.max_weight * 1.001]), "weight holds .*give finite weights"),
+        (lambda: tree.set([0], [tree.max_weight * 1.001]), "weight holds .*give weights from 0 to"),
         (lambda: tree.get([2**40]), "index holds 1099511627776"),
         (lambda: tree.find([[0.5]]), r"target has shape \(1, 1\); give real numbers of shape"),
         (lambda: tree.find(["0.5"]), "target is <U3"),

@@ -25,7 +25,9 @@ def test_a_new_folder_holds_settings_versions_and_the_command(tmp_path):
         assert len((folder / "commands.txt").read_text().splitlines()) == 1
     finally:
         folder.close()
-    with pytest.raises(ConfigError, match="exists already; give another --name, or resume it"):
+    with pytest.raises(
+        ConfigError, match=r"exists already; give another --name, or delete .*, which has no checkpoint"
+    ):
         RunFolder.new(config, "catch")
 
 

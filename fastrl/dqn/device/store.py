@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -47,14 +48,28 @@ class DeviceStore:
         *,
         staged: bool | None = None,
     ) -> None:
-        self._count, self._dtype, self._device = count, torch_dtype(dtype), device
+        self._count, self._dtype, self._device, self._staged = count, torch_dtype(dtype), device, staged
         self._bytes = int(np.prod(shape)) * dtype.itemsize  # of one frame
         # Frames move as integers, the widest that divide them: fewer to copy, and no dtype is too rare for that.
         widths = (torch.int64, torch.int32, torch.int16, torch.uint8)
         self._word = next(word for word in widths if self._bytes % word.itemsize == 0)
         # Frames never written are zeros, so that a saved file holds nothing by chance; the last is always zeros.
         self._words = torch.zeros((count + 1, self._bytes // self._word.itemsize), dtype=self._word, device=device)
-        self._numbers, self._new = Upload(device, staged=staged), Upload(device, staged=staged)
+        self._set_uploads()
+
+    def _set_uploads(self) -> None:
+        """Make the parts that a copy does not share."""
+        self._numbers, self._new = (Upload(self._device, staged=self._staged) for _ in range(2))
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # a copy that shared memory with this store would overwrite its frames
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_numbers", "_new")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_uploads()
 
     def empty(self, shape: tuple[int, ...]) -> Tensor:
         """Return fresh memory on the device for `gather` to fill."""

@@ -12,20 +12,27 @@ from fastrl.base.errors import DamageError
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback, TrainingRun, named
 from fastrl.dqn.run.clock import Clock, announce
+from fastrl.dqn.run.films import FILMED_STEPS, Films
 from fastrl.envs.rules import EvaluationRules
-from fastrl.film import video
 from fastrl.play.games import Games, play_games
 from fastrl.runs import checkpoints
 
 
 class Evaluation(Callback):
-    """Plays whole games during the run and at its end; each evaluation films one, and the best weights are kept."""
+    """Plays whole games during the run and at its end; each evaluation films one, and the best weights are kept.
+
+    Attributes
+    ----------
+    films : Films
+        Writes the films. The next line of metrics waits for one at the latest.
+    """
 
     key = "evaluation"
 
     def __init__(self) -> None:
         self.best: float | None = None
         self.last: Games | None = None
+        self.films = Films()
         self._due = False  # and not played to the end yet
         self._ended_at = -1  # frames after which the run's last evaluation was played
 
@@ -38,10 +45,15 @@ class Evaluation(Callback):
         self._due = self._clock.due(run.frames)
         self._evaluate_if_due(run)
 
+    def on_log(self, run: TrainingRun, metrics: dict[str, float]) -> None:
+        self.films.settle(run)
+
     def on_end(self, run: TrainingRun) -> None:
+        self.films.settle(run)
         if not run.stop and self._ended_at != run.frames:  # a run that had ended already has it
             self._evaluate(run, run.config.final_episodes)
             self._ended_at = run.frames
+            self.films.settle(run)
 
     def _evaluate_if_due(self, run: TrainingRun) -> None:
         if self._due and run.frames < run.config.total_frames:
@@ -56,40 +68,40 @@ class Evaluation(Callback):
             run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
             return run.learner.q_values(stacks)
 
-        run.reporter.line(f"evaluating {episodes} games …")
+        run.reporter.line(f"evaluating {episodes} games ...")
         games = play_games(
             config.game,
             act,
             episodes,
             seed=run.frames + config.seed,
-            rules=EvaluationRules(**config.rules()),
+            rules=EvaluationRules(max_steps=config.max_episode_steps, **config.rules()),
             stack=config.stack,
-            film=True,
+            film=config.films,
+            film_steps=FILMED_STEPS - 1,  # and the first picture
             bars=True,
             threads=config.env_threads,
         )
-        film = ""
-        if games.film:  # a custom environment may draw none
-            gif = run.folder / "pictures" / f"{run.frames:012d}.gif"
-            video.write_gif(gif, games.film, max_pictures=1_000)
-            run.reporter.image("agent", gif, run.frames)
-            film = f"; film: {gif}"
         figures = {f"evaluation/return_{name}": value for name, value in games.figures().items()}
         run.reporter.write(figures, run.frames)
+        film = f"; film: {self.films.path(run, run.frames)}" if games.film else ""  # a custom environment may draw none
         run.reporter.line(f"after {run.frames:,} frames: {games.summary()}{film}")
+        if games.film_error:
+            self.films.warn(run, games.film_error)
         if games.mean > self._best_so_far(run):
             self.best = games.mean
             run.save(checkpoints.BEST)
         for callback in run.callbacks:
             callback.on_evaluation(run, games)
-        self.last = dataclasses.replace(games, film=[])  # which takes up to 400 MB
+        if games.film:
+            self.films.start(run, games.film)
+        self.last = dataclasses.replace(games, film=[])  # which takes up to 100 MB
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best, "due": self._due, "ended_at": self._ended_at}
+        return {"best": self.best, "due": self._due, "ended_at": self._ended_at, "film": self.films.pending}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.best, self._due = state.get("best"), state.get("due", False)
-        self._ended_at = state.get("ended_at", -1)
+        self._ended_at, self.films.pending = state.get("ended_at", -1), state.get("film")
 
     def _best_so_far(self, run: TrainingRun) -> float:
         """Return the best score; the best checkpoint may be newer than the one resumed from."""

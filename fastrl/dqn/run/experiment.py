@@ -29,7 +29,8 @@ from fastrl.dqn.run.loop import Loop
 from fastrl.dqn.run.metrics import Metrics
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
-from fastrl.envs.names import is_custom, same_game
+from fastrl.envs.names import is_custom, refuse_while_loading, same_game
+from fastrl.envs.step import Envs
 from fastrl.runs.folder import RunFolder, load_dqn_config
 from fastrl.runs.report import Reporter
 
@@ -63,10 +64,10 @@ def train(
     Raises
     ------
     ConfigError
-        If a setting does not fit the machine, the game or the checkpoint, or another run has the folder; nothing was
-        written then.
+        If a setting does not fit the machine, the game or the checkpoint, another run has the folder, or a module is
+        being loaded for its environment (`fastrl.envs.names.refuse_while_loading`); nothing was written then.
     RunError
-        If the folder takes no more files, or a loss or a weight is not finite.
+        If the folder takes no more files, a loss or a weight is not finite, or a custom environment fails.
     """
     with Stop() as stop:
         run = Run(config, callbacks, stop, resume=resume, quiet=quiet)
@@ -75,6 +76,7 @@ def train(
                 run.play()
         except KeyboardInterrupt:
             run.saver.give_up()
+            run.evaluation.films.give_up()
             raise
         finally:
             run.close()
@@ -106,6 +108,7 @@ class Run(Loop):
         resume: str | os.PathLike[str] | None,
         quiet: bool,
     ) -> None:
+        refuse_while_loading()
         self.evaluation = Evaluation()
         of_the_run = [Metrics(), self.evaluation, Checkpoints()]
         check_keys(callbacks, of_the_run)
@@ -113,9 +116,9 @@ class Run(Loop):
         folder = RunFolder.new(config, config.game) if resume is None else RunFolder(resume)
         try:
             self._last.callback(folder.close)
+            self._last.callback(self.evaluation.films.wait)
             if resume is not None:
-                folder.lock()
-                folder.recover()
+                config = folder.reopen(config)
             self._build(config, folder, stop, [*callbacks, *of_the_run], new=resume is None, quiet=quiet)
         except BaseException as error:
             self.close()
@@ -132,6 +135,12 @@ class Run(Loop):
         if state and not same_game(state["game"], config.game):
             raise ConfigError(f"{found} plays {state['game']}, not {config.game}; start a new run for that")
         steps = int(state.get("steps", 0))
+        last_step = config.num_envs * config.frame_skip  # a run ends with the vector step that reaches its total
+        if (played := steps * config.frame_skip) - last_step >= config.total_frames:
+            raise ConfigError(
+                f"--total-frames is {config.total_frames:,}, and {found} has played {played:,} already; give more, or "
+                "leave it out"
+            )
         schedules = Schedules(config)
         longer = bool(state) and schedules.load_state(state.get("schedules") or _schedules_before(folder), steps)
         # Every generator has a stream of its own; resumed games must not repeat the first ones.
@@ -143,6 +152,8 @@ class Run(Loop):
         collector = build_collector(config, seeds[1])
         self._last.callback(collector.close)
         envs = collector.envs
+        if new:  # one that was trained so goes on so
+            _refuse_two_stacks(config, envs)
         replay = find_replay(found, config, envs, seeds[2], device, notes, schedules.warm_up_steps, grow=longer)
         replay_words = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
         obs_shape = (config.stack, *envs.frame_shape)
@@ -165,9 +176,13 @@ class Run(Loop):
         )
         self._last.callback(self.saver.wait)
         games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
+        if is_custom(config.game):
+            collector.open()  # which may fail: before anything is written
         folder.open(config, new=new)
         self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
-        rules = "" if is_custom(config.game) else f", protocol {config.protocol_name}"
+        rules = f", protocol {config.protocol_name}"
+        if is_custom(config.game):
+            rules = f", frames {list(envs.frame_shape)} stacked {config.stack} high, trunk {config.trunk}"
         games = f"{config.game} on {device}, {config.num_envs} games side by side{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
         if found is not None:
@@ -185,6 +200,8 @@ class Run(Loop):
         kept = "with its replay" if len(self.buffer) else "without its replay"
         games = "games continue" if games_continue else "games start anew"
         self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
+        if self.frames >= self.config.total_frames:
+            self.reporter.line("the run has ended: nothing is left to play; a larger --total-frames makes it longer")
 
     def _restore(self, found: Path, state: dict[str, Any], *, pace: bool) -> bool:
         """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue."""
@@ -228,7 +245,7 @@ class Run(Loop):
             raise
 
     def close(self) -> None:
-        """Wait for a checkpoint in progress, close the games, forget what was compiled, release the folder."""
+        """Wait for what threads write, close the games, forget what was compiled, release the folder."""
         self._last.close()
 
 
@@ -236,3 +253,9 @@ def _schedules_before(folder: RunFolder) -> dict[str, Any]:
     """Return the state of the schedules of a checkpoint that holds none: an older version saved it."""
     total = load_dqn_config(folder).total_frames
     return {"planned_frames": total, "total_frames": total, "beta_from": None}
+
+
+def _refuse_two_stacks(config: DQNConfig, envs: Envs) -> None:
+    """Raise ConfigError if an environment stacks its frames itself and the run would stack them again."""
+    if config.stack > 1 and (known := getattr(envs, "stacked", "")):
+        raise ConfigError(f"--stack is {config.stack}, and {config.game} stacks frames itself: {known}; give --stack 1")

@@ -54,14 +54,17 @@ def not_finite(
     """
     ends = {"--learning-rate": config.learning_rate, "--learning-rate-end": config.learning_rate_end}
     smaller = [f"{flag} {rate / 4:g}" for flag, rate in ends.items() if rate is not None]
+    if folder.numbered():
+        again = f"resume the last one with steps of a quarter: {folder.resume_command} {' '.join(smaller)}"
+    else:
+        again = f"none is saved yet: start anew with another --name and steps of a quarter: {' '.join(smaller)}"
     path = folder / "faults" / f"update-{updates:09d}.safetensors"
     path.parent.mkdir(exist_ok=True)
     columns = [{name: _array(getattr(batch, name)) for name in Batch.__slots__} for batch in batches]
     write_atomically(path, pack({str(i): batch for i, batch in enumerate(columns)} | dict(found)))
     return NotFiniteError(
         f"{what} is not finite after {updates:,} updates; the batch is kept in {path}, and no checkpoint holds such "
-        f"weights; resume the last one with steps of a quarter: {folder.resume_command} {' '.join(smaller)}; and with "
-        f"--reward-clip if that is off"
+        f"weights; {again}; and with --reward-clip if that is off"
     )
 
 

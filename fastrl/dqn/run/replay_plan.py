@@ -15,8 +15,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fastrl.base.commands import install_command
 from fastrl.base.errors import ConfigError
-from fastrl.base.machine import GIB
+from fastrl.base.machine import bytes_in_words
 from fastrl.config import DQNConfig
 from fastrl.replay.saves import segments
 
@@ -25,7 +26,6 @@ DEFAULT_CAPACITY = 1_000_000  # rows
 # network, its batches and everything else that the process still allocates come out of the rest.
 DEFAULT_SHARE, LARGEST_SHARE = 0.6, 0.9
 BYTES_BESIDE_FRAME = 32  # columns and tree of one row: 24 to 26
-INSTALL_LZ4 = "pip install -c constraints.txt -e '.[lz4]'"
 
 
 class Memory(NamedTuple):
@@ -243,19 +243,19 @@ def describe(plan: ReplayPlan, replay_bytes: int) -> str:
         Bytes that the replay built by it takes. For compressed frames, which have yet to come, the plan's estimate
         is given instead.
     """
-    size = _gib(replay_bytes)
+    size = _size(replay_bytes)
     if plan.store == "lz4":
-        size = f"up to {_gib(plan.capacity * plan.memory.row_bytes)}"
-    words = f"replay of {plan.capacity:,} frames in {size}"
+        size = f"up to {_size(plan.capacity * plan.memory.row_bytes)}"
+    words = f"replay of {plan.capacity:,} rows in {size}"
     if plan.gpu_free is not None:
         words += " on the GPU" if plan.store == "device" else " of memory"
         if plan.store == "ram" and plan.frame_store == "auto":
-            words += f", the GPU having {_gib(plan.gpu_free)} free"
+            words += f", the GPU having {_size(plan.gpu_free)} free"
     if plan.store == "lz4":
         words += ", compressed by lz4"
         if plan.frame_store == "auto":
             plain_bytes = plan.capacity * (plan.frame_bytes + BYTES_BESIDE_FRAME)
-            words += f" (plain frames would take {_gib(plain_bytes)}, and {_gib(plan.memory.free)} are free)"
+            words += f" (plain frames would take {_size(plain_bytes)}, and {_size(plan.memory.free)} are free)"
     if plan.capacity < plan.wanted:
         words += f" (what memory allows{_advice(plan)})"
     return words
@@ -267,21 +267,23 @@ def refusal(plan: ReplayPlan) -> ConfigError | None:
     where, remedy = "", ""
     if memory.kind == "gpu":
         where, remedy = " on the GPU", ", or keep the frames in memory with --frame-store ram"
-    if plan.asked_by is not None and plan.limited_by is not None:
+    if plan.asked_by is not None and plan.limited_by is not None and plan.most >= max(1, plan.least):
         return ConfigError(
-            f"{plan.asked_by} is {plan.capacity:,}, which takes {_gib(plan.capacity * memory.row_bytes)} of the "
-            f"{_gib(memory.free)} free{where}; give {plan.most:,} or less{remedy}{_advice(plan)}"
+            f"{plan.asked_by} is {plan.capacity:,}, which takes {_size(plan.capacity * memory.row_bytes)} of the "
+            f"{_size(memory.free)} free{where}; give {plan.most:,} or less{remedy}{_advice(plan)}"
         )
-    if plan.capacity >= plan.least:
+    fits = plan.asked_by is None or plan.limited_by is None
+    if fits and plan.capacity >= plan.least:
         return None
-    if plan.asked_by is not None:
+    if fits and plan.asked_by is not None:
         return ConfigError(
             f"{plan.asked_by} is {plan.capacity:,}; give {plan.least:,} or more, so that it holds the warm-up, "
             "or shorten the warm-up with --learn-start-steps"
         )
+    least = plan.least or plan.capacity  # a saved replay is loaded whole
     return ConfigError(
-        f"{_gib(memory.free)} of memory are free{where}, too little for a replay of {plan.least:,} rows "
-        f"({_gib(plan.least * memory.row_bytes)}), which these settings need; free some, or lower "
+        f"{_size(memory.free)} of memory are free{where}, too little for a replay of {least:,} rows "
+        f"({_size(least * memory.row_bytes)}), which these settings need; free some, or lower "
         f"--learn-start-steps or --num-envs{remedy}{_advice(plan)}"
     )
 
@@ -332,16 +334,17 @@ def plan_disk(
 
 def describe_disk(plan: DiskPlan) -> str:
     """Return the words on the disk that a run prints, to follow those on the replay."""
-    return f"; up to {_gib(plan.needed)} of disk for checkpoints with it"
+    return f"; up to {_size(plan.needed)} of disk for checkpoints with it"
 
 
 def disk_refusal(plan: DiskPlan, run_folder: Path) -> ConfigError | None:
     """Return the error to raise where the disk of a run's folder has too little room; None where it has enough."""
     if plan.free >= plan.needed:
         return None
+    elsewhere = "" if run_folder.exists() else "another --runs-dir or "  # a resumed run stays where it is
     return ConfigError(
-        f"{run_folder} needs up to {_gib(plan.needed)} of disk for checkpoints with the replay, {_gib(plan.free)} are "
-        "free; free some, give another --runs-dir or a smaller --capacity, or leave the replay out with "
+        f"{run_folder} needs up to {_size(plan.needed)} of disk for checkpoints with the replay, "
+        f"{_size(plan.free)} are free; free some, give {elsewhere}a smaller --capacity, or leave the replay out with "
         "--no-checkpoint-replay"
     )
 
@@ -360,9 +363,9 @@ def most_rows(steps: int) -> int:
 def _advice(plan: ReplayPlan) -> str:
     """Return what would make room for more rows, as the end of a sentence."""
     if plan.lz4_missing:
-        return f"; lz4 compresses most games' frames to a quarter or less: {INSTALL_LZ4}"
+        return f"; lz4 compresses most games' frames to a quarter or less: {install_command('lz4')}"
     return "" if plan.lz4_rows is None else f"; {plan.lz4_rows:,} would fit with --frame-store lz4"
 
 
-def _gib(count: int | None) -> str:
-    return f"{(count or 0) / GIB:.1f} GiB"
+def _size(count: int | None) -> str:
+    return bytes_in_words(count or 0)

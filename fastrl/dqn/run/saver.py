@@ -5,7 +5,6 @@ A saver is handed a snapshot and never sees the run.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastrl.base.background import Background
 from fastrl.dqn.checkpoint import pack_learner, pack_state, pack_weights
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.replay.saves import Save
@@ -55,7 +55,8 @@ class Saver:
 
     def __init__(self, folder: RunFolder, keep: int, earlier: Path | None, on_whole: Callable[[Path], None]) -> None:
         self._folder, self._keep, self._earlier, self._on_whole = folder, keep, earlier, on_whole
-        self._saving: Background | None = None
+        self._draft: Draft | None = None  # what is being written
+        self._saving: Background[Path] | None = None
 
     @property
     def in_progress(self) -> bool:
@@ -76,7 +77,13 @@ class Saver:
         """
         assert self._saving is None
         draft = Draft(self._folder, name, snapshot, self._earlier, timed=timed)
-        self._saving = Background(draft, lambda: self._folder.prune(self._keep))
+
+        def finish() -> Path:
+            whole = draft.finish()
+            self._folder.prune(self._keep)
+            return whole
+
+        self._draft, self._saving = draft, Background(finish, "fastrl-checkpoint")
         self._saving.start()  # once it is known to `give_up`
         return draft.folder
 
@@ -85,7 +92,7 @@ class Saver:
         if self._saving is None or not (wait or self._saving.done):
             return
         self._saving.wait()  # may be interrupted: it is in progress until then
-        saving, self._saving = self._saving, None
+        saving, self._saving, self._draft = self._saving, None, None
         whole = saving.result()
         if (whole / checkpoints.REPLAY).exists():
             self._earlier = whole / checkpoints.REPLAY
@@ -126,9 +133,10 @@ class Saver:
 
     def give_up(self) -> None:
         """Leave a checkpoint in progress unfinished."""
-        if self._saving is not None:
-            self._saving.give_up(LEAVE_SECONDS)
-            self._saving = None
+        if self._draft is not None and self._saving is not None:
+            self._draft.give_up()
+            self._saving.wait(LEAVE_SECONDS)
+            self._draft = self._saving = None
 
     def wait(self) -> None:
         """Wait until no thread writes."""
@@ -203,54 +211,3 @@ class Draft:
 
     def _write(self, name: str, content: bytes) -> None:
         (self._partial / name).write_bytes(content)  # `finish` sees to it that it is on the disk
-
-
-class Background:
-    """A thread that finishes a checkpoint, and then calls ``then``.
-
-    It is a daemon, so that a process that leaves at once does not wait for it. It is never joined: a join that a signal
-    interrupts takes a running thread for one that is over.
-    """
-
-    def __init__(self, draft: Draft, then: Callable[[], None]) -> None:
-        self._draft, self._then = draft, then
-        self._error: BaseException | None = None
-        self._over = threading.Event()
-
-    def start(self) -> None:
-        """Start; if no thread can be started, finish here and now."""
-        try:
-            threading.Thread(target=self._finish, name="fastrl-checkpoint", daemon=True).start()
-        except RuntimeError:
-            self._finish()
-
-    @property
-    def done(self) -> bool:
-        """Whether it is over, however it ended."""
-        return self._over.is_set()
-
-    def wait(self) -> None:
-        """Wait until it is over; signals are heard meanwhile, even one that came right before."""
-        while not self._over.wait(0.1):
-            pass
-
-    def result(self) -> Path:
-        """Wait for the checkpoint and return its folder, or raise what went wrong."""
-        self.wait()
-        if self._error is not None:
-            raise self._error
-        return self._draft.folder
-
-    def give_up(self, seconds: float) -> None:
-        """Ask it to end, and wait for that for at most this many seconds."""
-        self._draft.give_up()
-        self._over.wait(seconds)
-
-    def _finish(self) -> None:
-        try:
-            self._draft.finish()
-            self._then()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._over.set()

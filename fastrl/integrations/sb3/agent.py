@@ -70,7 +70,8 @@ class PrioritizedDQN(DQN):
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        beta = self.beta_end + (self.beta_start - self.beta_end) * self._current_progress_remaining
+        remaining = max(self._current_progress_remaining, 0.0)  # the last rollout may go past the end
+        beta = self.beta_end + (self.beta_start - self.beta_end) * remaining
         losses = []
         for _ in range(gradient_steps):
             batch = buffer.sample(batch_size, self._vec_normalize_env, beta)

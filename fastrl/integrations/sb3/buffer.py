@@ -219,13 +219,13 @@ class ReplayBuffer(buffers.ReplayBuffer):
         if self.stacks.stack > 1:
             self._check_stacks(obs, next_obs, opens, seen)
         self.replay.add(
-            self.stacks.newest(obs),
+            np.ascontiguousarray(self.stacks.newest(obs)),  # so that the replay takes all in one call
             action.reshape(self.n_envs, -1),
             reward,
             terminated=done & ~truncated,
             truncated=truncated,
             first=opens,
-            final_obs=self.stacks.newest(next_obs),
+            final_obs=np.ascontiguousarray(self.stacks.newest(next_obs)) if done.any() else None,
         )
         self._next, self._ended = next_obs.copy(), done
         self.pos = (self.pos + 1) % self.buffer_size

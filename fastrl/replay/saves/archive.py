@@ -140,6 +140,11 @@ class SavedReplay:
 
     def __enter__(self) -> SavedReplay:
         in_pieces = self._path.is_dir()
+        if in_pieces and not (self._path / INDEX).exists():
+            raise ValueError(
+                f"{self._path} is a folder without an index: it is no saved replay, or one that was not written to its "
+                "end; write() of what begin_save returned completes it, else use an earlier one"
+            )
         self._file = open(self._path / INDEX if in_pieces else self._path, "rb")
         try:
             self._size = os.fstat(self._file.fileno()).st_size

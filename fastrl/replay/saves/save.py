@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.replay.saves.archive import SavedReplay, write_index
+from fastrl.base.checks import check_state
+from fastrl.replay.saves.archive import INDEX, SavedReplay, write_index
 from fastrl.replay.saves.segments import SavedRows, Segment, frame_bytes, piece_for, split
+
+ABANDONED = "this save was given up; begin another, into another folder"
+WRITTEN = "write of this save was called before; begin another, into another folder"
+LEFT_TO_PARENT = (
+    "this save was begun before this process was forked, and the parent process writes it; begin another here, into "
+    "another folder"
+)
+PATIENCE_SECONDS = 10.0
+"""So long a row waits for a save whose `Save.write` was not called, before it warns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +61,8 @@ class Save:
     Beginning a save copies all but the frames, 24 bytes a row, and takes a moment. `write` takes longer and may run in
     a thread while rows are added, drawn and updated: it writes the buffer as it was when the save began. A row waits
     only where it would overwrite a frame that is yet to be written; the oldest frames are written first. `write` must
-    follow, or `close` to abandon the save.
+    follow, or `close` to abandon the save. A save that fails or is abandoned leaves no folder behind. In a child forked
+    meanwhile the save is closed: the parent writes it.
 
     Parameters
     ----------
@@ -69,7 +82,9 @@ class Save:
 
     def __init__(self, snapshot: Snapshot, folder: Path, earlier: Path | None = None) -> None:
         folder.mkdir()
-        self._snapshot, self._folder, self._closed = snapshot, folder, False
+        self._snapshot, self._folder = snapshot, folder
+        self._begun = self._closed = False  # `write` was called; no row waits any longer
+        self._why_not = ABANDONED
         self._written = threading.Condition(snapshot.lock)
         held = snapshot.oldest, snapshot.count, snapshot.rows, frame_bytes(snapshot.settings)
         self._kept, self._new = split(_segments(earlier, snapshot), *held)
@@ -86,14 +101,23 @@ class Save:
         Raises
         ------
         RuntimeError
-            If `close` was called meanwhile.
+            If `close` was called before or meanwhile, `write` before, or in a forked child.
         """
         snapshot = self._snapshot
+        self._require_open()
+        with self._written:
+            self._require_open()
+            check_state(not self._begun, WRITTEN)
+            self._begun = True
         try:
             frames = piece_for(snapshot.settings)
             new = [each.write(self._folder, frames, self._gather) for each in self._new]
             header = {"kind": snapshot.kind, "settings": snapshot.settings, "held": snapshot.held}
             write_index(self._folder, header, snapshot.state, self._kept + new)
+            self._why_not = WRITTEN
+        except BaseException:
+            self._remove()
+            raise
         finally:
             self.close()
 
@@ -104,13 +128,51 @@ class Save:
                 self._closed = True
                 self._snapshot.release()
                 self._written.notify_all()
+                if not self._begun:
+                    self._remove()
+
+    def leave_to_parent(self) -> None:
+        """Go on in a forked child: the parent process writes this save; here nothing waits for it."""
+        self._closed, self._why_not = True, LEFT_TO_PARENT
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a save cannot be copied or pickled; begin another, of a copy of the buffer")
 
     def wait_for(self, slots: NDArray[np.int64]) -> bool:
-        """Wait for one more piece to be written if a frame in these slots is yet to be written; see `Reader`."""
+        """Wait for one more piece to be written if a frame in these slots is yet to be written; see `Reader`.
+
+        Raises
+        ------
+        RuntimeError
+            If `write` was not called, and no other thread runs that could call it.
+        """
         if self._closed or not self._unsaved[slots].any():
             return False
-        self._written.wait()
+        unwritten = (
+            f"a save into {self._folder} was begun and its write() not called, and a row would overwrite a frame"
+        )
+        check_state(
+            self._begun or threading.active_count() > 1,
+            f"{unwritten} that it needs; call write() or close() of what begin_save returned",
+        )
+        if not self._written.wait(PATIENCE_SECONDS) and not self._begun:
+            warnings.warn(
+                f"{unwritten} that it needs: add waits until another thread calls write() or close() of what "
+                "begin_save returned",
+                stacklevel=4,
+            )
         return True
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(self._why_not)
+
+    def _remove(self) -> None:
+        """Remove what was written; the folder too, if nothing else is in it."""
+        with suppress(OSError):
+            for name in (INDEX, *(each.name for each in self._kept + self._new)):
+                (self._folder / name).unlink(missing_ok=True)
+            self._folder.rmdir()
 
     def _slots(self, rows: SavedRows) -> NDArray[np.int64]:
         env, row = rows
@@ -120,8 +182,7 @@ class Save:
         """Take a piece out of the store, under the lock: a store need not support two threads at once."""
         slots = self._slots(rows)
         with self._written:
-            if self._closed:
-                raise RuntimeError("the save was given up")
+            self._require_open()
             self._snapshot.gather(slots, frames)
             self._unsaved[slots] = False
             self._written.notify_all()

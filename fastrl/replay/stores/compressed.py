@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,9 @@ class Lz4Store:
     def nbytes(self) -> int:
         """Bytes of memory that the frames held take now, headers of objects included; looks at every frame."""
         return sys.getsizeof(self._blocks) + sum(sys.getsizeof(block) for block in self._blocks if block)
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # of the list; the blocks are shared, for they never change
 
 
 def _lz4() -> ModuleType:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
+from fastrl.base import forks
 from fastrl.base.checks import integer
 
 PAYS_BYTES = 1 << 20
@@ -14,7 +15,7 @@ PAYS_BYTES = 1 << 20
 
 
 class Team:
-    """The calling thread and ``threads - 1`` others, which are started when first needed.
+    """The calling thread and ``threads - 1`` others, which are started when first needed, in a forked child too.
 
     Raises
     ------
@@ -44,6 +45,7 @@ class Team:
             return
         if self._others is None:
             self._others = ThreadPoolExecutor(self.threads - 1, "fastrl-copy")
+            forks.watch(self, in_child=Team._forget_others)
         bounds = [member * count // members for member in range(members + 1)]
         mine, *others = pairwise(bounds)
         try:
@@ -57,6 +59,9 @@ class Team:
         finally:
             for part in submitted:
                 part.result()
+
+    def _forget_others(self, _: object) -> None:
+        self._others = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"threads": self.threads, "_others": None}  # a copy starts its own threads

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,3 +62,6 @@ class RamStore:
     def nbytes(self) -> int:
         """Bytes of memory that the store takes when full."""
         return self.frames.nbytes
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # a copy that shared memory with this store would overwrite its frames

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from make import filled
+from make import NO, filled
 
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, ReplayBuffer
@@ -166,3 +168,17 @@ def test_the_host_waits_for_nothing_that_the_gpu_does():
     store.gather(ids, out)
     assert not done.query()
     assert (out == 2).all()
+
+
+@on_every_store
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda buffer: pickle.loads(pickle.dumps(buffer))])
+def test_what_is_added_to_a_copy_does_not_reach_the_original(store, copied):
+    buffer, plain = filled(store=store), filled()
+    other = copied(buffer)
+    for t in range(20):
+        other.add(np.full((2, 3), 100 + t, np.uint8), np.zeros(2, int), np.zeros(2), NO, NO)
+        other.sample(4)
+    same(buffer.sample(9), plain.sample(9))
+    alone = copied(buffer._store)
+    alone.write(np.arange(4), np.full((4, 3), 99, np.uint8))
+    same(buffer.sample(9), plain.sample(9))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastrl.base.commands import install_command
 from fastrl.base.errors import ConfigError
+from fastrl.base.machine import bytes_in_words
 from fastrl.config import DQNConfig
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.run import build
@@ -41,14 +43,14 @@ def on_device(buffer):
 @pytest.mark.parametrize(
     ("device", "where", "store", "words"),
     [
-        (CPU, "auto", RamStore, "frames in 0.0 GiB"),
-        (CPU, "ram", RamStore, "frames in 0.0 GiB"),
-        (CPU, "lz4", Lz4Store, "frames in up to 0.0 GiB, compressed by lz4"),
-        (CPU, "device", DeviceStore, "frames in 0.0 GiB"),
-        (GPU, "auto", DeviceStore, "frames in 0.0 GiB on the GPU"),
-        (GPU, "ram", RamStore, "frames in 0.0 GiB of memory"),
-        (GPU, "lz4", Lz4Store, "frames in up to 0.0 GiB of memory, compressed by lz4"),
-        (GPU, "device", DeviceStore, "frames in 0.0 GiB on the GPU"),
+        (CPU, "auto", RamStore, "rows in 6.8 MiB"),
+        (CPU, "ram", RamStore, "rows in 6.8 MiB"),
+        (CPU, "lz4", Lz4Store, "rows in up to 1.0 MiB, compressed by lz4"),
+        (CPU, "device", DeviceStore, "rows in 6.8 MiB"),
+        (GPU, "auto", DeviceStore, "rows in 6.8 MiB on the GPU"),
+        (GPU, "ram", RamStore, "rows in 6.8 MiB of memory"),
+        (GPU, "lz4", Lz4Store, "rows in up to 1.0 MiB of memory, compressed by lz4"),
+        (GPU, "device", DeviceStore, "rows in 6.8 MiB on the GPU"),
     ],
 )
 def test_frames_lie_where_the_setting_says(free, tmp_path, device, where, store, words):
@@ -75,7 +77,7 @@ def test_auto_takes_the_gpu_where_the_frames_leave_room_for_the_network(free):
         free.gpu = gpu
         buffer, said = build.build_replay(CONFIG, ENVS, 0, GPU)
         assert on_device(buffer) == expected
-    assert said == "replay of 1,000 frames in 0.0 GiB of memory, the GPU having 0.0 GiB free"
+    assert said == "replay of 1,000 rows in 6.8 MiB of memory, the GPU having 11.2 MiB free"
 
 
 def test_a_capacity_that_nobody_gave_adapts_to_the_memory_that_holds_the_frames(free):
@@ -93,17 +95,17 @@ def test_a_capacity_that_nobody_gave_adapts_to_the_memory_that_holds_the_frames(
     [
         (CPU, {}, 1000 * SMALL, 0, r"--capacity is 1,000, .*; give 131 or less; 900 would fit with --frame-store lz4$"),
         (CPU, {"frame_store": "ram"}, 1000 * ROW, 0,
-         r"--capacity is 1,000, which takes .* GiB free; give 900 or less; 1,000 would fit with --frame-store lz4$"),
-        (CPU, {"frame_store": "lz4"}, 1000 * SMALL, 0, r"--capacity is 1,000, .* GiB free; give 900 or less$"),
+         r"--capacity is 1,000, which takes .* [KM]iB free; give 900 or less; 1,000 would fit with --frame-store lz4$"),
+        (CPU, {"frame_store": "lz4"}, 1000 * SMALL, 0, r"--capacity is 1,000, .* [KM]iB free; give 900 or less$"),
         (CPU, {"capacity": None}, 200 * SMALL, 0, r"too little .* --num-envs; 120 would fit with --frame-store lz4$"),
         (CPU, {"capacity": None}, 100 * SMALL, 0, r"too little .* --num-envs$"),
-        (CPU, {"frame_store": "device"}, 1000 * ROW, 0, r"--capacity is 1,000, .* GiB free; give 900 or less$"),
+        (CPU, {"frame_store": "device"}, 1000 * ROW, 0, r"--capacity is 1,000, .* [KM]iB free; give 900 or less$"),
         (GPU, {"frame_store": "device"}, 10**9, 1000 * FRAME,
-         r"--capacity is 1,000, .* GiB free on the GPU; give 900 or less, or .* --frame-store ram$"),
+         r"--capacity is 1,000, .* [KM]iB free on the GPU; give 900 or less, or .* --frame-store ram$"),
         (GPU, {"frame_store": "device", "capacity": None}, 10**9, 100 * FRAME,
-         r"0\.0 GiB of memory are free on the GPU, too little .* --frame-store ram$"),
+         r"689\.1 KiB of memory are free on the GPU, too little .* --frame-store ram$"),
         (GPU, {}, 1000 * ROW, 0,
-         r"--capacity is 1,000, .* GiB free; give 900 or less; 1,000 would fit with --frame-store lz4$"),
+         r"--capacity is 1,000, .* [KM]iB free; give 900 or less; 1,000 would fit with --frame-store lz4$"),
     ],
 )  # fmt: skip
 def test_too_large_a_replay_is_refused_with_a_remedy(free, device, changes, host, gpu, message):
@@ -128,8 +130,10 @@ def test_auto_compresses_on_a_cpu_where_plain_frames_do_not_fit_and_says_so(free
         buffer, said = build.build_replay(config, ENVS, 0, CPU)
         assert type(buffer._store) is store
         assert buffer.settings["capacity"] == rows
-    assert said.startswith(f"replay of {rows:,} frames in up to 0.0 GiB, compressed by lz4")
-    assert said.endswith(" (plain frames would take 0.0 GiB, and 0.0 GiB are free)")
+    assert said.startswith(f"replay of {rows:,} rows in up to {bytes_in_words(rows * SMALL)}, compressed by lz4")
+    assert said.endswith(
+        f" (plain frames would take {bytes_in_words(rows * ROW)}, and {bytes_in_words(free.host)} are free)"
+    )
     buffer.save(tmp_path / "replay")
     assert build.load_replay(tmp_path / "replay", config, ENVS, CPU)[1] == said
 
@@ -142,7 +146,7 @@ def test_where_compressed_frames_do_not_all_fit_either_there_are_fewer_plain_one
     assert said.endswith("(what memory allows; 600 would fit with --frame-store lz4)")
     buffer, said = build.build_replay(config.replace(frame_store="lz4"), ENVS, 0, CPU)
     assert buffer.settings["capacity"] == 600
-    assert said == "replay of 600 frames in up to 0.0 GiB, compressed by lz4 (what memory allows)"
+    assert said == "replay of 600 rows in up to 604.7 KiB, compressed by lz4 (what memory allows)"
 
 
 def test_without_lz4_there_are_fewer_frames_and_a_word_on_what_it_would_bring(free, monkeypatch):
@@ -152,8 +156,7 @@ def test_without_lz4_there_are_fewer_frames_and_a_word_on_what_it_would_bring(fr
     assert type(buffer._store) is RamStore
     assert buffer.settings["capacity"] == 600
     assert said.endswith(
-        "(what memory allows; lz4 compresses most games' frames to a quarter or less: "
-        "pip install -c constraints.txt -e '.[lz4]')"
+        f"(what memory allows; lz4 compresses most games' frames to a quarter or less: {install_command('lz4')})"
     )
     with pytest.raises(ConfigError, match=r"give 900 or less; lz4 compresses .*\[lz4\]'$"):
         build.build_replay(CONFIG, ENVS, 0, CPU)
@@ -179,9 +182,9 @@ def test_what_disk_checkpoints_need_is_said_and_asked_for(monkeypatch, tmp_path)
     need = (1_078 + 250) * ROW  # what is held, a file of overwritten rows and a small one; and a clock's rows
     run = tmp_path / "run"
     free = need
-    assert build.require_disk(config, buffer, 0, run, None) == "; up to 0.0 GiB of disk for checkpoints with it"
+    assert build.require_disk(config, buffer, 0, run, None) == "; up to 9.0 MiB of disk for checkpoints with it"
     free = need - 1
-    with pytest.raises(ConfigError, match=rf"{run} needs up to 0.0 GiB of disk .*, 0.0 GiB are free; free some"):
+    with pytest.raises(ConfigError, match=rf"{run} needs up to 9.0 MiB of disk .*, 9.0 MiB are free; free some"):
         build.require_disk(config, buffer, 0, run, None)
     assert asked == [run, run]
     for name in ("000000000800", "damaged-000000001600"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastrl.base.commands import install_command
 from fastrl.config import DQNConfig
 from fastrl.dqn.run import replay_plan
 from fastrl.dqn.run.replay_plan import (
@@ -195,51 +196,51 @@ LARGE = CONFIG.replace(total_frames=100_000_000)  # a million rows: 6.6 GiB, or 
 @pytest.mark.parametrize(
     ("changes", "facts", "words"),
     [
-        ({}, {"host": 100 * GIB}, "replay of 1,000,000 frames in 6.6 GiB"),
-        ({"frame_store": "device"}, {"host": 100 * GIB}, "replay of 1,000,000 frames in 6.6 GiB"),
-        ({"frame_store": "lz4"}, {"host": 100 * GIB}, "replay of 1,000,000 frames in up to 1.0 GiB, compressed by lz4"),
+        ({}, {"host": 100 * GIB}, "replay of 1,000,000 rows in 6.6 GiB"),
+        ({"frame_store": "device"}, {"host": 100 * GIB}, "replay of 1,000,000 rows in 6.6 GiB"),
+        ({"frame_store": "lz4"}, {"host": 100 * GIB}, "replay of 1,000,000 rows in up to 1.0 GiB, compressed by lz4"),
         (
             {},
             {"host": 10 * GIB},
-            "replay of 1,000,000 frames in up to 1.0 GiB, compressed by lz4 "
+            "replay of 1,000,000 rows in up to 1.0 GiB, compressed by lz4 "
             "(plain frames would take 6.6 GiB, and 10.0 GiB are free)",
         ),
         (
             {},
             {"host": GIB},
-            "replay of 90,892 frames in 0.6 GiB (what memory allows; 624,268 would fit with --frame-store lz4)",
+            "replay of 90,892 rows in 614.4 MiB (what memory allows; 624,268 would fit with --frame-store lz4)",
         ),
         (
             {},
             {"host": GIB, "lz4": False},
-            "replay of 90,892 frames in 0.6 GiB (what memory allows; lz4 compresses most games' frames to a quarter or "
-            "less: pip install -c constraints.txt -e '.[lz4]')",
+            "replay of 90,892 rows in 614.4 MiB (what memory allows; lz4 compresses most games' frames to a quarter or "
+            "less: " + install_command("lz4") + ")",
         ),
         (
             {"frame_store": "lz4"},
             {"host": GIB},
-            "replay of 624,268 frames in up to 0.6 GiB, compressed by lz4 (what memory allows)",
+            "replay of 624,268 rows in up to 614.4 MiB, compressed by lz4 (what memory allows)",
         ),
-        ({}, {"host": 100 * GIB, "gpu": 80 * GIB}, "replay of 1,000,000 frames in 6.6 GiB on the GPU"),
+        ({}, {"host": 100 * GIB, "gpu": 80 * GIB}, "replay of 1,000,000 rows in 6.6 GiB on the GPU"),
         (
             {},
             {"host": 100 * GIB, "gpu": 8 * GIB},
-            "replay of 1,000,000 frames in 6.6 GiB of memory, the GPU having 8.0 GiB free",
+            "replay of 1,000,000 rows in 6.6 GiB of memory, the GPU having 8.0 GiB free",
         ),
         (
             {"frame_store": "ram"},
             {"host": 100 * GIB, "gpu": 8 * GIB},
-            "replay of 1,000,000 frames in 6.6 GiB of memory",
+            "replay of 1,000,000 rows in 6.6 GiB of memory",
         ),
         (
             {"frame_store": "lz4"},
             {"host": 100 * GIB, "gpu": 8 * GIB},
-            "replay of 1,000,000 frames in up to 1.0 GiB of memory, compressed by lz4",
+            "replay of 1,000,000 rows in up to 1.0 GiB of memory, compressed by lz4",
         ),
         (
             {"frame_store": "device"},
             {"host": 100 * GIB, "gpu": 8 * GIB},
-            "replay of 730,436 frames in 4.8 GiB on the GPU (what memory allows)",
+            "replay of 730,436 rows in 4.8 GiB on the GPU (what memory allows)",
         ),
     ],
 )
@@ -262,7 +263,7 @@ def test_a_plan_is_described_by_rows_size_place_and_reason(changes, facts, words
             {"capacity": 1_000_000},
             {"host": GIB, "lz4": False},
             "--capacity is 1,000,000, which takes 6.6 GiB of the 1.0 GiB free; give 136,338 or less; "
-            "lz4 compresses most games' frames to a quarter or less: pip install -c constraints.txt -e '.[lz4]'",
+            "lz4 compresses most games' frames to a quarter or less: " + install_command("lz4"),
         ),
         (
             {"frame_store": "device"},
@@ -335,6 +336,6 @@ def test_the_plan_asks_the_machine_nothing():
         (node.module, alias.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert {name for module, name in imports if module == "fastrl.base.machine"} == {"GIB"}
+    assert {name for module, name in imports if module == "fastrl.base.machine"} == {"bytes_in_words"}
     assert modules == {"math", "sys"}  # no torch, no os
     assert not any(module.startswith(("fastrl.dqn", "fastrl.envs")) for module, _ in imports)

@@ -15,8 +15,9 @@ import pytest
 import torch
 from make import filled, go_on_alike, small, snapshot, step
 
+from fastrl.base.background import Background
 from fastrl.dqn import checkpoint
-from fastrl.dqn.run.saver import Background, Draft, RunSnapshot
+from fastrl.dqn.run.saver import Draft, RunSnapshot, Saver
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.replay.saves import segments
 from fastrl.runs.folder import RunFolder
@@ -150,31 +151,38 @@ def test_the_only_saved_replay_outlives_a_newer_checkpoint_without_one(tmp_path)
     assert RunFolder(tmp_path).numbered() == [first, second]
 
 
-def test_a_checkpoint_is_finished_in_a_thread_which_then_ends(tmp_path):
-    after = []
-    saving = Background(draft(tmp_path, 100, filled(20)), lambda: after.append(1))
-    assert not saving.done
+def in_a_thread(draft):
+    saving = Background(draft.finish, "fastrl-checkpoint")
     saving.start()
-    assert saving.result() == RunFolder(tmp_path).find()
-    assert saving.done
-    assert after == [1]
+    return saving
+
+
+def test_a_saver_finishes_a_checkpoint_in_a_thread_which_then_ends(tmp_path):
+    told = []
+    saver = Saver(RunFolder(tmp_path), 1, None, told.append)
+    for frames in (100, 200):
+        state = {"network": {}, "frames": frames}
+        folder = saver.save(f"{frames:012d}", RunSnapshot(state=state, weights=WEIGHTS, replay=filled(20)))
+        assert saver.in_progress
+        saver.settle()
+        assert not saver.in_progress
+        assert told[-1] == folder == RunFolder(tmp_path).find()
+    assert RunFolder(tmp_path).numbered() == [folder]  # the older one is pruned
     for thread in threading.enumerate():
         if thread.name == "fastrl-checkpoint":
             thread.join(60)
             assert not thread.is_alive()
 
 
-def test_what_goes_wrong_in_the_thread_comes_out_where_it_is_waited_for(tmp_path, monkeypatch):
+def test_what_goes_wrong_in_the_thread_comes_out_where_it_is_waited_for(tmp_path):
     def full(*_):
         raise OSError("disk full")
 
     first, buffer = draft(tmp_path, 100, small()).finish(), filled(20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        saving = Background(draft(tmp_path, 200, buffer), list)
-        saving.start()
         with pytest.raises(OSError, match="disk full"):
-            saving.result()
+            in_a_thread(draft(tmp_path, 200, buffer)).result()
     assert list((tmp_path / "checkpoints").iterdir()) == [first]
     assert (first / "replay").exists()
     for t in range(50):
@@ -192,10 +200,10 @@ def test_a_checkpoint_that_is_given_up_ends_soon_and_leaves_the_last_one(tmp_pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", wait)
-        saving = Background(draft(tmp_path, 200, buffer), list)
-        saving.start()
+        second = draft(tmp_path, 200, buffer)
+        saving = in_a_thread(second)
         assert reached.wait(20)
-        saving.give_up(0.0)
+        second.give_up()
         assert not saving.done
         may.set()
         with pytest.raises(RuntimeError, match="given up"):
@@ -210,8 +218,7 @@ def test_without_a_thread_to_be_had_a_checkpoint_is_finished_at_once(tmp_path, m
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none_left)
-    saving = Background(draft(tmp_path, 200, buffer), list)
-    saving.start()
+    saving = in_a_thread(draft(tmp_path, 200, buffer))
     assert saving.done
     assert saving.result() == RunFolder(tmp_path).find()
     buffer.add(**step())  # no row waits

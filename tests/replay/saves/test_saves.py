@@ -7,12 +7,14 @@ import os
 import pickle
 import threading
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
-from make import NO, altered, filled, go_on_alike, header_of, small, snapshot, step
+from make import NO, altered, filled, go_on_alike, header_of, refused, small, snapshot, step
 
 from fastrl.replay import PrioritizedReplayBuffer, RamStore, ReplayBuffer
+from fastrl.replay.saves import save as save_module
 from fastrl.replay.saves import segments
 from fastrl.replay.saves.archive import INDEX
 from fastrl.replay.saves.segments import split
@@ -322,21 +324,92 @@ def test_a_save_that_fails_lets_rows_go_on_and_the_next_one_succeeds(tmp_path, m
             in_progress.close()
         with pytest.raises((OSError, RuntimeError), match=r"disk full|given up"):
             in_progress.write()
-    with pytest.raises(OSError, match=r"index|frames"):
-        PrioritizedReplayBuffer.load(tmp_path / "failed")
+    assert not (tmp_path / "failed").exists()
     loaded = PrioritizedReplayBuffer.load(save(buffer, tmp_path / "next", tmp_path / "failed"))
     assert_equal(loaded, plain)
     go_on_alike(buffer, loaded)
 
 
+def test_a_row_that_would_wait_for_ever_for_a_save_that_nobody_writes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # other tests leave threads behind
+    buffer, plain = filled(20), filled(20)
+    in_progress = buffer.begin_save(tmp_path / "saved")
+    remedy = r"was begun and its write\(\) not called.*call write\(\) or close\(\) of what begin_save returned"
+    with refused(buffer, f"{tmp_path / 'saved'} {remedy}", RuntimeError):
+        buffer.add(**step())
+    in_progress.write()
+    buffer.add(**step())
+    assert_equal(PrioritizedReplayBuffer.load(tmp_path / "saved"), plain)
+    abandoned = buffer.begin_save(tmp_path / "abandoned")
+    with refused(buffer, remedy, RuntimeError):
+        buffer.add(**step())
+    abandoned.close()
+    buffer.add(**step())
+
+
+def test_a_row_that_waits_long_for_a_save_says_so_while_another_thread_could_write_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(save_module, "PATIENCE_SECONDS", 0.05)
+    buffer, may = filled(20), threading.Event()
+    in_progress = buffer.begin_save(tmp_path / "saved")
+    late = threading.Thread(target=lambda: (may.wait(20), in_progress.write()))
+    late.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "warn", lambda message, **_: (said.append(message), may.set()))
+        said = []
+        buffer.add(**step())
+    late.join(20)
+    assert f"{tmp_path / 'saved'} was begun and its write() not called" in said[0]
+    assert buffer._ring.count.tolist() == [21, 21]
+
+
+@pytest.mark.usefixtures("tiny_pieces")
+def test_an_abandoned_save_leaves_no_folder_and_cannot_be_written(tmp_path):
+    buffer = filled(15)
+    first = save(buffer, tmp_path / "first")
+    in_progress = buffer.begin_save(tmp_path / "second", first)
+    assert frame_files(tmp_path / "second")  # links
+    in_progress.close()
+    with pytest.raises(RuntimeError, match="this save was given up; begin another"):
+        in_progress.write()
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert_equal(PrioritizedReplayBuffer.load(first), buffer)
+    in_progress = buffer.begin_save(tmp_path / "second", first)
+    (tmp_path / "second" / "mine").touch()
+    in_progress.close()
+    assert [path.name for path in (tmp_path / "second").iterdir()] == ["mine"]
+
+
+def test_a_save_is_written_once(tmp_path):
+    buffer = filled(15)
+    in_progress = buffer.begin_save(tmp_path / "saved")
+    in_progress.write()
+    with pytest.raises(RuntimeError, match="write of this save was called before; begin another"):
+        in_progress.write()
+    in_progress.close()
+    assert_equal(PrioritizedReplayBuffer.load(tmp_path / "saved"), buffer)
+
+
+def test_a_folder_that_was_not_written_to_its_end_is_refused_with_what_completes_it(tmp_path):
+    buffer = filled(15)
+    in_progress = buffer.begin_save(tmp_path / "saved")
+    for read in (PrioritizedReplayBuffer.load, PrioritizedReplayBuffer.saved_settings):
+        with pytest.raises(ValueError, match=rf"{tmp_path / 'saved'} is a folder without an index.*write\(\)"):
+            read(tmp_path / "saved")
+    in_progress.write()
+    assert_equal(PrioritizedReplayBuffer.load(tmp_path / "saved"), buffer)
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        PrioritizedReplayBuffer.load(tmp_path / "elsewhere")
+
+
 def test_one_save_at_a_time_and_none_over_a_batch_that_was_prefetched(tmp_path):
     buffer = filled()
     buffer.prefetch(4)
-    with pytest.raises(ValueError, match="call sample before you save"):
+    with pytest.raises(ValueError, match=r"call sample\(.*\) before you save"):
         buffer.begin_save(tmp_path / "saved")
     buffer.sample(4)
     in_progress = buffer.begin_save(tmp_path / "saved")
-    with pytest.raises(ValueError, match="a save is in progress; wait for its end"):
+    with pytest.raises(ValueError, match="a save is in progress; write or close it"):
         buffer.begin_save(tmp_path / "other")
     buffer.prefetch(4)  # which the thread that writes waits for
     in_progress.write()

@@ -1,0 +1,734 @@
+"""The remedy that each message of the replay names exists, and works.
+
+Every case provokes a message, checks what it says, and then does as it says. The last test reads the source: a message
+without a case fails it.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import re
+import sys
+import tomllib
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make import NO, altered, filled, small, step
+
+from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, ReplayBuffer, SumTree, buffer
+from fastrl.replay.checks import Settings
+
+ROOM = Path(buffer.__file__).parent
+CHECKS = ROOM.parent / "base" / "checks.py"
+ELSEWHERE = {  # messages of that file which no call of the replay can meet, and messages that other tests provoke
+    "checks.py": ("check_state", "at_least", "share", "indices"),
+    "buffer.py": ("_Torn",),  # test_forks.py, with its remedies
+}
+PROJECT = ROOM.parent.parent / "pyproject.toml"
+ENDS = np.array([False, True])
+CASES = []
+
+
+def case(words, error=ValueError):
+    """Note a case, a function of a folder for files.
+
+    It returns the call that is refused, and what does as the message says, given the message.
+    """
+
+    def note(function):
+        CASES.append((function, words, error))
+        return function
+
+    return note
+
+
+def named(message, setting):
+    """Return the value that a message gives a setting, as in ``capacity=8 or more``."""
+    return ast.literal_eval(re.search(rf"\b{setting}=('[^']*'|\[[^]]*\]|[\w.+-]+)", message)[1])
+
+
+def last_number(message):
+    return float(re.findall(r"[-+.\d]+(?:e[-+]\d+)?", message)[-1])
+
+
+# --- settings -----------------------------------------------------------------------------------------
+
+
+@case("capacity is 4, which is 2 rows for each of 2 environments; stack + n_step + 1 = 4 are needed: give capacity=8")
+def too_small(folder):
+    return lambda: small(capacity=4), lambda said: small(capacity=named(said, "capacity"))
+
+
+@case("or n_step=17 or less")
+def an_n_step_too_large_for_the_rings(folder):
+    replay = filled()
+    return lambda: replay.set_n_step(18), lambda said: replay.set_n_step(named(said, "n_step"))
+
+
+@case("stack + n_step + 1 = 71 are needed: give capacity=142 or more")
+def a_stack_and_an_n_step_too_large_for_the_rings(folder):
+    large = {"stack": 40, "n_step": 30}
+    return lambda: small(**large), lambda said: small(**large, capacity=named(said, "capacity"))
+
+
+@case("or stack=18 or less")
+def a_stack_too_large_for_the_rings(folder):
+    return lambda: small(stack=40), lambda said: small(stack=named(said, "stack"))
+
+
+@case("num_envs is 0; give an integer from 1 up")
+def no_environment(folder):
+    return lambda: small(num_envs=0), lambda said: small(num_envs=1)
+
+
+@case("capacity is above 2**63 - 1; give an integer from 1 up that int64 holds")
+def beyond_int64(folder):
+    return lambda: small(capacity=2**70), lambda said: small(capacity=2**10)
+
+
+@case("gamma is 1.5; give a number from 0 to 1")
+def a_gamma_above_1(folder):
+    return lambda: small(gamma=1.5), lambda said: small(gamma=1.0)
+
+
+@case("alpha is an integer of very many digits; give a finite number from 0 up")
+def an_alpha_that_no_float_holds(folder):
+    return lambda: small(alpha=10**5000), lambda said: small(alpha=0.6)
+
+
+@case("capacity is an integer of very many digits; give an integer from 1 up")
+def a_capacity_that_cannot_be_written(folder):
+    return lambda: small(capacity=-(10**5000)), lambda said: small(capacity=40)
+
+
+@case("eps is 0; give a number above 0")
+def no_eps(folder):
+    return lambda: small(eps=0), lambda said: small(eps=1e-9)
+
+
+@case("alpha is 1e+300 and eps 1e-06, so that (1 + eps)**alpha, the weight of new rows, overflows; give less")
+def an_alpha_too_large(folder):
+    return lambda: small(alpha=1e300, eps=1e-6), lambda said: small(alpha=1e3, eps=1e-6)
+
+
+@case("stack_padding is 'zeros'; give one of 'first', 'zero'")
+def another_padding(folder):
+    return lambda: small(stack_padding="zeros"), lambda said: small(stack_padding="zero")
+
+
+@case("autoreset is None; give one of 'next_step', 'same_step', 'disabled'")
+def no_autoreset(folder):
+    return lambda: small(autoreset=None), lambda said: [
+        small(autoreset=mode) for mode in re.findall(r"'(\w+)'", said)
+    ]  # fmt: skip
+
+
+@case("obs_shape is 3; give a tuple of lengths")
+def a_number_for_a_shape(folder):
+    return lambda: small(obs_shape=3), lambda said: small(obs_shape=(3,))
+
+
+@case("obs_dtype is 'pixels'; give a boolean or numeric NumPy dtype")
+def no_dtype(folder):
+    return lambda: small(obs_dtype="pixels"), lambda said: small(obs_dtype=bool)
+
+
+@case("action_dtype is object; give a boolean or numeric one")
+def a_dtype_of_objects(folder):
+    return lambda: small(action_dtype=object), lambda said: small(action_dtype=complex)
+
+
+@case("give at most 62 axes, and lengths of which capacity = 40 take fewer than 2**63 bytes")
+def a_shape_too_large(folder):
+    return lambda: small(obs_shape=(2**30, 2**30)), lambda said: small(obs_shape=(1,) * 62)
+
+
+@case("seed is -1; give an integer from 0 up, a sequence of them, a SeedSequence or None")
+def a_bad_seed(folder):
+    return lambda: small(seed=-1), lambda said: [
+        small(seed=seed) for seed in (0, [0, 1], np.random.SeedSequence(0), None)
+    ]  # fmt: skip
+
+
+@case("store is 'disk'; give 'ram', 'lz4' or a callable that makes a FrameStore")
+def no_store(folder):
+    pytest.importorskip("lz4.block")
+    return lambda: small(store="disk"), lambda said: [small(store=store) for store in ("ram", "lz4", RamStore)]
+
+
+@case("threads is 0; give an integer from 1 up")
+def no_thread(folder):
+    return lambda: small(store=partial(RamStore, threads=0)), lambda said: small(store=partial(RamStore, threads=1))
+
+
+@case("capacity is 4611686018427387, too much for memory", MemoryError)
+def more_rows_than_memory(folder):
+    return lambda: small(capacity=2**62 // 1000), lambda said: small(capacity=2**10)
+
+
+@case("capacity is 4611686018427387904, too much for memory", MemoryError)
+def more_leaves_than_memory(folder):
+    return lambda: SumTree(2**62), lambda said: SumTree(2**10)
+
+
+@case("needs the extra 'lz4': pip install -c constraints.txt -e '.[lz4]'", ImportError)
+def no_lz4(folder):
+    def without():
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("lz4", "lz4.block"):
+                patch.setitem(sys.modules, name, None)
+            filled(store="lz4")
+
+    def exists(said):
+        project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+        extra = re.search(r"\.\[(\w+)\]", said)[1]
+        assert any(needed.startswith("lz4") for needed in project["optional-dependencies"][extra])
+
+    return without, exists if PROJECT.exists() else id  # a wheel has no such file
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def adding(replay=None, remedied=None, **changes):
+    """Return a call of `add` that is refused, and one with other changes."""
+    replay = filled() if replay is None else replay
+    return lambda: replay.add(**step(**changes)), lambda said: replay.add(**step(**(remedied or {})))
+
+
+@case("obs has shape (3, 3); expected (2, 3), one row per environment")
+def rows_of_another_number(folder):
+    return adding(obs=np.zeros((3, 3), np.uint8), remedied={"obs": np.zeros((2, 3), np.uint8)})
+
+
+@case("obs is int64; expected uint8: convert it, or build the buffer with obs_dtype='int64'")
+def frames_of_another_dtype(folder):
+    obs = np.zeros((2, 3), np.int64)
+
+    def remedied(said):
+        small(obs_dtype=named(said, "obs_dtype")).add(**step(obs=obs))
+        filled().add(**step(obs=obs.astype(np.uint8)))
+
+    return lambda: filled().add(**step(obs=obs)), remedied
+
+
+@case("final_obs is int64; expected uint8: convert it, or build the buffer with obs_dtype='int64'")
+def final_frames_of_another_dtype(folder):
+    frames, ends = np.zeros((2, 3), np.int64), {"autoreset": "same_step"}
+
+    def remedied(said):
+        other = small(obs_dtype=named(said, "obs_dtype"), **ends)
+        other.add(**step(obs=frames, truncated=ENDS, final_obs=frames))
+        small(**ends).add(**step(truncated=ENDS, final_obs=frames.astype(np.uint8)))
+
+    return lambda: small(**ends).add(**step(truncated=ENDS, final_obs=frames)), remedied
+
+
+def converted(name, given, dtype):
+    """Return a call of `add` with an array that no buffer holds, and one with that array converted."""
+    replay = filled()
+
+    def remedied(said):
+        assert said.endswith("convert it")  # and not: or build another buffer
+        replay.add(**step(**{name: given.real.astype(dtype)}))
+
+    return lambda: replay.add(**step(**{name: given})), remedied
+
+
+@case("obs is object; expected uint8: convert it")
+def frames_of_objects(folder):
+    return converted("obs", np.zeros((2, 3), object), np.uint8)
+
+
+@case("reward is object; expected float32: convert it")
+def rewards_of_objects(folder):
+    return converted("reward", np.array([1, 2], object), np.float32)
+
+
+@case("reward is complex128; expected float32: convert it")
+def complex_rewards(folder):
+    return converted("reward", np.array([1, 2 + 0j]), np.float32)
+
+
+@case("action is complex128; expected int64: convert it, or build the buffer with action_dtype='complex128'")
+def complex_actions(folder):
+    action = np.array([1, 2j])
+
+    def remedied(said):
+        small(action_dtype=named(said, "action_dtype")).add(**step(action=action))
+        small().add(**step(action=action.real.astype(int)))
+
+    return lambda: small().add(**step(action=action)), remedied
+
+
+@case("action holds 300, which int8 cannot hold; build the buffer with action_dtype='int64'")
+def an_action_too_large(folder):
+    action = np.array([300, 0])
+    return (
+        lambda: small(action_dtype=np.int8).add(**step(action=action)),
+        lambda said: small(action_dtype=named(said, "action_dtype")).add(**step(action=action)),
+    )
+
+
+@case("reward holds 1e+39, which float32 cannot hold; give numbers from -3.40282e+38 to 3.40282e+38")
+def a_reward_too_large(folder):
+    replay = filled()
+    return (
+        lambda: replay.add(**step(reward=[1e39, 0])),
+        lambda said: replay.add(**step(reward=[last_number(said), -last_number(said)])),
+    )
+
+
+@case("reward holds nan; give finite numbers")
+def a_reward_that_is_none(folder):
+    return adding(reward=[np.nan, 0], remedied={"reward": [0.0, 0]})
+
+
+@case("action is not an array")
+def a_ragged_list(folder):
+    return adding(action=[[1], [2, 3]], remedied={"action": [1, 2]})
+
+
+@case("terminated is float64 (2,); expected bool (2,)")
+def flags_that_are_floats(folder):
+    return adding(terminated=np.zeros(2), remedied={"terminated": np.zeros(2, bool)})
+
+
+@case("truncated is int64 and holds 2; expected bool (2,)")
+def flags_beyond_1(folder):
+    return adding(truncated=[0, 2], remedied={"truncated": np.array([0, 2]) != 0})
+
+
+@case("env_id is float64 (2,); give integers of shape [n]")
+def names_that_are_floats(folder):
+    return adding(env_id=[0.0, 1.0], remedied={"env_id": [0, 1]})
+
+
+@case("env_id holds 18446744073709551615; give integers of shape [n]")
+def names_that_int64_does_not_hold(folder):
+    return adding(env_id=np.array([0, 2**64 - 1], np.uint64), remedied={"env_id": np.array([0, 1], np.uint64)})
+
+
+@case("env_id holds 5; give 0 to 1, or build the buffer with more num_envs")
+def an_unknown_environment(folder):
+    def remedied(said):
+        small(num_envs=6, capacity=120).add(**step(env_id=[0, 5]))
+        small().add(**step(env_id=[0, 1]))
+
+    return lambda: small().add(**step(env_id=[0, 5])), remedied
+
+
+@case("env_id names an environment twice; add its rows in separate calls")
+def an_environment_twice(folder):
+    replay, rows = filled(), step(env_id=[1, 1])
+    each = [{name: value[i : i + 1] for name, value in rows.items()} for i in range(2)]
+    return lambda: replay.add(**rows), lambda said: [replay.add(**row) for row in each]
+
+
+@case("final_obs is given, but with autoreset='next_step' the next row carries it; leave it out")
+def a_final_frame_twice(folder):
+    return adding(truncated=ENDS, final_obs=step()["obs"], remedied={"truncated": ENDS})
+
+
+@case("final_obs is an object array of shape (3,); expected (2,)")
+def too_many_final_frames(folder):
+    frame = np.zeros(3, np.uint8)
+    return adding(
+        small(autoreset="same_step"),
+        truncated=ENDS,
+        final_obs=[None, frame, None],
+        remedied={"truncated": ENDS, "final_obs": [None, frame]},
+    )
+
+
+@case("final_obs is None in row 1, which was truncated; give the frame after the last action")
+def a_truncated_row_without_its_final_frame(folder):
+    return adding(
+        small(autoreset="same_step"),
+        truncated=ENDS,
+        remedied={"truncated": ENDS, "final_obs": [None, np.zeros(3, np.uint8)]},
+    )
+
+
+@case("final_obs[1] is int64 (3,); expected uint8 (3,)")
+def a_final_frame_of_another_dtype(folder):
+    return adding(
+        small(autoreset="same_step"),
+        truncated=ENDS,
+        final_obs=[None, [1, 2, 3]],
+        remedied={"truncated": ENDS, "final_obs": [None, np.array([1, 2, 3], np.uint8)]},
+    )
+
+
+def ended(**last):
+    replay = small(autoreset="same_step")
+    replay.add(**step(terminated=np.ones(2, bool), **last))
+    return replay
+
+
+@case("give final_obs there, or first=True here")
+def a_game_that_goes_on_without_a_frame(folder):
+    replay = ended()
+
+    def remedied(said):
+        ended(final_obs=step()["obs"]).add(**step(first=NO))
+        replay.add(**step(first=~NO))
+
+    return lambda: replay.add(**step(first=NO)), remedied
+
+
+# --- draws --------------------------------------------------------------------------------------------
+
+
+@case("no row can be drawn yet: 0 rows held; add more before the first sample")
+def a_draw_from_nothing(folder):
+    replay = small()
+
+    def remedied(said):
+        for t in range(3):
+            replay.add(**step(t))
+        replay.sample(4)
+
+    return lambda: replay.sample(4), remedied
+
+
+@case("batch_size is 2.5; give an integer from 1 up")
+def half_a_row(folder):
+    return lambda: filled().sample(2.5), lambda said: filled().sample(1)
+
+
+@case("beta is 1.5; give a number from 0 to 1")
+def a_beta_above_1(folder):
+    return lambda: filled().sample(4, beta=1.5), lambda said: [filled().sample(4, beta=beta) for beta in (0, 1)]
+
+
+@case("batch_size is 1125899906842624, too much for memory", MemoryError)
+def a_batch_larger_than_memory(folder):
+    return lambda: filled().sample(2**50), lambda said: filled().sample(2**10)
+
+
+def own(size=4, **changes):
+    drawn = filled().sample(size)
+    return Batch(**{name: getattr(drawn, name).copy() for name in Batch.__slots__} | changes)
+
+
+@case("out.weight is float64 (4,); give a NumPy array, float32 (4,)")
+def weights_of_another_dtype(folder):
+    return lambda: filled().sample(4, out=own(weight=np.empty(4))), lambda said: filled().sample(4, out=own())
+
+
+@case("out.index is read-only, misaligned or not contiguous; give a writable C-contiguous array")
+def arrays_with_gaps(folder):
+    index = np.empty(8, np.int64)[::2]
+    return (
+        lambda: filled().sample(4, out=own(index=index)),
+        lambda said: filled().sample(4, out=own(index=np.ascontiguousarray(index))),
+    )
+
+
+@case("two arrays of out share their memory; give each field a separate array")
+def arrays_that_overlap(folder):
+    one = np.empty(4, np.float32)
+    return (
+        lambda: filled().sample(4, out=own(reward=one, weight=one)),
+        lambda said: filled().sample(4, out=own(reward=one, weight=one.copy())),
+    )
+
+
+def prefetched():
+    replay = filled()
+    replay.prefetch(4, beta=0.5)
+    return replay
+
+
+def as_said(replay, said):
+    """Call ``sample`` as a message says."""
+    eval(re.search(r"call (sample\(.*\)) before", said)[1], {"sample": replay.sample})
+
+
+@case("out is given, but the batch that was prefetched has arrays of its own; call sample without out")
+def arrays_for_a_prefetched_batch(folder):
+    replay = prefetched()
+    return lambda: replay.sample(4, beta=0.5, out=own()), lambda said: replay.sample(4, beta=0.5)
+
+
+@case("sample got batch_size=5, beta=0.5, but batch_size=4, beta=0.5 was prefetched; take that batch first")
+def another_batch_than_the_prefetched_one(folder):
+    replay = prefetched()
+    return lambda: replay.sample(5, beta=0.5), lambda said: [replay.sample(4, beta=0.5), replay.sample(5, beta=0.5)]
+
+
+def taken_first(call, folder):
+    replay = prefetched()
+
+    def remedied(said):
+        as_said(replay, said)
+        call(replay, folder)
+
+    return lambda: call(replay, folder), remedied
+
+
+@case("has not been taken; call sample(batch_size=4, beta=0.5) before you prefetch again")
+def a_second_prefetch(folder):
+    return taken_first(lambda replay, _: replay.prefetch(4), folder)
+
+
+@case("call sample(batch_size=4, beta=0.5) before you save")
+def a_save_with_a_batch_in_flight(folder):
+    return taken_first(lambda replay, folder: replay.save(folder / "replay"), folder)
+
+
+@case("call sample(batch_size=4, beta=0.5) before you reseed")
+def a_new_seed_with_a_batch_in_flight(folder):
+    return taken_first(lambda replay, _: replay.reseed(3), folder)
+
+
+# --- priorities ---------------------------------------------------------------------------------------
+
+
+def prioritized(priority, replay=None, index=None):
+    replay = filled() if replay is None else replay
+    index = replay.sample(2).index if index is None else index
+    return replay.update_priorities(index, priority)
+
+
+@case("priority holds -1.0; give finite numbers from 0 up")
+def a_negative_priority(folder):
+    return lambda: prioritized([-1.0, 0.0]), lambda said: prioritized([0.0, 0.0])
+
+
+@case("priority is object (2,); give one finite number per index")
+def priorities_of_objects(folder):
+    return lambda: prioritized([None, 1.0]), lambda said: prioritized([2.0, 1.0])
+
+
+@case("priority holds 1e+300, whose weight (priority + eps)**alpha overflows with alpha=2.0; give at most 1e+152, or")
+def a_priority_whose_power_overflows(folder):
+    most = re.compile(r"at most (\S+),")
+
+    def remedied(said):
+        prioritized([float(most.search(said)[1]), 0.0], filled(alpha=2.0))
+        prioritized([1e300, 0.0], filled(alpha=1.0))
+
+    return lambda: prioritized([1e300, 0.0], filled(alpha=2.0)), remedied
+
+
+@pytest.mark.parametrize(("alpha", "eps"), [(1.0, 1e300), (1.0, 1e-6), (1.5, 1e9), (60.0, 1e-6), (4e4, 1e-6)])
+def test_the_largest_priority_that_a_message_names_is_taken(alpha, eps):
+    replay = filled(alpha=alpha, eps=eps)
+    index = replay.sample(2).index
+    with pytest.raises(ValueError, match="overflows with alpha") as refused:
+        replay.update_priorities(index, [1.79e308, 1.0])
+    most = float(re.search(r"at most (\S+),", str(refused.value))[1])
+    replay.update_priorities(index, [most, 0.0])
+    with pytest.raises(ValueError, match="overflows with alpha"):
+        replay.update_priorities(index, [most * 1000, 1.0])
+
+
+@case("priority has shape (1,); give one per index, shape (2,)")
+def too_few_priorities(folder):
+    return lambda: prioritized([1.0]), lambda said: prioritized([1.0, 2.0])
+
+
+@case("index holds 9999, which names no row; pass a batch's own index")
+def a_name_of_no_row(folder):
+    return lambda: filled().age([9999]), lambda said: (replay := filled()).age(replay.sample(4).index)
+
+
+@case("index is float64 (1,); give a batch's own index, int64 [B]")
+def names_of_rows_that_are_floats(folder):
+    return lambda: filled().weights([0.0]), lambda said: (replay := filled()).weights(replay.sample(4).index)
+
+
+# --- SumTree ------------------------------------------------------------------------------------------
+
+
+def tree(*weights):
+    found = SumTree(20)
+    found.set(np.arange(len(weights)), weights)
+    return found
+
+
+@case("index holds 20; give 0 to 19")
+def an_index_beyond_the_tree(folder):
+    return lambda: tree().get([20]), lambda said: tree().get([0, int(last_number(said))])
+
+
+@case("weight has shape (2,); give one per index, shape (1,)")
+def too_many_weights(folder):
+    return lambda: tree().set([0], [1.0, 2.0]), lambda said: tree().set([0], [1.0])
+
+
+@case("weight holds 1e+308; give weights from 0 to ")
+def a_weight_whose_sum_could_overflow(folder):
+    return lambda: tree().set([0], [1e308]), lambda said: tree().set([0, 1], [0.0, last_number(said)])
+
+
+@case("target has shape (1, 1); give real numbers of shape [B]")
+def targets_of_two_axes(folder):
+    return lambda: tree(1.0).find([[0.5]]), lambda said: tree(1.0).find([0.5])
+
+
+@case("target holds 4.0; give targets in [0, 3.0]")
+def a_target_beyond_the_sum(folder):
+    return lambda: tree(1.0, 2.0).find([4.0]), lambda said: tree(1.0, 2.0).find([0.0, 3.0])
+
+
+@case("all weights are 0, so no index can be drawn; set some weights first")
+def a_target_in_an_empty_tree(folder):
+    return lambda: tree().find([0.0]), lambda said: tree(1.0).find([0.0])
+
+
+@case("all weights are 0, so no index can be drawn; set some weights first")
+def a_draw_from_an_empty_tree(folder):
+    rng = np.random.default_rng(0)
+    return lambda: tree().sample(3, rng), lambda said: tree(1.0).sample(3, rng)
+
+
+# --- saves --------------------------------------------------------------------------------------------
+
+
+@case("a save is in progress; write or close it before you begin another")
+def a_second_save(folder):
+    replay = filled()
+    saves = [replay.begin_save(folder / "one")]
+
+    def remedied(said):
+        saves[0].close()
+        saves.append(replay.begin_save(folder / "two"))
+        saves[1].write()
+        replay.begin_save(folder / "three").close()
+
+    return lambda: replay.begin_save(folder / "two"), remedied
+
+
+@case("this save was given up; begin another, into another folder", RuntimeError)
+def a_save_that_was_closed(folder):
+    replay = filled()
+    save = replay.begin_save(folder / "one")
+    save.close()
+    return save.write, lambda said: replay.begin_save(folder / "two").write()
+
+
+@case("a save cannot be copied or pickled; begin another, of a copy of the buffer", TypeError)
+def a_copied_save(folder):
+    replay = filled()
+    save = replay.begin_save(folder / "one")
+    return lambda: copy.copy(save), lambda said: copy.copy(replay).begin_save(folder / "two").write()
+
+
+@case("expected kind 'uniform' in format 1 or 2: load it with the class and version that saved it")
+def a_replay_of_another_class(folder):
+    filled().save(folder / "replay")
+    return (
+        lambda: ReplayBuffer.load(folder / "replay"),
+        lambda said: PrioritizedReplayBuffer.load(folder / "replay"),
+    )
+
+
+def damaged(damage, folder, earlier="earlier"):
+    filled().save(folder / earlier)
+    filled().save(folder / "replay")
+    damage(folder / "replay")
+    return (
+        lambda: PrioritizedReplayBuffer.load(folder / "replay"),
+        lambda said: PrioritizedReplayBuffer.load(folder / earlier),
+    )
+
+
+@case("is not a saved replay, or is damaged (File is not a zip file); use an earlier one")
+def a_file_of_something_else(folder):
+    return damaged(lambda path: path.write_text("something else"), folder)
+
+
+@case("it ends in the middle of the frames")
+def a_file_without_its_last_frames(folder):
+    def shorten(path):
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content[:-1] if name == "frames" else content)
+
+    return damaged(shorten, folder)
+
+
+@case("expected int64 (2,)")
+def a_file_with_a_cursor_of_another_shape(folder):
+    def shorter(header, arrays):
+        arrays["ring.pending"] = arrays["ring.pending"][:1]
+
+    return damaged(lambda path: altered(path, shorter), folder)
+
+
+@case("is encrypted")
+def a_file_that_a_flipped_bit_marks_as_encrypted(folder):
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        content[content.index(b"PK\x01\x02") + 8] |= 1  # the flags of the first member in the directory
+        content[content.index(b"PK\x03\x04") + 6] |= 1
+        path.write_bytes(content)
+
+    return damaged(flip, folder)
+
+
+# --- all of them --------------------------------------------------------------------------------------
+
+
+def places(error):
+    """Return each file and line that an error came through, and those of the errors that it replaced."""
+    found = set()
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            found.add((Path(trace.tb_frame.f_code.co_filename).name, trace.tb_lineno))
+            trace = trace.tb_next
+        error = error.__cause__
+    return found
+
+
+@pytest.mark.parametrize(("function", "words", "error"), [pytest.param(*each, id=each[0].__name__) for each in CASES])
+def test_the_remedy_that_a_message_names_works(function, words, error, tmp_path):
+    refused, remedied = function(tmp_path)
+    with pytest.raises(error) as caught:
+        refused()
+    said = str(caught.value)
+    assert words in said
+    assert set(re.findall(r"\b\w+(?==)|\b\w+_dtype\b", said)) <= arguments()
+    remedied(said)
+
+
+def arguments():
+    """Return the names of all arguments of buffers and their methods."""
+    calls = [getattr(PrioritizedReplayBuffer, name) for name in ("__init__", "sample", "add")]
+    return {"self"}.union(*(inspect.signature(call).parameters for call in calls), Settings.__annotations__)
+
+
+def raised(path):
+    """Yield the function or class, and the first and last line, of each ``raise`` or `check_state` with a message."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tops = [top for top in tree.body if isinstance(top, ast.FunctionDef | ast.ClassDef)]
+    outer = {inner: top.name for top in tops for inner in ast.walk(top)}
+    for node in ast.walk(tree):
+        raises = isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        checks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check_state"
+        if raises or checks:
+            yield outer[node], node.lineno, node.end_lineno
+
+
+def test_every_message_of_the_room_has_a_case(tmp_path):
+    said = set()
+    for i, (function, _, error) in enumerate(CASES):
+        (folder := tmp_path / str(i)).mkdir()
+        with pytest.raises(error) as caught:
+            function(folder)[0]()
+        said |= places(caught.value)
+    for path in [*ROOM.rglob("*.py"), CHECKS]:
+        for name, first, last in raised(path):
+            if name not in ELSEWHERE.get(path.name, ()) and name != "assert_that":
+                assert any((path.name, line) in said for line in range(first, last + 1)), f"{path}:{first}"
