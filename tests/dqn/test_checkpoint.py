@@ -25,5 +25,5 @@ def test_weights_of_another_format_are_refused(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({"format": 1, "steps": 3}))
-    with pytest.raises(ConfigError, match="has format 1, this version reads 3"):
+    with pytest.raises(ConfigError, match="has format 1, and this version reads formats 2 and 3"):
         checkpoint.load_state(tmp_path)
