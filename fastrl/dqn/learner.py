@@ -159,7 +159,10 @@ class Learner:
         dense: dict[QNetwork, Callable[[Tensor], Tensor]] = {}
         if trunk is not None:
             hidden, hidden_target = trunk.hidden
-            dense = {online: lambda x: Dense.apply(x, *hidden), target: lambda x: Dense.apply(x, *hidden_target)}
+            dense = {
+                online: lambda x: Dense.apply(x, *hidden),  # type: ignore[no-untyped-call]
+                target: lambda x: Dense.apply(x, *hidden_target),  # type: ignore[no-untyped-call]
+            }
 
         def arithmetic() -> Any:
             # One block per call: weights cast without gradient must not serve a call with one.
@@ -293,7 +296,7 @@ class Learner:
         """Scale the gradients down to `max_grad_norm`, if they are larger; return the norm they had."""
         if self.device.type == "cuda":
             return clip_grad_norm_([self._flat.values], self.config.max_grad_norm)
-        norm = torch.linalg.vector_norm(self._flat.grads)
+        norm: Tensor = torch.linalg.vector_norm(self._flat.grads)
         if norm > self.config.max_grad_norm:
             self._flat.grads.mul_(self.config.max_grad_norm / (norm + 1e-6))
         return norm

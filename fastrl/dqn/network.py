@@ -108,7 +108,8 @@ class QNetwork(nn.Module):
         features = self.trunk(x)
         # Flattened in the order in which they lie, position by position: no transposition there and back.
         features = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
-        return features.flatten(1)
+        flat: Tensor = features.flatten(1)
+        return flat
 
     def behind(self, features: Tensor, dense: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return what the last layer makes of features [B, F]; see `outputs`.

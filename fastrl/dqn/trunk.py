@@ -7,11 +7,12 @@ heads and losses, is left to autograd and torch.compile.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -69,15 +70,17 @@ class FastTrunk:
         *planes, height, width = online.settings["obs_shape"]
         self._image = (int(np.prod(planes)), height, width)
         self._batch_size = batch_size
-        self._convolutions = [[m for m in net.trunk if isinstance(m, nn.Conv2d)] for net in (online, target)]
-        layers = [(m.out_channels, m.kernel_size[0], m.stride[0]) for m in self._convolutions[0]]
+        convolutions = [[m for m in net.trunk if isinstance(m, nn.Conv2d)] for net in (online, target)]
+        layers = [(m.out_channels, m.kernel_size[0], m.stride[0]) for m in convolutions[0]]
+        # Of each network, (weight, bias) of each convolution.
+        self._convolutions = [[(m.weight, cast(Tensor, m.bias)) for m in some] for some in convolutions]
         self._trunk = _trunk.Trunk(
             kernels, self._image, layers, batch_size, most, torch.get_num_threads(), openmp_parallel()
         )
         self._flat, self._versions = flat, [[0], [0]]
         self._element = torch.bfloat16 if self._trunk.dtype == np.uint16 else torch.float32
         self._features = [torch.from_numpy(features).view(self._element) for features in self._trunk.features]
-        self.weights: list[Tensor] = [p for m in self._convolutions[0] for p in (m.weight, m.bias)]  # type: ignore[misc]
+        self.weights = list(itertools.chain(*self._convolutions[0]))
         self._dense = [[net.hidden.weight, net.hidden.bias] for net in (online, target)]
         if self._element == torch.float32:
             self.hidden = self._dense
@@ -121,8 +124,8 @@ class FastTrunk:
         grad = grad.to(self._element).contiguous()
         self._trunk.backward(obs, _as_numpy(grad))
         found: list[Tensor] = []
-        for layer, m in enumerate(self._convolutions[0]):
-            weight, bias = torch.empty_like(m.weight), torch.empty_like(m.bias)  # of their layout: channels last
+        for layer, parameters in enumerate(self._convolutions[0]):
+            weight, bias = (torch.empty_like(p, requires_grad=False) for p in parameters)  # channels last, as they are
             self._trunk.gradient(layer, _positions_first(weight), bias.numpy())
             found += [weight, bias]
         return found
@@ -130,10 +133,10 @@ class FastTrunk:
     def _pack(self, net: int) -> None:
         """Take over a network's weights, if they have changed."""
         convolutions, dense = self._convolutions[net], self._dense[net]
-        versions = [p._version for p in (self._flat[net].values, convolutions[0].weight, *dense)]
+        versions = [p._version for p in (self._flat[net].values, *convolutions[0], *dense)]
         if versions != self._versions[net]:
-            for layer, m in enumerate(convolutions):
-                self._trunk.pack(net, layer, _positions_first(m.weight.detach()), m.bias.detach().numpy())
+            for layer, (weight, bias) in enumerate(convolutions):
+                self._trunk.pack(net, layer, _positions_first(weight.detach()), bias.detach().numpy())
             if self.hidden is not self._dense:
                 with torch.no_grad():
                     for mine, p in zip(self.hidden[net], dense, strict=True):
@@ -167,7 +170,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str) -> Tenso
     return result
 
 
-@torch.library.register_fake("fastrl::product")
+@torch.library.register_fake("fastrl::product")  # type: ignore[untyped-decorator]
 def _product_shape(x: Tensor, weight: Tensor, bias: Tensor | None, then: str) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
