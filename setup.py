@@ -9,6 +9,7 @@ Environment variables choose other builds than the release:
 """
 
 import os
+import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -41,7 +42,11 @@ DIRECTIVES = {
 # replay's kernels and their plain twins agree to the last bit. The trunk's kernels are made of them, and held to a
 # tolerance.
 COMPILE_ARGS = ["-O1"] if DEBUG else ["-O3", "-g0"]
+NO_CONTRACTION = ["-ffp-contract=off"]
 CONTRACTION = {"fastrl.dqn._trunk": ["-ffp-contract=fast", "-Wno-psabi"]}
+if sys.platform == "win32":  # its compiler has neither these flags nor the vector types of the trunk
+    del KERNELS["fastrl.dqn._trunk"]
+    COMPILE_ARGS, NO_CONTRACTION = [], []
 LINK_ARGS = []
 if SANITIZE:
     COMPILE_ARGS += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
@@ -55,9 +60,7 @@ OPTIONS = {
 setup(
     ext_modules=cythonize(
         [
-            Extension(
-                name, sources, extra_compile_args=COMPILE_ARGS + CONTRACTION.get(name, ["-ffp-contract=off"]), **OPTIONS
-            )
+            Extension(name, sources, extra_compile_args=COMPILE_ARGS + CONTRACTION.get(name, NO_CONTRACTION), **OPTIONS)
             for name, sources in KERNELS.items()
         ],
         compiler_directives=DIRECTIVES,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a CUDA machine has to answer, in stages of less than nine minutes each:
-#   bench/gpu.sh build-bench    compile the kernels, run what tests and benches say of a GPU, draw a trace
+#   bench/gpu.sh build-bench    compile the kernels, draw a trace, run what benches and tests say of a GPU
 #   bench/gpu.sh train          train a game for a while, save, evaluate
 #   bench/gpu.sh continue       go on with that run
 # Results as JSON, CSV and pictures go to ${OUT:-out}, runs to ${RUNS:-runs}. No network is needed: python3 must
@@ -37,16 +37,22 @@ build
 case $stage in
   build-bench)
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/gpu.txt" || true
-    check() { # name, seconds, pytest's arguments; what fails or takes too long is noted, and the rest still runs
-      timeout "$2" python3 -m pytest -q -p no:cacheprovider "${@:3}" 2>&1 | tee "$out/$1.txt" || failed="$failed $1"
+    # What matters most comes first. Each part is a process that writes files of its own, so that none is lost with a
+    # later one; what fails or takes too long is noted, and the rest still runs. The trace compiles what stages and loop
+    # then find in Inductor's cache.
+    part() { # name, seconds, command
+      timeout --kill-after=10 "$2" "${@:3}" 2>&1 | tee "$out/$1.txt" || failed="$failed $1"
     }
+    check() { part "$1" "$2" python3 -m pytest -q -p no:cacheprovider "${@:3}"; }
+    bench() { check "$1" "$2" "${@:3}" --benchmark-json "$out/$1.json"; }
     failed=
-    check tests 140 tests/dqn/test_learner.py tests/dqn/test_fast_path.py tests/dqn/device/test_device_store.py tests/dqn/device/test_transfer.py \
-      tests/dqn/test_collector.py tests/dqn/test_network.py
-    check stages 70 bench/bench_stages.py --benchmark-json "$out/stages.json"
-    check learner 120 bench/bench_learner.py -k cuda --benchmark-json "$out/learner.json"
-    check loop 80 bench/bench_loop.py --benchmark-json "$out/loop.json"
-    timeout 50 python3 bench/trace.py "$out/trace.json.gz" 2>&1 | tee "$out/trace.txt" || failed="$failed trace"
+    part trace 90 python3 bench/trace.py "$out/trace.json.gz" --summary "$out/trace-summary.json"
+    bench stages 70 bench/bench_stages.py
+    bench loop 80 bench/bench_loop.py
+    check tests 120 tests/dqn/test_learner.py tests/dqn/test_fast_path.py tests/dqn/device
+    bench act 40 bench/bench_learner.py -k "bench_act and cuda and nature"
+    bench update 60 bench/bench_learner.py -k "bench_update and cuda and nature and compiled"
+    bench eager 40 bench/bench_learner.py -k "bench_update and cuda and nature and eager"
     [ -z "$failed" ] || { echo "failed or too slow:$failed" >&2; exit 1; }
     ;;
   train)

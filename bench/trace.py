@@ -1,15 +1,20 @@
 """A picture of the loop in time: what host, environments and GPU did at each moment, for chrome://tracing or Perfetto.
 
 ``python bench/trace.py trace.json.gz`` warms the GPU preset up (the CPU one where there is no GPU), records a few
-vector steps with torch.profiler, and says how much of that time the GPU had something to do.
+vector steps with torch.profiler, and says how much of that time the GPU had something to do. ``--summary`` keeps that
+as JSON, before the trace itself is written, which takes long.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
+from conftest import machine_card
 from loops import DEVICE, NEVER, run_in_progress, seconds_of
 
 from fastrl.base.stopwatch import Stopwatch
@@ -39,6 +44,7 @@ def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="where the trace goes, .json or .json.gz")
+    parser.add_argument("--summary", type=Path, help="where the figures go, .json")
     parser.add_argument("--steps", type=int, default=40, help="vector steps to record")
     parser.add_argument("--samples-per-step", type=float, help="samples learned per agent step (default: the preset's)")
     args = parser.parse_args()
@@ -56,14 +62,18 @@ def main() -> None:
             laps = run.lap = NamedLaps()
             before, seconds = run.steps, seconds_of(play)
         steps = run.steps - before
-    profiler.export_chrome_trace(args.path)
-    print(f"{steps:,} agent steps in {seconds:.3f} s: {steps / seconds:,.0f} a second, traced")
-    for stage, spent in sorted(laps.seconds.items(), key=lambda item: -item[1]):
-        print(f"  {stage:13} {spent / seconds:6.1%} of the host's time")
+    rate, shares = steps / seconds, {stage: spent / seconds for stage, spent in laps.seconds.items()}
+    summary: dict[str, Any] = {"machine": machine_card(), "agent_steps_per_second": rate, "share_of_host": shares}
+    print(f"{steps:,} agent steps in {seconds:.3f} s: {rate:,.0f} a second, traced")
+    for stage, share in sorted(shares.items(), key=lambda item: -item[1]):
+        print(f"  {stage:13} {share:6.1%} of the host's time")
     if DEVICE == "cuda":
         kernels = [e.time_range for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        busy = busy_seconds((r.start, r.end) for r in kernels)
-        print(f"  the GPU was busy for {busy / seconds:.1%} of the time")
+        summary["gpu_busy"] = busy_seconds((r.start, r.end) for r in kernels) / seconds
+        print(f"  the GPU was busy for {summary['gpu_busy']:.1%} of the time")
+    if args.summary:
+        args.summary.write_text(json.dumps(summary, indent=1) + "\n")
+    profiler.export_chrome_trace(args.path)
 
 
 if __name__ == "__main__":

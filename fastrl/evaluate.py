@@ -87,8 +87,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
     from fastrl.dqn.agent import load_agent
 
-    agent = load_agent(line.word, args.checkpoint, args.make_env)
-    evaluate(agent, args)
+    evaluate(load_agent(line.word, args.checkpoint, args.make_env), args)
     return 0
 
 

@@ -8,6 +8,7 @@ python -m fastrl.plot runs/NAME --y evaluation --published
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -292,8 +293,8 @@ def _render(figure: Figure, **options: Any) -> bytes:
 def _stem(paths: Sequence[Path], out: Path | None) -> Path:
     """Return where the pictures go, without the ending."""
     if out is None:
-        return paths[0] / "pictures" / "curve" if len(paths) == 1 and paths[0].is_dir() else Path("curve")
-    if out.is_dir():
+        return paths[0] / "pictures" / "curve" if len(paths) == 1 and os.path.isdir(paths[0]) else Path("curve")
+    if os.path.isdir(out):
         return out / "curve"
     return out.with_suffix("") if out.suffix in ENDINGS else out
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,15 +175,12 @@ def main(arguments: list[str]) -> int:
         _show_help(game, given, resume)
     if game is None and resume is None:
         raise ConfigError(f"no game is given first; try {PROG} breakout")
-    default, about = _default(game, given.get("device"), resume)
+    default, about = _default(game, given.get("device"), resume, given.get("total_frames"))
     refuse_others(given, type(default), of=f"a run of {getattr(default, 'game', 'cartpole')}")
     if resume is not None and (moved := [name for name in ("runs_dir", "name") if name in given]):
         raise folder.RunFolder(resume).stays(moved[0], given[moved[0]])
     config = default.replace(**given)
     if isinstance(config, DQNConfig):
-        if resume is None and "total_frames" in given:  # the preset's words are about its own
-            frames = f"{config.total_frames:,} frames"
-            about = re.sub(r"\d+[kM] steps", frames, about) if is_custom(config.game) else frames
         if not quiet and (differs := differing_rules(game or "", config)):
             console.say(differs)
         return _dqn(config, resume, about, quiet)
@@ -196,7 +192,7 @@ def main(arguments: list[str]) -> int:
 
 def _show_help(game: str | None, given: dict[str, Any], resume: Path | None) -> NoReturn:
     """Show the flags with the defaults that hold: of the run to resume, or of the game's preset and the protocol."""
-    if resume is not None and (resume / "config.json").exists():
+    if resume is not None and os.path.exists(resume / "config.json"):
         default, about = _default(game, None, resume)
         word, about = command_line("--resume", str(resume)), f"Defaults: {about}."
     else:
@@ -208,7 +204,9 @@ def _show_help(game: str | None, given: dict[str, Any], resume: Path | None) -> 
     show_help(f"{PROG} {word}", __doc__, Arguments(), default, about=about)
 
 
-def _default(game: str | None, device: str | None, resume: Path | None) -> tuple[RunConfig, str]:
+def _default(
+    game: str | None, device: str | None, resume: Path | None, total_frames: int | None = None
+) -> tuple[RunConfig, str]:
     """Return the settings that flags change, those of the run to resume or else the preset's, and words on them."""
     plain = game if game is None or game == "cartpole" or is_custom(game) else game_name(game)
     if resume is not None:
@@ -222,7 +220,7 @@ def _default(game: str | None, device: str | None, resume: Path | None) -> tuple
     if plain is None or plain == "cartpole":
         return SarsaConfig(), ""
     preset = _preset(plain, device or "auto")
-    return preset.config, preset.about
+    return preset.config, preset.describe(total_frames)
 
 
 def _preset(game: str, device: str) -> Preset:

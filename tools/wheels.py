@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LEAST = tuple(
     int(part)
-    for part in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    for part in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     .strip(">=")
     .split(".")
 )

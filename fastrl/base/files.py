@@ -55,7 +55,7 @@ def require_place(path: Path, flag: str) -> None:
     ConfigError
         If it is a folder, or no file can be made there.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{flag} is {str(path)!r}, a folder; give the name of a file")
     if reason := why_no_place(path):
         raise ConfigError(f"{flag} is {str(path)!r}, where no file can be made ({reason}); give {flag} another place")

@@ -13,7 +13,16 @@ class Preset:
     """Settings that belong together, and what to expect of a run with them."""
 
     config: DQNConfig
+    kind: str
+    """What it is for, in words that follow a number of frames."""
     about: str
+    """What to expect of a run with all of its settings."""
+
+    def describe(self, total_frames: int | None = None) -> str:
+        """Return what to expect of a run: the preset's own words, or of another length than its own that length."""
+        if total_frames in (None, self.config.total_frames):
+            return self.about
+        return f"{total_frames:,} frames {self.kind}"
 
 
 PRESETS: dict[str, Preset] = {
@@ -22,19 +31,20 @@ PRESETS: dict[str, Preset] = {
             total_frames=40_000_000,
             num_envs=128,
             env_groups=2,
-            batch_size=512,
-            samples_per_step=8.0,
+            batch_size=128,
+            samples_per_step=4.0,  # two updates for each step of a group
             n_step_end=1,
             learn_start_steps=50_000,
             target_period_updates=100,
-            learning_rate=1e-3,
-            learning_rate_end=2.5e-4,
-            learning_rate_warmup_steps=20_000,
+            learning_rate=5e-4,
+            learning_rate_end=1e-4,
+            learning_rate_warmup_updates=1_250,
             epsilon_steps=200_000,
             log_every_frames=100_000,
             evaluate_every_frames=4_000_000,
-            checkpoint_every_frames=4_000_000,
+            checkpoint_every_frames=20_000_000,
         ),
+        kind="on one GPU",
         about="40M frames on one GPU; not yet timed on one",
     ),
     "cpu": Preset(
@@ -52,6 +62,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate_warmup_steps=20_000,
             epsilon_steps=50_000,
         ),
+        kind="on a CPU",
         about="20M frames on a CPU: three to six hours on two older cores (human level on Breakout: about 10 minutes)",
     ),
     # The tiny problem: 10 x 5 floats, one step per frame, games of ten steps (Osband et al. 2020, bsuite).
@@ -77,6 +88,7 @@ PRESETS: dict[str, Preset] = {
             evaluate_every_frames=10_000,
             checkpoint_every_frames=20_000,
         ),
+        kind="of Catch",
         about="40k steps of Catch: about a minute",
     ),
     # Custom environments with vector observations.
@@ -100,7 +112,8 @@ PRESETS: dict[str, Preset] = {
             evaluate_every_frames=10_000,
             checkpoint_every_frames=50_000,
         ),
-        about="custom environment with vector observations, 100k steps",
+        kind="of a custom environment with vector observations",
+        about="100k frames of a custom environment with vector observations",
     ),
 }
 
@@ -131,7 +144,8 @@ def custom_preset(
         if trunk == "minatar":
             config = config.replace(hidden=128)  # Young & Tian 2019
         size = " x ".join(str(side) for side in frame_shape[-2:])
-        preset = Preset(config=config, about=f"custom environment with images of {size}, 1M steps, trunk {trunk}")
+        kind = f"of a custom environment with images of {size}, trunk {trunk}"
+        preset = Preset(config=config, kind=kind, about=f"1M frames {kind}")
     num_envs = num_envs or preset.config.num_envs
     return dataclasses.replace(preset, config=preset.config.replace(game=game, num_envs=num_envs))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import numbers
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        run = next((above for above in path.parent.parents if (above / path.name).exists()), None)
+        run = next((above for above in path.parent.parents if os.path.exists(above / path.name)), None)
         remedy = "give one that a run made" if run is None else f"it lies in one: give {run}"
         raise ConfigError(f"{path.parent} is no run folder: it has no {path.name}; {remedy}") from None
     except OSError as error:

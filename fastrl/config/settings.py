@@ -55,7 +55,8 @@ class DQNConfig(Rules, RunConfig):
     env_groups: Annotated[int, AtLeast(1)] = 1
     """Groups of games that take turns: while the games of one step, the run receives, adds and acts for another."""
     env_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
-    """EnvPool's threads per group (0: one per CPU core that this process may use)."""
+    """EnvPool's threads per group (0: one per CPU core that this process may use; on a GPU all groups share all
+    cores but one)."""
     reward_clip: bool = True
     """Learn from the sign of the reward; reported scores are never clipped."""
     max_episode_steps: Annotated[int, Between(1, MOST_STEPS_OF_A_GAME)] = 27_000
@@ -130,6 +131,8 @@ class DQNConfig(Rules, RunConfig):
     """Agent steps over which learning_rate becomes learning_rate_end, once learning has started."""
     learning_rate_warmup_steps: Annotated[int, AtLeast(0)] = 0
     """Agent steps over which the step size rises from 0 to `learning_rate`, once learning has started."""
+    learning_rate_warmup_updates: Annotated[int, AtLeast(0)] = 0
+    """The same, counted in updates: as many agent steps as they take at `samples_per_step`."""
     optimizer_eps: Annotated[float | None, Above(0)] = None
     """Stability term of the optimizer (default: 0.005 / batch size for adam, 0.01 for rmsprop as in the paper)."""
     max_grad_norm: Annotated[float, Above(0)] = 10.0
@@ -149,9 +152,10 @@ class DQNConfig(Rules, RunConfig):
     compile: bool = True
     """Compile act and update with torch.compile; off: eager PyTorch."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the network; `auto`: bfloat16 if the device supports it."""
+    """Arithmetic of the network; `auto`: bfloat16 if the device supports it, else float32. The last layers are always
+    float32."""
     torch_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
-    """PyTorch's CPU threads (0: one per CPU core that this process may use)."""
+    """PyTorch's CPU threads (0: one per CPU core that this process may use; on a GPU one)."""
 
     # Clocks
     log_every_frames: Annotated[int, AtLeast(1)] = 20_000
@@ -179,6 +183,11 @@ class DQNConfig(Rules, RunConfig):
                 f"--env-groups is {self.env_groups}, which does not divide --num-envs {self.num_envs}; "
                 "give a divisor of it"
             )
+        if self.learning_rate_warmup_steps and self.learning_rate_warmup_updates:
+            raise ConfigError(
+                f"--learning-rate-warmup-steps is {self.learning_rate_warmup_steps} and --learning-rate-warmup-updates "
+                f"is {self.learning_rate_warmup_updates}; give 0 for one of them"
+            )
 
     @property
     def group_size(self) -> int:
@@ -199,6 +208,13 @@ class DQNConfig(Rules, RunConfig):
     def epsilon_decay_steps(self) -> int:
         """Agent steps over which epsilon falls, in this run."""
         return min(self.epsilon_steps, self.total_steps // 2)
+
+    @property
+    def rate_warm_up_steps(self) -> float:
+        """Agent steps over which the step size rises."""
+        if not self.learning_rate_warmup_updates:
+            return self.learning_rate_warmup_steps
+        return self.learning_rate_warmup_updates * self.batch_size / self.samples_per_step
 
     @property
     def largest_n_step(self) -> int:

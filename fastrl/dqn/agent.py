@@ -86,11 +86,20 @@ def rules_for(agent: Agent, protocol: ProtocolName | None, **settings: Any) -> E
 
 
 def greedy(network: QNetwork) -> Act:
-    """Return the act function that gives the network's Q-values, of which `play_games` takes the highest."""
+    """Return the act function that gives the network's Q-values, of which `play_games` takes the highest.
+
+    It raises ConfigError for stacks of another shape than the network was trained on.
+    """
     device = next(network.parameters()).device
+    known = network.settings["obs_shape"]
 
     @torch.inference_mode()
     def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if (given := list(stacks.shape[1:])) != known:
+            raise ConfigError(
+                f"the environment gives stacks of frames of shape {given}, and the network was trained on {known}; "
+                "give --make-env the environment that it was trained on"
+            )
         values: np.ndarray[Any, Any] = network(torch.from_numpy(stacks).to(device)).cpu().numpy()
         return values
 
@@ -116,7 +125,7 @@ def _shipped(name: str, checkpoint: str) -> Agent:
         game = game_name(name)
     except ConfigError as error:
         for part in (Path(name), *Path(name).parents):  # the name may be that of a checkpoint, or of a file in one
-            if part.parent.name == "checkpoints" and (run := part.parent.parent / "config.json").exists():
+            if part.parent.name == "checkpoints" and os.path.exists(run := part.parent.parent / "config.json"):
                 one = "a checkpoint" if part == Path(name) else "inside a checkpoint"
                 raise ConfigError(
                     f"{name} is {one} of a run; give the run and the checkpoint's name: "

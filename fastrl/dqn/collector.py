@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.base.errors import ConfigError
+from fastrl.base.machine import cores_beside_main
 from fastrl.config import DQNConfig
 from fastrl.dqn.policy import Policy
 from fastrl.envs.frame_stack import FrameStack
@@ -143,7 +144,7 @@ class Collector:
         self._opened = self._continue = False  # the games; from a saved state
         self.envs = groups[0].envs
 
-    def open(self) -> None:
+    def open_games(self) -> None:
         """Open the games, unless they are open or continue; `start` does so too."""
         if not self._opened:
             for group in self._groups:
@@ -154,7 +155,7 @@ class Collector:
         """Open the games, unless they continue, and send all groups but one."""
         if self._continue:
             return
-        self.open()
+        self.open_games()
         for group in list(self._groups)[1:]:
             group.send(policy.act(group.observe()))
 
@@ -205,14 +206,20 @@ class Collector:
                 last.callback(group.envs.close)
 
 
-def build_collector(config: DQNConfig, seed: int) -> Collector:
+def build_collector(config: DQNConfig, seed: int, device: str = "cpu") -> Collector:
     """Start the games that the settings ask for.
+
+    On a CPU EnvPool has a thread per core by default. If the network learns on a GPU (`device` is "cuda"), one core is
+    left for the main thread, which spins while it waits, and the groups, whose games step at the same time, share the
+    others.
 
     Raises
     ------
     ConfigError
         If a setting does not fit the game.
     """
+    if device == "cuda" and not config.env_threads:
+        config = config.replace(env_threads=cores_beside_main(config.env_groups))
     seeds = np.random.SeedSequence(seed).generate_state(config.env_groups)
     groups = [Group(build_envs(config, int(s)), number, config.stack) for number, s in enumerate(seeds)]
     made = groups[0].envs.num_envs

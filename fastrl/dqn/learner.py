@@ -116,14 +116,14 @@ class Learner:
         *,
         delayed: bool | None = None,
     ) -> None:
-        torch.set_num_threads(config.torch_threads or cpu_count())
-        if device.type == "cpu":
-            keep_freed_memory()
+        on_gpu = device.type == "cuda"
+        torch.set_num_threads(config.torch_threads or (1 if on_gpu else cpu_count()))
+        keep_freed_memory()
         self.config, self.device = config, device
         low = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
         self.precision = "bfloat16" if low else "float32"
         self.updates = 0
-        self.delayed = device.type == "cuda" if delayed is None else delayed
+        self.delayed = on_gpu if delayed is None else delayed
         self._obs_shape, self._obs_dtype = tuple(obs_shape), np.dtype(obs_dtype)
 
         with torch.random.fork_rng(devices=[]):

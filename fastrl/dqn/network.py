@@ -117,11 +117,15 @@ class QNetwork(nn.Module):
         ``dense`` may take the place of the dense layer with its ReLU: features [B, F] -> [B, width].
         """
         x = F.relu(self.hidden(features)) if dense is None else dense(features)
+        # The last layers in float32, also under autocast: bfloat16 has steps of 0.5 near 100, actions differ by less.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._last_layers(x.float())
+
+    def _last_layers(self, x: Tensor) -> Tensor:
         if not self.dueling:
             return self._per_action(self.action_value(x))
         x_value, x_advantage = x.chunk(2, dim=1)
-        # Sums in float32: under autocast the streams are bfloat16, whose steps near 100 are 0.5.
-        value: Tensor = self.value(x_value).float()
+        value: Tensor = self.value(x_value)
         advantage = self._per_action(self.advantage(x_advantage))
         value = value if self.atoms == 1 else value.unsqueeze(1)
         return value + advantage - advantage.mean(dim=1, keepdim=True)
@@ -131,7 +135,6 @@ class QNetwork(nn.Module):
         return outputs if self.atoms == 1 else outputs.softmax(dim=2) @ self.support
 
     def _per_action(self, x: Tensor) -> Tensor:
-        x = x.float()
         return x if self.atoms == 1 else x.view(-1, self.num_actions, self.atoms)
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:

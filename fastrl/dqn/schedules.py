@@ -7,14 +7,14 @@ from typing import Any
 from fastrl.config import DQNConfig
 
 
-def linear(start: float, end: float, duration: int, step: int) -> float:
+def linear(start: float, end: float, duration: float, step: int) -> float:
     """Go from ``start`` at step 0 to ``end`` at step ``duration`` on a straight line, then stay.
 
     Parameters
     ----------
     start, end : float
         Value at the beginning and from ``duration`` on.
-    duration : int
+    duration : float
         Length of the slope, in the unit that ``step`` counts; 0 gives ``end`` at once.
     step : int
         Where on the slope to look; negative counts as 0.
@@ -68,7 +68,7 @@ class Schedules:
         c = self._config
         end = c.learning_rate if c.learning_rate_end is None else c.learning_rate_end
         learned = steps - self.warm_up_steps
-        warmth = linear(0.0, 1.0, c.learning_rate_warmup_steps, learned)
+        warmth = linear(0.0, 1.0, c.rate_warm_up_steps, learned)
         return warmth * linear(c.learning_rate, end, c.learning_rate_steps, learned)
 
     def state(self) -> dict[str, Any]:

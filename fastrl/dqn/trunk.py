@@ -19,9 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastrl.dqn import _trunk
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.network import QNetwork
+
+try:
+    from fastrl.dqn import _trunk
+except ImportError:  # not built: on Windows, or in place by an older version
+    _trunk = None  # type: ignore[assignment]
 
 Array = NDArray[Any]
 
@@ -36,7 +40,7 @@ def pick_kernels(bfloat16: bool, wanted: str | None = None) -> str | None:
     wanted : str, optional
         The set to take, if it is there.
     """
-    sizes = _trunk.supported()
+    sizes = {} if _trunk is None else _trunk.supported()
     names = [name for name, size in sizes.items() if size == (2 if bfloat16 else 4) and wanted in (None, name)]
     return names[-1] if names else None
 

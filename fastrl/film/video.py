@@ -140,7 +140,7 @@ def check_film(path: Path | None) -> None:
     """Raise if `write_film` could not write to this path: ConfigError, or ImportError if an extra is missing."""
     if path is None:
         return
-    if path.suffix not in WRITERS and not path.is_dir():
+    if path.suffix not in WRITERS and not os.path.isdir(path):
         raise ConfigError(f"--out is {path}; give a name that ends in {' or '.join(WRITERS)}")
     require_place(path, "--out")
     if path.suffix == ".mp4":

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.base.errors import ConfigError
+
 Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
 """Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken; n is
 the number of games in progress."""
@@ -33,11 +35,17 @@ class Epsilon:
         Raises
         ------
         ValueError
-            If the act function returned other than one action of the game, or the values of all, per row.
+            If the act function returned other than one action of the game, or the values of all, per row; ConfigError,
+            which is one, for the values of another number of actions.
         """
         greedy = np.asarray(actions)
         if greedy.shape == (len(ids), self._num_actions) and greedy.dtype.kind == "f":
             greedy = greedy.argmax(axis=1)
+        elif greedy.ndim == 2 and greedy.dtype.kind == "f" and len(greedy) == len(ids):
+            raise ConfigError(
+                f"act returned the values of {greedy.shape[1]} actions, and the environment has {self._num_actions}; "
+                "give the environment that the network was trained on"
+            )
         if greedy.shape != ids.shape or greedy.dtype.kind not in "iu":
             raise ValueError(f"act returned {greedy.dtype} {greedy.shape}; return integers of shape {ids.shape}")
         if greedy.min() < 0 or greedy.max() >= self._num_actions:

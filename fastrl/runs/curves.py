@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,14 +103,14 @@ def read_run(path: Path, game: str | None = None) -> MeasuredRun:
     ConfigError
         If there is no such run, nothing measured in it, or its files are damaged.
     """
-    if path.name == "metrics.csv" and (path.parent / "config.json").exists():
+    if path.name == "metrics.csv" and os.path.exists(path.parent / "config.json"):
         path = path.parent
     table, settings = path, {}
-    if path.is_dir():
+    if os.path.isdir(path):
         table, settings = path / "metrics.csv", read_record(path / "config.json")
     columns, rows = _read_table(table)
     game = settings.get("game") or ("cartpole" if settings.get("kind") == "sarsa" else game)
-    name = path.resolve().name if path.is_dir() else path.stem
+    name = path.resolve().name if os.path.isdir(path) else path.stem
     return MeasuredRun(path=path, name=name, settings=settings, game=game, columns=columns, rows=rows)
 
 

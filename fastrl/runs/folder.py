@@ -95,8 +95,8 @@ class RunFolder:
         Parameters
         ----------
         config : RunConfig
-            Settings to resume with. Their ``runs_dir`` and ``name`` may be those that the run recorded, wherever its
-            folder lies now, or their defaults.
+            Settings to resume with. Their ``runs_dir`` and ``name`` may be those of this folder, those that the run
+            recorded, wherever its folder lies now, or their defaults.
 
         Returns
         -------
@@ -112,9 +112,14 @@ class RunFolder:
         known = load_config(self)
         if not isinstance(config, type(known)):
             raise ConfigError(f"{self} is a run of {type(known).__name__}; give settings of that type")
-        for name in ("runs_dir", "name"):
-            if getattr(config, name) not in (getattr(known, name), getattr(type(known)(), name)):
-                raise self.stays(name, getattr(config, name))
+        place = self.path.resolve()
+        if config.name not in (known.name, None, place.name):
+            raise self.stays("name", config.name)
+        if (
+            config.runs_dir not in (known.runs_dir, RunConfig.runs_dir)
+            and Path(config.runs_dir).resolve() != place.parent
+        ):
+            raise self.stays("runs_dir", config.runs_dir)
         self.lock()
         self.recover()
         return config.replace(runs_dir=known.runs_dir, name=known.name)

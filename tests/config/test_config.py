@@ -7,6 +7,7 @@ from untrained import write_settings
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import PRESETS, DQNConfig, SarsaConfig, preset_for
+from fastrl.dqn.pace import Pace
 from fastrl.dqn.schedules import linear
 from fastrl.runs import folder
 from fastrl.runs.folder import RunFolder
@@ -25,6 +26,10 @@ def test_a_linear_schedule_goes_straight_and_then_stays():
         ({"learning_rate": float("nan")}, "--learning-rate is nan; give a finite number above 0"),
         ({"seed": -1}, "--seed is -1; give at least 0"),
         ({"name": ".."}, "--name is '..'"),
+        (
+            {"learning_rate_warmup_steps": 7, "learning_rate_warmup_updates": 9},
+            "--learning-rate-warmup-steps is 7 and --learning-rate-warmup-updates is 9; give 0 for one of them",
+        ),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_the_remedy(changes, message):
@@ -36,6 +41,24 @@ def test_presets_are_chosen_by_game_and_device():
     assert preset_for("pong", "cpu").config.game == "pong"
     assert preset_for("pong", "cpu").config.trunk != preset_for("pong", "cuda").config.trunk
     assert preset_for("catch", "cuda") is PRESETS["catch"]
+
+
+def test_the_preset_of_a_gpu_makes_two_updates_for_each_step_of_a_group():
+    config = PRESETS["cuda"].config
+    pace = Pace(config.samples_per_step, config.batch_size, warm_up_rows=1)
+    pace.added(0, drawable=1)
+    for _ in range(3):
+        pace.added(config.group_size, drawable=1)
+        assert [pace.due() for _ in range(3)] == [True, True, False]
+
+
+def test_a_warm_up_in_updates_lasts_as_long_as_they_take():
+    cpu, gpu = PRESETS["cpu"].config, PRESETS["cuda"].config
+    assert cpu.rate_warm_up_steps == 20_000
+    assert cpu.replace(learning_rate_warmup_steps=0, learning_rate_warmup_updates=1_250).rate_warm_up_steps == 20_000
+    assert gpu.rate_warm_up_steps == 1_250 * 128 / 4
+    assert gpu.replace(batch_size=512, samples_per_step=8).rate_warm_up_steps == 1_250 * 512 / 8
+    assert DQNConfig().rate_warm_up_steps == 0
 
 
 def test_short_runs_shorten_warm_up_and_exploration():

@@ -15,7 +15,10 @@ def test_weights_of_another_format_are_refused(tmp_path):
     network = {"network": json.dumps({"trunk": "small"})}
     for format, metadata in ((1, network), (3, network | {"format": "3"})):
         save_file({"w": torch.zeros(2)}, path, metadata=metadata)
-        with pytest.raises(ConfigError, match=f"has format {format}, this version reads 2: use the version that wrote"):
+        with pytest.raises(
+            ConfigError,
+            match=f"has format {format}, and this version reads format 2; install the version of fastrl that wrote",
+        ):
             checkpoint.load_weights(path)
     save_file({"w": torch.ones(2)}, path, metadata=network | {"format": "2"})
     weights, settings = checkpoint.load_weights(path)

@@ -59,6 +59,22 @@ def test_the_streams_share_no_weight_above_the_trunk():
     assert grad[16:].abs().max() < 1e-7
 
 
+@pytest.mark.parametrize("dueling", [True, False])
+@pytest.mark.parametrize("atoms", [1, 7])
+def test_in_bfloat16_the_last_layers_stay_float32(dueling, atoms):
+    network, dtypes = QNetwork(IMAGE, 4, "small", hidden=8, dueling=dueling, atoms=atoms), {}
+    for name, layer in network.named_modules():
+        layer.register_forward_hook(lambda _, given, out, name=name: dtypes.update({name: (given[0].dtype, out.dtype)}))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = network.outputs(torch.randint(0, 256, (2, *IMAGE), dtype=torch.uint8))
+    assert outputs.dtype == torch.float32
+    assert dtypes["hidden"] == (torch.bfloat16, torch.bfloat16)
+    for name in ("value", "advantage") if dueling else ("action_value",):
+        assert dtypes[name] == (torch.float32, torch.float32)
+    outputs.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
+
+
 def test_autocast_still_returns_float32():
     network = QNetwork((2,), 3, "vector", hidden=4)
     with torch.autocast("cpu", torch.bfloat16):

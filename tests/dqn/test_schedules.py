@@ -33,9 +33,10 @@ def test_the_learning_rate_goes_from_its_start_to_its_end_on_a_straight_line(tmp
         assert rate == pytest.approx(4e-3 - 3e-3 * min(max(steps - 200, 0) / 1_800, 1), abs=2e-4)
 
 
-def test_the_learning_rate_rises_from_zero_while_it_warms_up(tmp_path):
+@pytest.mark.parametrize("warm_up", [{"learning_rate_warmup_steps": 1_800}, {"learning_rate_warmup_updates": 225}])
+def test_the_learning_rate_rises_from_zero_while_it_warms_up(tmp_path, warm_up):
     rates = {"learning_rate": 4e-3, "learning_rate_end": 1e-3, "learning_rate_steps": 1_800}
-    config = QUICK.replace(total_frames=3_000, learn_start_steps=200, **rates, learning_rate_warmup_steps=1_800)
+    config = QUICK.replace(total_frames=3_000, learn_start_steps=200, **rates, **warm_up, batch_size=32)
     by_steps = {
         float(row["steps"]): float(row["train/learning_rate"])
         for row in rows(start(config, tmp_path).folder)
@@ -82,7 +83,7 @@ def test_an_n_that_does_not_fit_changes_nothing(n_step):
 
 
 def test_a_bad_end_is_refused():
-    with pytest.raises(ConfigError, match="--n-step-end is 0; give at least 1"):
+    with pytest.raises(ConfigError, match="--n-step-end is 0; give between 1 and 10,000"):
         DQNConfig(n_step_end=0)
     with pytest.raises(ConfigError, match=r"--learning-rate-end is 0.0; give a finite number above 0"):
         DQNConfig(learning_rate_end=0.0)

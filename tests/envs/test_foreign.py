@@ -18,7 +18,7 @@ from replay_autoreset import Walk
 
 pytest.importorskip("envpool")
 
-from fastrl import train
+from fastrl import evaluate, train
 from fastrl.base.errors import ConfigError
 from fastrl.config import PRESETS, DQNConfig
 from fastrl.dqn.run import train as train_config
@@ -464,3 +464,28 @@ def test_the_vector_of_ale_py_takes_the_seeds_of_a_run():
         envs = CustomEnvs(name_of(lambda: gym.make_vec("ALE/Breakout-v5", num_envs=3)), 3, seed=seed)
         assert envs.reset().reset.all()
         envs.close()
+
+
+# --- in place of the environment of the training --------------------------------------------------------
+
+
+class Three(Odd):
+    def __init__(self):
+        super().__init__()
+        self.action_space = spaces.Discrete(3)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            "factory",
+            r"frames of shape \[4, 5\], and the network was trained on \[4, 3\]; give --make-env the environment",
+        ),
+        ("Three", "the values of 2 actions, and the environment has 3; give the environment that"),
+    ],
+)
+def test_an_agent_is_not_evaluated_in_an_environment_of_other_spaces(other, message, tmp_path):
+    run = train_config(small(make_odd, tmp_path, trunk="vector", stack=4), quiet=True)
+    with pytest.raises(ConfigError, match=message):
+        evaluate.main([str(run.folder), "--make-env", f"{HERE}:{other}", "--episodes", "1"])

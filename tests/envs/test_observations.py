@@ -252,7 +252,7 @@ def test_planes_of_any_number_and_kind_come_first_in_a_frame(dtype):
 def test_planes_as_those_of_minatar_train_without_a_flag(tmp_path, capsys):
     assert train.main([f"{HERE}:make_cells", *flags(tmp_path, "--total-frames", "400")]) == 0
     said = capsys.readouterr().out
-    assert "custom environment with images of 10 x 10, 400 frames, trunk minatar" in said
+    assert "400 frames of a custom environment with images of 10 x 10, trunk minatar" in said
     assert "frames [6, 10, 10] stacked 4 high, trunk minatar" in said
     config = folder.load_config(tmp_path / "x")
     assert (config.trunk, config.stack, config.total_frames) == ("minatar", 4, 400)
@@ -493,6 +493,22 @@ def test_an_episode_that_ends_in_the_step_that_the_vector_plays_past_the_limit_b
     shown = [int(envs.step([0, 0]).frame[0, 0]) for _ in range(12)]
     assert shown == [1, 2, 3, 4, 5, 0] * 2
     assert made[0].resets == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_episode_that_ends_at_the_limit_is_terminated_and_one_of_a_single_step_is_a_step_long(mode):
+    def make(**settings):
+        one = Gives(box(3, dtype=np.float32), **settings)
+        return lambda: SyncVectorEnv([lambda: one], autoreset_mode=mode)
+
+    envs = open_envs(make(ends=3), max_episode_steps=3)
+    envs.reset()
+    *_, last = [envs.step([0]) for _ in range(3)]
+    assert (last.terminated.tolist(), last.truncated.tolist()) == ([True], [False])
+    envs = open_envs(make(), max_episode_steps=1)
+    envs.reset()
+    ends = [bool(envs.step([0]).truncated[0]) for _ in range(4)]
+    assert ends == ([True, False] * 2 if mode == AutoresetMode.NEXT_STEP else [True] * 4)
 
 
 def test_the_limit_of_the_environment_wins_if_it_is_shorter():

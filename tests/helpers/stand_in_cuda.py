@@ -68,6 +68,9 @@ class Stream:
     def synchronize(self) -> None:
         self._cuda.wait("Stream.synchronize")
 
+    def is_capturing(self) -> bool:
+        return self._cuda.recording
+
 
 class Event:
     """A mark on a stream."""
@@ -91,7 +94,7 @@ class Graph:
     def replay(self) -> None:
         assert not self._cuda.recording
         self._cuda.log["replays"] += 1
-        with torch.no_grad():
+        with torch.no_grad(), torch._C.DisableTorchFunction():
             for function, args, kwargs, made in self.launches:
                 again = [t for t in tree_leaves(function(*args, **kwargs)) if isinstance(t, torch.Tensor)]
                 for tensor, value in zip(made, again, strict=False):  # `made` is empty where memory is written in place
@@ -212,6 +215,8 @@ def stand_in_cuda(*, bfloat16: bool = True, compile: bool = False) -> Iterator[C
     }
     with (
         patch.multiple(torch.cuda, **replaced),
+        patch.object(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")),
+        patch.object(torch.accelerator, "current_stream", lambda: cuda.stream),
         patch.object(torch, "autocast", lambda device, *args, **kwargs: autocast("cpu", *args, **kwargs)),
         patch.object(torch, "compile", torch.compile if compile else lambda function, **_: function),
         patch.object(threading.Thread, "run", run),

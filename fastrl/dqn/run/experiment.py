@@ -149,7 +149,7 @@ class Run(Loop):
             need(package, "train")
         device = pick_device(config.device)
         self._last.callback(forget_compiled)
-        collector = build_collector(config, seeds[1])
+        collector = build_collector(config, seeds[1], device.type)
         self._last.callback(collector.close)
         envs = collector.envs
         if new:  # one that was trained so goes on so
@@ -177,13 +177,16 @@ class Run(Loop):
         self._last.callback(self.saver.wait)
         games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
         if is_custom(config.game):
-            collector.open()  # which may fail: before anything is written
+            collector.open_games()  # which may fail: before anything is written
         folder.open(config, new=new)
         self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
         rules = f", protocol {config.protocol_name}"
         if is_custom(config.game):
             rules = f", frames {list(envs.frame_shape)} stacked {config.stack} high, trunk {config.trunk}"
-        games = f"{config.game} on {device}, {config.num_envs} games side by side{rules}"
+        arithmetic = f" in {learner.precision}" if device.type == "cuda" else ""
+        if arithmetic and config.precision == "auto" and learner.precision == "float32":
+            arithmetic += " (this GPU has no bfloat16)"
+        games = f"{config.game} on {device}{arithmetic}, {config.num_envs} games side by side{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
         if found is not None:
             self._say_what_is_resumed(found, [*notes, *folder.set_aside(found)], games_continue)

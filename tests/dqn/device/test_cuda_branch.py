@@ -13,17 +13,21 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from number_games import NumberGames
 from number_run import CONFIG, batches, play, rows
 from stand_in_cuda import Cuda, stand_in_cuda
 from torch._inductor import config as inductor
 from torch._inductor.codecache import PyCodeCache
 
+from fastrl.base import machine
 from fastrl.config import PRESETS, DQNConfig
-from fastrl.dqn import checkpoint
+from fastrl.dqn import checkpoint, collector
 from fastrl.dqn import learner as learner_module
+from fastrl.dqn.collector import build_collector
 from fastrl.dqn.device import cuda_graph
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.learner import Learner
+from fastrl.dqn.run import experiment
 from fastrl.replay import Batch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -300,6 +304,52 @@ def test_no_node_of_the_first_compiled_calls_lives_to_see_the_recording(cuda, mo
     assert is_recorded(learner)
     assert [len(nodes) for nodes in seen] == [len(learner._params)] * 2
     assert not any(itertools.chain(*seen))
+
+
+def test_games_share_the_cores_that_the_main_thread_leaves(cuda, monkeypatch):
+    monkeypatch.setattr(machine, "cpu_count", lambda: 16)
+    config, threads = CONFIG.replace(env_groups=2), []
+
+    def build_envs(config, seed):
+        threads.append(config.env_threads)
+        return NumberGames(config.group_size, seed)
+
+    monkeypatch.setattr(collector, "build_envs", build_envs)
+    for device in ("cpu", "cuda"):
+        build_collector(config.replace(env_threads=0), 0, device)
+        build_collector(config.replace(env_threads=3), 0, device)
+    assert threads == [0, 0, 3, 3, 7, 7, 3, 3]
+
+
+@pytest.mark.parametrize(("wish", "threads"), [(0, 1), (2, 2)])
+def test_beside_a_gpu_pytorch_has_one_thread_and_freed_memory_is_kept(cuda, monkeypatch, wish, threads):
+    before, kept = torch.get_num_threads(), []
+    monkeypatch.setattr(learner_module, "keep_freed_memory", lambda: kept.append(True))
+    try:
+        torch.set_num_threads(3)
+        make(SMALL.replace(torch_threads=wish, compile=False))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert kept
+
+
+@pytest.mark.parametrize(
+    ("has", "precision", "words"),
+    [
+        (True, "auto", "on cuda in bfloat16, 8 games"),
+        (False, "auto", "on cuda in float32 (this GPU has no bfloat16), 8 games"),
+        (True, "float32", "on cuda in float32, 8 games"),
+    ],
+)
+def test_a_run_says_what_a_gpu_computes_in(tmp_path, capsys, monkeypatch, has, precision, words):
+    asked = []
+    monkeypatch.setattr(experiment, "build_collector", lambda *args: asked.append(args) or build_collector(*args))
+    with stand_in_cuda(bfloat16=has):
+        config = CONFIG.replace(device="cuda", total_frames=8, learn_start_steps=0, precision=precision)
+        play(tmp_path / "run", config=config, quiet=False)
+    assert words in capsys.readouterr().out
+    assert asked[0][2] == "cuda"
 
 
 def test_a_whole_run_on_the_device_is_the_same_recorded_and_eager_killed_and_resumed(cuda, tmp_path):

@@ -26,6 +26,7 @@ from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import evaluation, experiment
 from fastrl.dqn.run.faults import NotFiniteError
 from fastrl.envs.custom import CustomEnvs
+from fastrl.envs.foreign import EnvError
 from fastrl.replay.saves import Save
 from fastrl.runs import checkpoints
 from fastrl.runs.folder import RunFolder
@@ -396,6 +397,7 @@ def test_an_error_in_a_worker_of_ones_own_environment_is_the_one_that_is_heard()
     envs.reset()
     for _ in range(2):
         envs.step([0, 0])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(EnvError, match="ZeroDivisionError: division by zero") as heard:
         envs.step([0, 0])
+    assert isinstance(heard.value.__cause__, ZeroDivisionError)
     envs.close()
