@@ -14,12 +14,13 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-KERNELS = {  # module: source
-    "fastrl.replay._sum_tree": "csrc/_sum_tree.pyx",
-    "fastrl.replay._ring": "csrc/_ring.pyx",
-    "fastrl.replay._append": "csrc/_append.pyx",
-    "fastrl.replay._draw": "csrc/_draw.pyx",
-    "fastrl.replay._frames": "csrc/_frames.pyx",
+KERNELS = {  # module: sources
+    "fastrl.replay._sum_tree": ["csrc/_sum_tree.pyx"],
+    "fastrl.replay._ring": ["csrc/_ring.pyx"],
+    "fastrl.replay._append": ["csrc/_append.pyx"],
+    "fastrl.replay._draw": ["csrc/_draw.pyx"],
+    "fastrl.replay._frames": ["csrc/_frames.pyx"],
+    "fastrl.dqn._trunk": ["csrc/_trunk.pyx", "csrc/trunk/trunk.c"],
 }
 
 DEBUG, COVERAGE = (os.environ.get(name, "0") not in ("", "0") for name in ("FASTRL_DEBUG", "FASTRL_COVERAGE"))
@@ -37,22 +38,31 @@ DIRECTIVES = {
     "linetrace": COVERAGE,
 }
 
-# No -march=native: a wheel must run on any machine of its platform. No contraction into fused
-# multiply-adds: the kernels and their plain twins agree to the last bit.
-COMPILE_ARGS = [] if sys.platform == "win32" else (["-O1"] if DEBUG else ["-O3", "-g0"]) + ["-ffp-contract=off"]
+# No -march=native: a wheel must run on any machine of its platform. No contraction into fused multiply-adds: the
+# replay's kernels and their plain twins agree to the last bit. The trunk's kernels are made of them, and held to a
+# tolerance.
+COMPILE_ARGS = ["-O1"] if DEBUG else ["-O3", "-g0"]
+NO_CONTRACTION = ["-ffp-contract=off"]
+CONTRACTION = {"fastrl.dqn._trunk": ["-ffp-contract=fast", "-Wno-psabi"]}
+if sys.platform == "win32":  # its compiler has neither these flags nor the vector types of the trunk
+    del KERNELS["fastrl.dqn._trunk"]
+    COMPILE_ARGS, NO_CONTRACTION = [], []
 LINK_ARGS = []
 if SANITIZE:
     COMPILE_ARGS += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
     LINK_ARGS += [f"-fsanitize={SANITIZE}"]
 OPTIONS = {
-    "extra_compile_args": COMPILE_ARGS,
+    "include_dirs": ["csrc"],
     "extra_link_args": LINK_ARGS,
     "define_macros": [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")] if COVERAGE else [],
 }
 
 setup(
     ext_modules=cythonize(
-        [Extension(name, [source], **OPTIONS) for name, source in KERNELS.items()],
+        [
+            Extension(name, sources, extra_compile_args=COMPILE_ARGS + CONTRACTION.get(name, NO_CONTRACTION), **OPTIONS)
+            for name, sources in KERNELS.items()
+        ],
         compiler_directives=DIRECTIVES,
         build_dir=None if COVERAGE else "build/cython-debug" if DEBUG else "build/cython",
         show_all_warnings=True,

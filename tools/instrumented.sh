@@ -10,6 +10,8 @@ rm -rf "$here"
 mkdir -p "$here"
 tar -c --exclude='*.so' --exclude=__pycache__ --exclude=weights \
   csrc fastrl/__init__.py fastrl/base fastrl/replay tests/replay setup.py pyproject.toml README.md LICENSE | tar -x -C "$here"
+mkdir "$here/fastrl/dqn" "$here/tests/dqn" # for the trunk's kernels, which its tests load without the package
+cp tests/dqn/test_trunk_kernels.py "$here/tests/dqn"
 cd "$here"
 export PYTHONPATH=$here
 # Of setuptools only the kernels are asked for.
@@ -38,7 +40,7 @@ from fastrl.replay import _frames
 # Frames no larger than the gap between two pieces of memory: no other piece can lie where this one is read past its end.
 _frames.gather(np.zeros((1, 16), np.uint8), np.array([[1]]), np.empty((1, 16), np.uint8), 0, 1)'
     # Reports go past Python, so that pytest must not take the file they go to.
-    python -m pytest -q --capture=sys -p no:cacheprovider -m '' tests/replay "$@"
+    python -m pytest -q --capture=sys -p no:cacheprovider -m '' tests/replay tests/dqn "$@"
     ;;
   tsan)
     build FASTRL_SANITIZE=thread

@@ -25,6 +25,7 @@ from fastrl.dqn.device import cuda_graph
 from fastrl.dqn.device.device import has_bfloat16
 from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.device.transfer import Download, Upload
+from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.loss import (
     categorical_divergence,
     categorical_target,
@@ -34,8 +35,9 @@ from fastrl.dqn.loss import (
     td_error,
     weighted_mean,
 )
-from fastrl.dqn.network import QNetwork, build_network
-from fastrl.dqn.optimizer import build_optimizer, load_moments, set_rate
+from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
+from fastrl.dqn.optimizer import build_optimizer, load_moments, moments, set_rate
+from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
 
 State = dict[str, Any]
@@ -134,7 +136,8 @@ class Learner:
         for network in (self.online, self.target):
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._params: list[Tensor] = list(self.online.parameters())
-        self._optimizer = build_optimizer(config, self._params, device)
+        self._flat, self._flat_target = (FlatParameters(net.parameters()) for net in (self.online, self.target))
+        self._optimizer = build_optimizer(config, [self._flat.values], device)
         self._rate = config.learning_rate
 
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
@@ -152,25 +155,52 @@ class Learner:
         config, online, target = self.config, self.online, self.target
         device, bfloat16 = self.device, self.precision == "bfloat16"
 
-        def outputs(network: QNetwork, obs: Tensor) -> Tensor:
-            # One autocast block per call: weights cast without gradient must not serve a call with one.
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                return network.outputs(obs)
+        trunk = self._trunk = self._fast_trunk(bfloat16)
+        dense: dict[QNetwork, Callable[[Tensor], Tensor]] = {}
+        if trunk is not None:
+            hidden, hidden_target = trunk.hidden
+            dense = {
+                online: lambda x: Dense.apply(x, *hidden),  # type: ignore[no-untyped-call]
+                target: lambda x: Dense.apply(x, *hidden_target),  # type: ignore[no-untyped-call]
+            }
+
+        def arithmetic() -> Any:
+            # One block per call: weights cast without gradient must not serve a call with one.
+            return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+
+        def features(network: QNetwork, obs: Tensor) -> Tensor:
+            with arithmetic():
+                return network.features(obs)
+
+        def behind(network: QNetwork, x: Tensor) -> Tensor:
+            with arithmetic():
+                return network.behind(x, dense.get(network))
 
         def q_values(obs: Tensor) -> Tensor:
             with torch.no_grad():
-                return online.values(outputs(online, obs))
+                return online.values(behind(online, features(online, obs)))
+
+        def act_behind(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return online.values(behind(online, x)).argmax(dim=1)
 
         def act(obs: Tensor) -> Tensor:
-            return q_values(obs).argmax(dim=1)
-
-        def loss(
-            obs_tm1: Tensor, action_tm1: Tensor, reward_t: Tensor, obs_t: Tensor, discount_t: Tensor, weight: Tensor
-        ) -> tuple[Tensor, Tensor, Tensor]:
-            out_tm1 = outputs(online, obs_tm1)
             with torch.no_grad():
-                out_t = outputs(target, obs_t)
-                q_t_select = q_values(obs_t) if config.double else target.values(out_t)
+                return act_behind(features(online, obs))
+
+        def loss_behind(
+            x_tm1: Tensor,
+            x_t: Tensor,
+            x_t_target: Tensor,
+            action_tm1: Tensor,
+            reward_t: Tensor,
+            discount_t: Tensor,
+            weight: Tensor,
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            out_tm1 = behind(online, x_tm1)
+            with torch.no_grad():
+                out_t = behind(target, x_t_target)
+                q_t_select = online.values(behind(online, x_t)) if config.double else target.values(out_t)
             if config.distributional:
                 probs_t = taken(out_t, q_t_select.argmax(dim=1)).softmax(dim=1)
                 wanted = categorical_target(reward_t, discount_t, probs_t, target.support)
@@ -184,38 +214,92 @@ class Learner:
             stats = torch.stack((value.detach(), errors.mean(), taken(q_tm1, action_tm1).mean(), q_tm1.max()))
             return value, errors, stats
 
+        def loss(
+            obs_tm1: Tensor, action_tm1: Tensor, reward_t: Tensor, obs_t: Tensor, discount_t: Tensor, weight: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            with torch.no_grad():
+                x_t_target = features(target, obs_t)
+                x_t = features(online, obs_t) if config.double else x_t_target
+            x_tm1 = features(online, obs_tm1)
+            return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight)
+
+        grad_views = dict(zip(self._params, self._flat.views(self._flat.grads), strict=True))
+        leaves = list(self._params)
+        into = [grad_views[p] for p in leaves]
+        if trunk is not None:
+            leaves = [trunk.leaf(p) for p in leaves]
+
         def update() -> Tensor:
             """One update on `self._inputs`; return the errors [B] on the device, without waiting for them."""
-            self._optimizer.zero_grad()
-            value, errors, stats = self._loss(*self._inputs.values())
-            torch.autograd.backward(value)
-            grad_norm = clip_grad_norm_(self._params, config.max_grad_norm)
-            self._optimizer.step()
+            value, errors, stats = self._loss()
+            grads = torch.autograd.grad(value, leaves)
+            with torch.no_grad():
+                torch._foreach_copy_(into, grads)
+                grad_norm = self._clip()
+                self._optimizer.step()
+            if trunk is not None:
+                trunk.learned()
             with torch.no_grad():
                 self._tally.add(stats, grad_norm)
             return errors
 
         self._q_values = q_values
-        self._loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = loss
-        self._act: Callable[[], Tensor] = lambda: act(self._acting)
         self._update: Callable[[], Tensor] = update
+
+        def use(act_behind: Any, loss_behind: Any, act: Any, loss: Any) -> None:
+            """Act and learn by these functions: those behind the features, where the trunk is the fast one."""
+            if trunk is None:
+                self._act: Callable[[], Tensor] = lambda: act(self._acting)
+                self._loss: Callable[[], tuple[Tensor, Tensor, Tensor]] = lambda: loss(*self._inputs.values())
+                return
+            columns = [value for name, value in self._inputs.items() if "obs" not in name]
+            self._act = lambda: act_behind(trunk.act(self._frames["acting"]))
+            self._loss = lambda: loss_behind(*trunk.features(self._frames["obs"], self._frames["next_obs"]), *columns)
+
+        use(act_behind, loss_behind, act, loss)
         if not config.compile:
             return
         with _eager_if_it_fails("torch.compile", "Install a C++ compiler (CPU) or Triton (CUDA)"):
             if device.type == "cuda":
                 cuda_graph.avoid_short_lived_kernels()
-            fast_act = torch.compile(act, fullgraph=True, dynamic=False)
-            fast_loss = torch.compile(loss, fullgraph=True, dynamic=False)
-            with torch.random.fork_rng(devices=[]):  # the first calls compile
-                fast_act(self._acting)
-                torch.autograd.backward(fast_loss(*self._inputs.values())[0])
-            self._optimizer.zero_grad()
-            self._act, self._loss = lambda: fast_act(self._acting), fast_loss
+            functions = [torch.compile(f, fullgraph=True, dynamic=False) for f in (act_behind, loss_behind, act, loss)]
+            use(*functions)
+            try:
+                with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the first calls compile
+                    warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")  # of the features
+                    self._act()
+                    torch.autograd.grad(self._loss()[0], leaves)
+            except BaseException:
+                use(act_behind, loss_behind, act, loss)
+                raise
         if device.type == "cuda":
             with _eager_if_it_fails("recording a CUDA graph", "Update PyTorch and the driver"):
                 with cuda_graph.unchanged(self._tensors):
                     recorded = cuda_graph.record(self._act), cuda_graph.record(update)
                 self._act, self._update = recorded
+
+    def _fast_trunk(self, bfloat16: bool) -> FastTrunk | None:
+        """Return the fast trunk, if networks, device and observations are made for it."""
+        if self.device.type != "cpu" or self._obs_dtype != np.uint8 or self.config.trunk not in IMAGE_TRUNKS:
+            return None
+        kernels = pick_kernels(bfloat16)
+        if kernels is None:
+            return None
+        b, n = self.config.batch_size, self.config.group_size
+        self._frames = {
+            name: np.zeros((rows, *self._obs_shape), np.uint8)
+            for name, rows in {"obs": b, "next_obs": b, "acting": n}.items()
+        }
+        return FastTrunk(self.online, self.target, (self._flat, self._flat_target), b, n, kernels)
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients down to `max_grad_norm`, if they are larger; return the norm they had."""
+        if self.device.type == "cuda":
+            return clip_grad_norm_([self._flat.values], self.config.max_grad_norm)
+        norm: Tensor = torch.linalg.vector_norm(self._flat.grads)
+        if norm > self.config.max_grad_norm:
+            self._flat.grads.mul_(self.config.max_grad_norm / (norm + 1e-6))
+        return norm
 
     def _tensors(self) -> list[Tensor]:
         """Return all tensors that an update changes."""
@@ -228,7 +312,10 @@ class Learner:
             best: NDArray[np.int64] = self.q_values(obs).argmax(axis=1)
             return best
         self._check_obs(obs)
-        fill(self._acting, self._uploads["acting"].send(obs))
+        if self._trunk is None:
+            fill(self._acting, self._uploads["acting"].send(obs))
+        else:
+            self._frames["acting"] = obs
         actions: NDArray[np.int64] = self._act().cpu().numpy()
         return actions
 
@@ -275,6 +362,9 @@ class Learner:
         self._check(batch)
         for name, tensor in self._inputs.items():
             value = getattr(batch, name)
+            if self._trunk is not None and "obs" in name:
+                self._frames[name] = np.asarray(value)
+                continue
             fill(tensor, value if isinstance(value, Tensor) else self._uploads[name].send(value))
         before = [p.detach().clone() for p in self._params] if measure else []
         errors = self._update()
@@ -283,7 +373,7 @@ class Learner:
         with torch.no_grad():
             if self.updates % self.config.target_period_updates == 0:
                 # In place: compiled functions and CUDA graphs keep reading the same memory.
-                torch._foreach_copy_(list(self.target.parameters()), self._params)
+                self._flat_target.values.copy_(self._flat.values)
             if before:
                 self._tally.measure(before, self._params)
         # Two downloads take turns: the one used now was fetched an update ago.
@@ -330,7 +420,7 @@ class Learner:
         state = {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
-            "optimizer": {"name": self.config.optimizer, "moments": self._optimizer.state_dict()["state"]},
+            "optimizer": {"name": self.config.optimizer, "moments": moments(self._optimizer, self._flat)},
             "updates": self.updates,
             **self._tally.state(),
             "pending": download and {"index": torch.from_numpy(index), "errors": torch.from_numpy(download.finish())},
@@ -354,7 +444,7 @@ class Learner:
         self.target.check_state(state["target"])
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
-        load_moments(self._optimizer, {int(i): moments for i, moments in state["optimizer"]["moments"].items()})
+        load_moments(self._optimizer, self._flat, {int(i): found for i, found in state["optimizer"]["moments"].items()})
         self.updates = state["updates"]
         self._tally.load_state(state)
         self._pending = None

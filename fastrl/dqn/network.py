@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -96,6 +96,10 @@ class QNetwork(nn.Module):
 
     def outputs(self, obs: Tensor) -> Tensor:
         """Return what the last layer gives, float32: Q [B, A], or with atoms their logits [B, A, atoms]."""
+        return self.behind(self.features(obs))
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Return what the trunk makes of obs: features [B, F], of images position by position."""
         obs = obs.flatten(1, 2) if obs.dim() == 5 else obs  # a stack of images in colour
         # Channels last already here: eager convolutions on a CPU otherwise lose up to half of their speed.
         layout = torch.channels_last if obs.dim() == 4 else torch.preserve_format
@@ -104,7 +108,15 @@ class QNetwork(nn.Module):
         features = self.trunk(x)
         # Flattened in the order in which they lie, position by position: no transposition there and back.
         features = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
-        x = F.relu(self.hidden(features.flatten(1)))
+        flat: Tensor = features.flatten(1)
+        return flat
+
+    def behind(self, features: Tensor, dense: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return what the last layer makes of features [B, F]; see `outputs`.
+
+        ``dense`` may take the place of the dense layer with its ReLU: features [B, F] -> [B, width].
+        """
+        x = F.relu(self.hidden(features)) if dense is None else dense(features)
         # The last layers in float32, also under autocast: bfloat16 has steps of 0.5 near 100, actions differ by less.
         with torch.autocast(x.device.type, enabled=False):
             return self._last_layers(x.float())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrl.config import DQNConfig
+from fastrl.dqn.flat import FlatParameters
 
 
 class CentredRMSProp(torch.optim.Optimizer):
@@ -100,18 +101,31 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Any]]) -> None:
-    """Copy the per-parameter part of a saved ``state_dict()`` in; rates and other settings stay.
+def moments(optimizer: torch.optim.Optimizer, flat: FlatParameters) -> dict[int, dict[str, Tensor]]:
+    """Return what the optimizer of `flat` keeps, parameter by parameter: views of its moments, and its counts."""
+    known = optimizer.state[flat.values]
+    split = {name: flat.views(value) for name, value in known.items() if value.dim()}
+    counts = {name: value for name, value in known.items() if not value.dim()}
+    return {i: counts | {name: views[i] for name, views in split.items()} for i in range(len(flat)) if known}
 
-    Moments that exist stay where they are in memory, since CUDA graphs read them there. New ones take their
-    weight's device and memory layout, which fused kernels rely on.
+
+def load_moments(
+    optimizer: torch.optim.Optimizer, flat: FlatParameters, saved: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Copy what `moments` returned in; rates and other settings stay.
+
+    Moments that exist stay where they are in memory, since CUDA graphs read them there. Those that are not in `saved`
+    become zeros.
     """
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, p in enumerate(params):
-        own, saved = optimizer.state[p], moments.get(i, {})
-        for name in own.keys() - saved.keys():
-            own[name].zero_()
-        for name, value in saved.items():
-            if name not in own:
-                own[name] = torch.empty_like(p if value.dim() else value, device=p.device)
+    own = optimizer.state[flat.values]
+    first = saved.get(0, {})
+    for name in own.keys() - first.keys():
+        own[name].zero_()
+    for name, value in first.items():
+        if name not in own:
+            own[name] = torch.zeros_like(flat.values.data) if value.dim() else torch.zeros_like(value)
+        if not value.dim():
             own[name].copy_(value)
+            continue
+        for i, view in enumerate(flat.views(own[name])):
+            view.copy_(saved[i][name])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastrl.config import DQNConfig
-from fastrl.dqn.optimizer import CentredRMSProp, build_optimizer, load_moments, set_rate
+from fastrl.dqn.flat import FlatParameters
+from fastrl.dqn.optimizer import CentredRMSProp, build_optimizer, load_moments, moments, set_rate
 
 CPU = torch.device("cpu")
 
@@ -107,22 +108,30 @@ def test_the_settings_build_each_optimizer_with_its_own_eps():
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
-def test_loaded_moments_take_the_layout_of_their_weight(name):
-    def weight() -> torch.Tensor:
+def test_moments_are_kept_parameter_by_parameter_and_loaded_into_the_same_layout(name):
+    def network() -> FlatParameters:
         w = torch.arange(36.0).reshape(2, 2, 3, 3).contiguous(memory_format=torch.channels_last)
-        w.requires_grad_().grad = torch.linspace(-1, 1, 36).reshape(2, 2, 3, 3)
-        return w
+        flat = FlatParameters([torch.nn.Parameter(w), torch.nn.Parameter(torch.arange(5.0))])
+        for view in flat.views(flat.grads):
+            view.copy_(torch.linspace(-1, 1, view.numel()).reshape(view.shape))
+        return flat
 
     config = DQNConfig(optimizer=name)
-    ours, other = weight(), weight()
-    saved = build_optimizer(config, [ours], CPU)
+    ours, other = network(), network()
+    saved = build_optimizer(config, [ours.values], CPU)
     saved.step()
     with torch.no_grad():
-        other.copy_(ours)
-    moments = {0: {k: v.contiguous() for k, v in saved.state_dict()["state"][0].items()}}
-    loaded = build_optimizer(config, [other], CPU)
-    load_moments(loaded, moments)
-    assert all(v.stride() == other.stride() for v in loaded.state[other].values() if v.dim())
+        other.values.copy_(ours.values)
+    kept = {i: {k: v.contiguous() for k, v in found.items()} for i, found in moments(saved, ours).items()}
+    assert {k: list(v.shape) for k, v in kept[0].items() if v.dim()} == {
+        k: [2, 2, 3, 3] for k, v in kept[0].items() if v.dim()
+    }
+    loaded = build_optimizer(config, [other.values], CPU)
+    load_moments(loaded, other, kept)
+    for one, two in zip(moments(saved, ours).values(), moments(loaded, other).values(), strict=True):
+        assert all(torch.equal(one[k], two[k]) and one[k].stride() == two[k].stride() for k in one)
     saved.step()
     loaded.step()
-    assert torch.equal(ours, other)
+    assert torch.equal(ours.values, other.values)
+    load_moments(loaded, other, {})
+    assert all(not value.any() for found in moments(loaded, other).values() for value in found.values())

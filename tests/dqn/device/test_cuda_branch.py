@@ -39,6 +39,12 @@ SMALL = PRESETS["cuda"].config.replace(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def eager_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that computes as a GPU does, to compare with to the bit."""
+    monkeypatch.setattr(Learner, "_fast_trunk", lambda *_: None)
+
+
 @pytest.fixture
 def cuda() -> Iterator[Cuda]:
     gc.freeze()  # each recording collects garbage, for which all that pytest holds takes long

@@ -1,0 +1,251 @@
+"""The convolutions of a plain trunk on a CPU, from bytes to features and back; csrc/trunk/ has the kernels.
+
+The plain twin is the eager trunk of `fastrl.dqn.network.QNetwork`.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uintptr_t
+
+import numpy as np
+
+
+cdef extern from "trunk/trunk.h":
+    enum:
+        TRUNK_LAYERS
+        TRUNK_NETS
+    ctypedef struct trunk_layer:
+        int c, n, k, s, h, w, ho, wo
+    ctypedef struct trunk_net:
+        int from_ "from"
+        int to, keep
+        const void *weight[4]
+        const float *bias[4]
+        void *out[4]
+    ctypedef struct trunk_job:
+        int layers, planes
+        trunk_layer layer[4]
+        const uint8_t *obs[2]
+        int split, count, nets
+        trunk_net net[2]
+        const void *grad
+        const void *back[4]
+        float *dweight[4]
+        float *dbias[4]
+        int parts
+        char *scratch
+        size_t scratch_bytes
+    ctypedef void (*trunk_parallel)(void (*)(void *), void *, unsigned, unsigned) nogil
+    ctypedef struct trunk_kernels:
+        const char *name
+        int pair
+        int (*supported)() noexcept nogil
+        void (*pack)(const trunk_layer *, const float *, int, float, void *, void *) noexcept nogil
+        void (*forward)(void *) noexcept nogil
+        void (*backward)(void *) noexcept nogil
+    const trunk_kernels trunk_all[]
+    const int trunk_all_count
+    size_t trunk_scratch_bytes(const trunk_job *) noexcept nogil
+    void trunk_gradient(const trunk_job *, int, int, float, float *, float *) noexcept nogil
+    void trunk_run(void (*)(void *) noexcept nogil, trunk_job *, trunk_parallel) noexcept nogil
+
+
+def supported():
+    """Return the instruction sets that this processor has, the plainest first: {name: bytes of an element}."""
+    return {
+        trunk_all[i].name.decode(): 4 // trunk_all[i].pair for i in range(trunk_all_count) if trunk_all[i].supported()
+    }
+
+
+cdef class Trunk:
+    """Convolutions over a batch of pairs of observations, with memory of their own.
+
+    Network 0 sees all observations and learns, network 1 sees the second ones of the pairs.
+
+    Parameters
+    ----------
+    kernels : str
+        One of `supported`.
+    image : (int, int, int)
+        Planes, height and width of an observation.
+    layers : list of (int, int, int)
+        Filters (a multiple of 16), kernel and stride of each layer, at most four. Strides do not exceed kernels.
+    batch : int
+        Pairs in a batch, B.
+    most : int
+        Observations in one call of `act`, at most.
+    parts : int
+        Threads that share the work.
+    parallel : int
+        Address of ``GOMP_parallel`` in the OpenMP library that the process has loaded, or 0: then one thread works.
+
+    Attributes
+    ----------
+    features : [max(2 B, most), F] and [B, F] elements, as uint16 or float32
+        What networks 0 and 1 made of the last batch, position by position.
+
+    Raises
+    ------
+    ValueError
+        If a parameter does not fit.
+    """
+
+    cdef trunk_job job
+    cdef const trunk_kernels *kernels
+    cdef trunk_parallel parallel
+    cdef int batch, most
+    cdef list memory
+    cdef readonly list features
+    cdef readonly tuple image
+    cdef readonly object dtype
+
+    def __init__(self, str kernels, tuple image, list layers, int batch, int most, int parts,
+                 uintptr_t parallel):
+        cdef int i, j, c, h, w
+        cdef trunk_layer *l
+        self.kernels = NULL
+        for i in range(trunk_all_count):
+            if trunk_all[i].name.decode() == kernels and trunk_all[i].supported():
+                self.kernels = &trunk_all[i]
+        if self.kernels is NULL:
+            raise ValueError(f"kernels is {kernels!r}; this processor has {', '.join(supported())}")
+        if not 1 <= len(layers) <= TRUNK_LAYERS or batch < 1 or most < 0 or parts < 1:
+            raise ValueError(f"layers is {layers}, batch {batch}, parts {parts}; give 1 to {TRUNK_LAYERS} layers")
+        planes, h, w = image
+        c = planes + planes % 2
+        self.job.layers, self.job.planes, self.job.parts = len(layers), planes, parts
+        for j, (n, k, s) in enumerate(layers):
+            if n % 16 or n < 16 or not 1 <= s <= k or (k * c) % 2 or min(h, w) < k:
+                raise ValueError(f"layer {j} is {(n, k, s)}, which does not fit [{c}, {h}, {w}]")
+            l = &self.job.layer[j]
+            l.c, l.n, l.k, l.s, l.h, l.w = c, n, k, s, h, w
+            l.ho, l.wo = (h - k) // s + 1, (w - k) // s + 1
+            c, h, w = n, l.ho, l.wo
+        self.image, self.batch, self.most = image, batch, most
+        self.parallel = <trunk_parallel><void *>parallel
+        self.dtype = np.dtype(np.uint16 if self.kernels.pair == 2 else np.float32)
+        self.memory, self.features = [], []
+        self._allocate()
+
+    cdef void *_keep(self, shape, dtype) except NULL:
+        """Return memory that lives as long as this object, aligned for whole registers."""
+        cdef uintptr_t address
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        held = np.zeros(size + 128, np.uint8)
+        address = held.ctypes.data
+        start = -address % 64
+        array = held[start:start + size].view(dtype).reshape(shape)
+        self.memory.append(array)
+        return <void *><uintptr_t>array.ctypes.data
+
+    cdef int _allocate(self) except -1:
+        cdef int i, j
+        cdef trunk_layer *l
+        cdef trunk_net *net
+        for i in range(TRUNK_NETS):
+            net = &self.job.net[i]
+            for j in range(self.job.layers):
+                l = &self.job.layer[j]
+                last = j == self.job.layers - 1
+                rows = (max(2 * self.batch, self.most), self.batch)[i] if last else self.batch if i == 0 else 0
+                net.weight[j] = self._keep((l.k * l.k * l.c, l.n), self.dtype)
+                net.bias[j] = <const float *>self._keep((l.n,), np.float32)
+                net.out[j] = self._keep((rows, l.ho * l.wo * l.n), self.dtype)
+                if last:
+                    self.features.append(self.memory[len(self.memory) - 1])
+        for j in range(self.job.layers):
+            l = &self.job.layer[j]
+            self.job.back[j] = self._keep((l.k * l.k * l.n, l.c), self.dtype)
+            self.job.dweight[j] = <float *>self._keep((self.job.parts, l.k * l.k * l.c, l.n), np.float32)
+            self.job.dbias[j] = <float *>self._keep((self.job.parts, l.n), np.float32)
+        self.job.scratch_bytes = trunk_scratch_bytes(&self.job)
+        self.job.scratch = <char *>self._keep((self.job.parts, self.job.scratch_bytes), np.uint8)
+        return 0
+
+    def pack(self, int net, int layer, const float[:, :, :, ::1] weight, const float[::1] bias):
+        """Take over the weights [n, k, k, c] and biases [n] of a layer of a network."""
+        self._layer(net, layer)
+        cdef trunk_layer *l = &self.job.layer[layer]
+        cdef int channels = self.job.planes if layer == 0 else l.c
+        cdef float scale = <float>(1.0 / 255) if layer == 0 else 1
+        self._fits("weight", (weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[3]),
+                   (l.n, l.k, l.k, channels))
+        self._fits("bias", (bias.shape[0],), (l.n,))
+        cdef float *to = <float *>self.job.net[net].bias[layer]
+        cdef int i
+        with nogil:
+            for i in range(l.n):
+                to[i] = bias[i]
+            self.kernels.pack(l, &weight[0, 0, 0, 0], channels, scale, <void *>self.job.net[net].weight[layer],
+                              <void *>self.job.back[layer] if net == 0 else NULL)
+
+    def forward(self, const uint8_t[:, :, :, ::1] obs, const uint8_t[:, :, :, ::1] next_obs):
+        """Fill `features` for observations [B, *image] uint8 and those that followed them."""
+        self._image("obs", obs, self.batch)
+        self._image("next_obs", next_obs, self.batch)
+        self.job.obs[0], self.job.obs[1] = &obs[0, 0, 0, 0], &next_obs[0, 0, 0, 0]
+        self.job.count, self.job.split, self.job.nets = 2 * self.batch, self.batch, 2
+        self._span(0, 0, 2 * self.batch, self.batch)
+        self._span(1, self.batch, 2 * self.batch, 0)
+        with nogil:
+            trunk_run(self.kernels.forward, &self.job, self.parallel)
+
+    def act(self, const uint8_t[:, :, :, ::1] obs):
+        """Fill ``features[0][:n]`` for observations [n, *image] uint8."""
+        if not 1 <= obs.shape[0] <= self.most:
+            raise ValueError(f"obs has {obs.shape[0]} rows; give 1 to {self.most}")
+        self._image("obs", obs, obs.shape[0])
+        self.job.obs[0], self.job.split = &obs[0, 0, 0, 0], obs.shape[0]
+        self.job.count, self.job.nets = obs.shape[0], 1
+        self._span(0, 0, obs.shape[0], 0)
+        with nogil:
+            trunk_run(self.kernels.forward, &self.job, self.parallel)
+
+    def backward(self, const uint8_t[:, :, :, ::1] obs, grad):
+        """Work out the gradients of network 0, after `forward` of the same observations.
+
+        Parameters
+        ----------
+        obs : [B, *image] uint8
+            The first ones of the pairs.
+        grad : [B, F] elements
+            Gradient with respect to the features.
+        """
+        self._image("obs", obs, self.batch)
+        self._fits("grad", grad.shape, (self.batch, self.features[0].shape[1]))
+        if grad.dtype != self.dtype or not grad.flags.c_contiguous:
+            raise ValueError(f"grad is {grad.dtype}; give {self.dtype}, C-contiguous")
+        self.job.obs[0] = &obs[0, 0, 0, 0]
+        self.job.grad = <const void *><uintptr_t>grad.ctypes.data
+        self.job.count = self.job.split = self.batch
+        with nogil:
+            trunk_run(self.kernels.backward, &self.job, self.parallel)
+
+    def gradient(self, int layer, float[:, :, :, ::1] weight, float[::1] bias):
+        """Write a layer's gradients, after `backward`: weight [n, k, k, c] and bias [n]."""
+        self._layer(0, layer)
+        cdef trunk_layer *l = &self.job.layer[layer]
+        cdef int channels = self.job.planes if layer == 0 else l.c
+        cdef float scale = <float>(1.0 / 255) if layer == 0 else 1
+        self._fits("weight", (weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[3]),
+                   (l.n, l.k, l.k, channels))
+        self._fits("bias", (bias.shape[0],), (l.n,))
+        with nogil:
+            trunk_gradient(&self.job, layer, channels, scale, &weight[0, 0, 0, 0], &bias[0])
+
+    cdef int _layer(self, int net, int layer) except -1:
+        if not (0 <= net < TRUNK_NETS and 0 <= layer < self.job.layers):
+            raise ValueError(f"network {net}, layer {layer}; there are {TRUNK_NETS} and {self.job.layers}")
+        return 0
+
+    cdef int _span(self, int net, int begin, int end, int keep) except -1:
+        self.job.net[net].from_, self.job.net[net].to, self.job.net[net].keep = begin, end, keep
+        return 0
+
+    cdef int _image(self, name, const uint8_t[:, :, :, ::1] obs, rows) except -1:
+        shape = (obs.shape[0], obs.shape[1], obs.shape[2], obs.shape[3])
+        return self._fits(name, shape, (rows, *self.image))
+
+    cdef int _fits(self, name, shape, wanted) except -1:
+        if tuple(shape) != tuple(wanted):
+            raise ValueError(f"{name} has shape {list(shape)}; give {list(wanted)}")
+        return 0

@@ -1,0 +1,295 @@
+/* The kernels of one instruction set. trunk.c includes this once for each, and defines before:
+ *   NAME(x)   x with the set's suffix
+ *   TARGET    the attribute that lets a function use the set
+ *   T, PAIR   an element, and how many of them are multiplied and summed at once
+ *   VL, V     floats in a register, and its type
+ *   SPLAT(p)  V with PAIR elements at p in every lane;  LOAD(p)  V with VL * PAIR elements
+ *   ZERO      V of zeros;  LOADF(p), STOREF(p, v)  floats
+ *   MADD(acc, a, b)  acc + the sums over pairs of a b
+ *   STORE(p, v)      round to elements;  RELU(v)
+ *   FROM_BYTE(b), TO_FLOAT(e)
+ *   ROW1, ROW2        positions in a tile of one and of two registers of filters
+ *   BLOCK1, BLOCK2    weights in a tile of gradients of one and of two registers of filters
+ *   BACK              positions in a tile of input gradients
+ */
+
+/* [planes][area] bytes -> [area][c] elements; a channel beyond the planes is zero. */
+TARGET static void NAME(interleave)(const uint8_t *restrict in, T *restrict out, int planes, int c, size_t area) {
+#ifdef INTERLEAVE4
+  if (planes == 4 && c == 4 && area >= 16) {
+    INTERLEAVE4(in, out, area);
+    return;
+  }
+#endif
+  for (int channel = 0; channel < c; channel++)
+    for (size_t i = 0; i < area; i++) out[i * c + channel] = channel < planes ? FROM_BYTE(in[channel * area + i]) : (T)0;
+}
+
+/* Weights as a network holds them, [n][k][k][channels] floats, in the two orders in which the kernels read them; the
+ * bytes of observations are numbers from 0 to 255 here, so the first layer's weights are divided by 255. */
+TARGET static void NAME(pack)(const trunk_layer *l, const float *weight, int channels, float scale, void *to_forward,
+                              void *to_back) {
+  T *forward = to_forward, *back = to_back;
+  const int k = l->k, c = l->c, n = l->n;
+  for (int i = 0; i < n; i++)
+    for (int yx = 0; yx < k * k; yx++)
+      for (int j = 0; j < c; j++) {
+        const T e = j < channels ? ROUND(weight[((size_t)i * k * k + yx) * channels + j] * scale) : (T)0;
+        const size_t at = (size_t)yx * c + j;
+        forward[(at / PAIR * n + i) * PAIR + at % PAIR] = e;
+        if (back) back[(((size_t)yx * (n / PAIR) + i / PAIR) * c + j) * PAIR + i % PAIR] = e;
+      }
+}
+
+/* One tile of a layer's output: P positions of a row, B registers of filters. */
+#define FORWARD_TILE(P, B)                                                                                            \
+  TARGET static inline __attribute__((always_inline)) void NAME(forward_##P##_##B)(                                   \
+      const trunk_layer *l, const T *in, const T *weight, const float *bias, T *out) {                                \
+    const size_t across = (size_t)l->s * l->c, row = (size_t)l->k * l->c;                                             \
+    V acc[P][B];                                                                                                      \
+    UNROLL(8) for (int b = 0; b < B; b++) {                                                                           \
+      UNROLL(32) for (int p = 0; p < P; p++) acc[p][b] = LOADF(bias + VL * b);                                        \
+    }                                                                                                                 \
+    for (int y = 0; y < l->k; y++) {                                                                                  \
+      const T *at = in + (size_t)y * l->w * l->c;                                                                     \
+      for (size_t j = 0; j < row; j += PAIR) {                                                                        \
+        V w[B];                                                                                                       \
+        UNROLL(8) for (int b = 0; b < B; b++) w[b] = LOAD(weight + VL * PAIR * b);                                    \
+        UNROLL(32) for (int p = 0; p < P; p++) {                                                                      \
+          const V x = SPLAT(at + p * across + j);                                                                     \
+          UNROLL(8) for (int b = 0; b < B; b++) acc[p][b] = MADD(acc[p][b], x, w[b]);                                 \
+        }                                                                                                             \
+        weight += (size_t)l->n * PAIR;                                                                                \
+      }                                                                                                               \
+    }                                                                                                                 \
+    UNROLL(32) for (int p = 0; p < P; p++) {                                                                          \
+      UNROLL(8) for (int b = 0; b < B; b++) STORE(out + (size_t)p * l->n + VL * b, RELU(acc[p][b]));                  \
+    }                                                                                                                 \
+  }
+
+#define FORWARD_ROW(P, B)                                                                                             \
+  for (; x + P <= l->wo; x += P)                                                                                      \
+    NAME(forward_##P##_##B)(l, at + (size_t)x * l->s * l->c, weight + (size_t)n * PAIR, bias + n, to + (size_t)x * l->n + n)
+
+FORWARD_TILES
+
+/* One layer of one sample. */
+TARGET static void NAME(forward_layer)(const trunk_layer *l, const T *in, const T *weight, const float *bias, T *out) {
+  for (int n = 0; n < l->n;) {
+    const int two = l->n - n >= 2 * VL;
+    for (int y = 0; y < l->ho; y++) {
+      const T *at = in + (size_t)y * l->s * l->w * l->c;
+      T *to = out + (size_t)y * l->wo * l->n;
+      int x = 0;
+      if (two) {
+        FORWARD_ROWS2
+      } else {
+        FORWARD_ROWS1
+      }
+    }
+    n += two ? 2 * VL : VL;
+  }
+}
+
+/* Gradients of B registers of filters with respect to K weights in one row of the kernel.
+ * in: [h][w][c][PAIR] elements, pairs of positions that lie `s` apart; grad: [ho][pairs of a row][n][PAIR]. */
+#define WEIGHT_TILE(K, B)                                                                                             \
+  TARGET static inline __attribute__((always_inline)) void NAME(weight_##K##_##B)(                                    \
+      const trunk_layer *l, const T *in, const T *grad, float *dweight) {                                             \
+    const int pairs = (l->wo + PAIR - 1) / PAIR;                                                                      \
+    const size_t across = (size_t)PAIR * l->s * l->c * PAIR, down = (size_t)l->s * l->w * l->c * PAIR;                \
+    V acc[K][B];                                                                                                      \
+    UNROLL(32) for (int i = 0; i < K; i++) {                                                                          \
+      UNROLL(8) for (int b = 0; b < B; b++) acc[i][b] = LOADF(dweight + (size_t)i * l->n + VL * b);                   \
+    }                                                                                                                 \
+    for (int y = 0; y < l->ho; y++) {                                                                                 \
+      const T *at = in + y * down;                                                                                    \
+      for (int q = 0; q < pairs; q++) {                                                                               \
+        V g[B];                                                                                                       \
+        UNROLL(8) for (int b = 0; b < B; b++) g[b] = LOAD(grad + VL * PAIR * b);                                      \
+        UNROLL(32) for (int i = 0; i < K; i++) {                                                                      \
+          const V x = SPLAT(at + (size_t)i * PAIR);                                                                   \
+          UNROLL(8) for (int b = 0; b < B; b++) acc[i][b] = MADD(acc[i][b], x, g[b]);                                 \
+        }                                                                                                             \
+        at += across;                                                                                                 \
+        grad += (size_t)l->n * PAIR;                                                                                  \
+      }                                                                                                               \
+    }                                                                                                                 \
+    UNROLL(32) for (int i = 0; i < K; i++) {                                                                          \
+      UNROLL(8) for (int b = 0; b < B; b++) STOREF(dweight + (size_t)i * l->n + VL * b, acc[i][b]);                   \
+    }                                                                                                                 \
+  }
+
+#define WEIGHT_BLOCKS(K, B)                                                                                           \
+  for (; j + K <= row; j += K)                                                                                        \
+    NAME(weight_##K##_##B)(l, at + (size_t)j * PAIR, grad + (size_t)n * PAIR, to + (size_t)j * l->n + n)
+
+WEIGHT_TILES
+
+TARGET static void NAME(weight_layer)(const trunk_layer *l, const T *in, const T *grad, float *dweight) {
+  const int row = l->k * l->c;
+  for (int n = 0; n < l->n;) {
+    const int two = l->n - n >= 2 * VL;
+    for (int y = 0; y < l->k; y++) {
+      const T *at = in + (size_t)y * l->w * l->c * PAIR;
+      float *to = dweight + (size_t)y * row * l->n;
+      int j = 0;
+      if (two) {
+        WEIGHT_ROWS2
+      } else {
+        WEIGHT_ROWS1
+      }
+    }
+    n += two ? 2 * VL : VL;
+  }
+}
+
+/* How far gradients reach beyond the output on the left, and on the right: zeros lie there. */
+#define LEFT(l) (((l)->k - 1) / (l)->s)
+#define PADDED(l) (((l)->w - 1) / (l)->s + 1 + LEFT(l) > (l)->wo + LEFT(l) ? ((l)->w - 1) / (l)->s + 1 + LEFT(l) : (l)->wo + LEFT(l))
+
+/* Gradients of P positions of a row, s apart, and one register of channels, with respect to a layer's input. */
+#define INPUT_TILE(P)                                                                                                 \
+  TARGET static inline __attribute__((always_inline)) void NAME(input_##P)(                                           \
+      const trunk_layer *l, const T *grad, const T *weight, int y, int x, T *out) {                                   \
+    const size_t padded = PADDED(l);                                                                                  \
+    V acc[P];                                                                                                         \
+    UNROLL(32) for (int p = 0; p < P; p++) acc[p] = ZERO;                                                             \
+    for (int ky = y % l->s; ky < l->k && ky <= y; ky += l->s) {                                                       \
+      const int oy = (y - ky) / l->s;                                                                                 \
+      if (oy >= l->ho) continue;                                                                                      \
+      for (int kx = x % l->s; kx < l->k; kx += l->s) {                                                                \
+        const T *g = grad + (oy * padded + LEFT(l) + x / l->s - kx / l->s) * l->n;                                    \
+        const T *w = weight + (size_t)(ky * l->k + kx) * l->n * l->c;                                                 \
+        for (int j = 0; j < l->n; j += PAIR) {                                                                        \
+          const V v = LOAD(w);                                                                                        \
+          UNROLL(32) for (int p = 0; p < P; p++) acc[p] = MADD(acc[p], SPLAT(g + (size_t)p * l->n + j), v);           \
+          w += (size_t)l->c * PAIR;                                                                                   \
+        }                                                                                                             \
+      }                                                                                                               \
+    }                                                                                                                 \
+    UNROLL(32) for (int p = 0; p < P; p++) STORE(out + (size_t)p * l->s * l->c, acc[p]);                              \
+  }
+
+#define INPUT_ROW(P)                                                                                                  \
+  for (; x + (P - 1) * l->s < l->w; x += P * l->s)                                                                    \
+    NAME(input_##P)(l, grad, weight + (size_t)c * PAIR, y, x, out + ((size_t)y * l->w + x) * l->c + c)
+
+INPUT_TILES
+
+/* grad: [ho][PADDED][n] elements; out: [h][w][c]. */
+TARGET static void NAME(input_layer)(const trunk_layer *l, const T *grad, const T *weight, T *out) {
+  for (int y = 0; y < l->h; y++)
+    for (int first = 0; first < l->s && first < l->w; first++)
+      for (int c = 0; c < l->c; c += VL) {
+        int x = first;
+        INPUT_ROWS
+      }
+}
+
+/* Where the activation is not positive the gradient is zero. Writes it twice: rows with zeros on both sides for
+ * `input_layer`, and pairs of positions for `weight_layer`; and adds it up for the biases. */
+TARGET static void NAME(mask)(const trunk_layer *l, const T *grad, const T *act, T *padded, T *pairs, float *dbias) {
+  const int n = l->n, in_row = (l->wo + PAIR - 1) / PAIR, left = LEFT(l);
+  const size_t width = PADDED(l);
+  for (int y = 0; y < l->ho; y++) {
+    T *row = padded + y * width * n, *pair = pairs + (size_t)y * in_row * n * PAIR;
+    memset(row, 0, width * n * sizeof(T));
+    if (l->wo % PAIR) memset(pair + (size_t)(in_row - 1) * n * PAIR, 0, (size_t)n * PAIR * sizeof(T));
+    for (int x = 0; x < l->wo; x++) {
+      const T *g = grad + ((size_t)y * l->wo + x) * n, *a = act + ((size_t)y * l->wo + x) * n;
+      T *to = row + (size_t)(left + x) * n, *half = pair + (size_t)(x / PAIR) * n * PAIR + x % PAIR;
+      for (int i = 0; i < n; i++) {
+        const T e = a[i] > 0 ? g[i] : (T)0; /* bits of a bfloat16 that is not negative are positive if it is */
+        to[i] = e;
+        half[(size_t)i * PAIR] = e;
+        dbias[i] += TO_FLOAT(e);
+      }
+    }
+  }
+}
+
+#if PAIR == 2
+/* [h][w][c] -> [h][w][c][2]: each element beside the one of the next position of an output row. */
+TARGET static void NAME(pair_up)(const trunk_layer *l, const T *restrict in, T *restrict out) {
+  const size_t row = (size_t)l->w * l->c, apart = (size_t)l->s * l->c;
+  for (int y = 0; y < l->h; y++, in += row, out += 2 * row) {
+    for (size_t i = 0; i < row - apart; i++) {
+      out[2 * i] = in[i];
+      out[2 * i + 1] = in[i + apart];
+    }
+    for (size_t i = row - apart; i < row; i++) {
+      out[2 * i] = in[i];
+      out[2 * i + 1] = 0;
+    }
+  }
+}
+#endif
+
+TARGET static void NAME(forward)(void *argument) {
+  trunk_job *job = argument;
+  const trunk_layer *first = &job->layer[0], *last = &job->layer[job->layers - 1];
+  const size_t area = (size_t)first->h * first->w;
+  T *x = (T *)(job->scratch + job->scratch_bytes * __atomic_fetch_add(&job->worker, 1, __ATOMIC_RELAXED));
+  T *spare = x + area * first->c + TRUNK_SLACK;
+  for (int i; (i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->count;) {
+    const uint8_t *bytes = i < job->split ? job->obs[0] + i * area * job->planes
+                                          : job->obs[1] + (i - job->split) * area * job->planes;
+    NAME(interleave)(bytes, x, job->planes, first->c, area);
+    for (int k = 0; k < job->nets; k++) {
+      const trunk_net *net = &job->net[k];
+      if (i < net->from || i >= net->to) continue;
+      const size_t at = i - net->from;
+      const T *in = x;
+      T *free = spare;
+      for (int j = 0; j < job->layers; j++) {
+        const trunk_layer *l = &job->layer[j];
+        const size_t size = (size_t)l->ho * l->wo * l->n;
+        T *out = (int)at < net->keep || l == last ? (T *)net->out[j] + at * size : free;
+        NAME(forward_layer)(l, in, net->weight[j], net->bias[j], out);
+        in = out;
+        free += size;
+      }
+    }
+  }
+}
+
+TARGET static void NAME(backward)(void *argument) {
+  trunk_job *job = argument;
+  const trunk_layer *first = &job->layer[0];
+  const size_t area = (size_t)first->h * first->w;
+  /* Each part has the same samples and sums of its own, whichever worker takes it: the result is always the same. */
+  for (int part; (part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->parts;) {
+    T *x = (T *)(job->scratch + job->scratch_bytes * part);
+    for (int j = 0; j < job->layers; j++) {
+      const trunk_layer *l = &job->layer[j];
+      memset(job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n, 0, sizeof(float) * l->k * l->k * l->c * l->n);
+      memset(job->dbias[j] + (size_t)part * l->n, 0, sizeof(float) * l->n);
+    }
+    const long begin = (long)job->count * part / job->parts, end = (long)job->count * (part + 1) / job->parts;
+    for (long i = begin; i < end; i++) {
+      const uint8_t *bytes = i < job->split ? job->obs[0] + i * area * job->planes
+                                            : job->obs[1] + (i - job->split) * area * job->planes;
+      NAME(interleave)(bytes, x, job->planes, first->c, area);
+      const trunk_layer *l = &job->layer[job->layers - 1];
+      const T *grad = (const T *)job->grad + i * l->ho * l->wo * l->n;
+      for (int j = job->layers - 1; j >= 0; j--) {
+        l = &job->layer[j];
+        const size_t size = (size_t)l->ho * l->wo * l->n, inside = (size_t)l->h * l->w * l->c;
+        T *padded = x + area * first->c + TRUNK_SLACK;
+        T *pairs = padded + (size_t)l->ho * PADDED(l) * l->n + TRUNK_SLACK;
+        T *passed = x + job->scratch_bytes / sizeof(T) - TRUNK_SLACK - inside; /* at the end: the next layer reads it */
+        NAME(mask)(l, grad, (const T *)job->net[0].out[j] + i * size, padded, pairs, job->dbias[j] + (size_t)part * l->n);
+        const T *in = j ? (const T *)job->net[0].out[j - 1] + i * inside : x;
+#if PAIR == 2
+        T *paired = pairs + PAIR * (size_t)l->ho * ((l->wo + 1) / PAIR) * l->n + TRUNK_SLACK;
+        NAME(pair_up)(l, in, paired);
+        in = paired;
+#endif
+        NAME(weight_layer)(l, in, pairs, job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n);
+        if (j) NAME(input_layer)(l, padded, job->back[j], passed);
+        grad = passed;
+      }
+    }
+  }
+}
