@@ -511,6 +511,29 @@ def test_an_episode_that_ends_at_the_limit_is_terminated_and_one_of_a_single_ste
     assert ends == ([True, False] * 2 if mode == AutoresetMode.NEXT_STEP else [True] * 4)
 
 
+def test_in_one_step_an_environment_ends_by_itself_and_another_at_the_limit():
+    both = [Gives(box(3, dtype=np.float32), ends=ends) for ends in (5, None)]
+    envs = open_envs(
+        lambda: SyncVectorEnv([lambda: both[0], lambda: both[1]], autoreset_mode="SameStep"), max_episode_steps=5
+    )
+    envs.reset()
+    *_, last = [envs.step([0, 0]) for _ in range(5)]
+    assert (last.terminated.tolist(), last.truncated.tolist()) == ([True, False], [False, True])
+    assert (last.final[:, 0].tolist(), last.frame[:, 0].tolist()) == ([5, 5], [0, 0])
+
+
+def test_the_first_observation_of_a_later_episode_is_one_of_reset_in_every_mode():
+    class Worse(Gives):
+        def reset(self, **settings):
+            obs, info = super().reset(**settings)
+            return (obs if self.resets == 1 else NAN_AT_2), info
+
+    for vector in EVERY:
+        assert "is nan, in reset(), environment 0" in first_error(
+            vector(lambda: Worse(box(3, dtype=np.float32), ends=2))
+        )
+
+
 def test_the_limit_of_the_environment_wins_if_it_is_shorter():
     envs = open_envs(lambda: TimeLimit(make_long(), 3), max_episode_steps=5)
     envs.reset()
