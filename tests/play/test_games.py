@@ -259,7 +259,7 @@ def test_a_protocol_says_what_it_is():
     ("call", "message"),
     [
         (lambda: EvaluationRules(epsilon=2), "epsilon is 2"),
-        (lambda: EvaluationRules(max_steps=0), "--max-steps is 0; give at least 1"),
+        (lambda: EvaluationRules(max_steps=0), "--max-steps is 0; give between 1 and"),
         (lambda: play_games("breakout", noop, 0, seed=1), "episodes is 0"),
         (lambda: play_games("breakout", noop, 1, seed=-1), "seed is -1"),
         (lambda: play_games("breakout", noop, 1, seed=1, film_every=0), "film_every is 0"),

@@ -1,0 +1,282 @@
+/* The kernels of trunk_kernels.h, compiled for each instruction set, and how a job is shared among threads. */
+#include "trunk.h"
+
+#include <string.h>
+
+#if defined(__clang__)
+#define UNROLL(n) _Pragma("unroll")
+#elif defined(__GNUC__)
+#define UNROLL_TEXT(text) _Pragma(#text)
+#define UNROLL(n) UNROLL_TEXT(GCC unroll n)
+#else
+#error "the trunk's kernels need GCC or Clang: their vector types"
+#endif
+
+/* Elements past the end of what is written, that a load of a whole register may touch. */
+#define TRUNK_SLACK 64
+
+#define CAT_(a, b) a##_##b
+#define CAT(a, b) CAT_(a, b)
+#define NAME(x) CAT(x, SET)
+
+/* --- float32, with the compiler's vectors ------------------------------------------------------------- */
+
+#define T float
+#define PAIR 1
+#define ZERO ((V){0})
+#define FROM_BYTE(b) ((float)(b))
+#define TO_FLOAT(e) (e)
+#define ROUND(f) (f)
+#define LOAD(p) NAME(load)(p)
+#define LOADF(p) NAME(load)(p)
+#define STORE(p, v) NAME(store)(p, v)
+#define STOREF(p, v) NAME(store)(p, v)
+#define SPLAT(p) NAME(splat)(p)
+#define MADD(acc, a, b) ((acc) + (a) * (b))
+#define RELU(v) ((V)((v > ZERO) & (VI)(v)))
+
+#define VECTOR                                                                                                 \
+  typedef float NAME(vector) __attribute__((vector_size(VL * 4)));                                             \
+  typedef int32_t NAME(ints) __attribute__((vector_size(VL * 4)));                                             \
+  TARGET static inline __attribute__((always_inline)) NAME(vector) NAME(load)(const float *p) {                \
+    NAME(vector) v;                                                                                            \
+    memcpy(&v, p, sizeof v);                                                                                   \
+    return v;                                                                                                  \
+  }                                                                                                            \
+  TARGET static inline __attribute__((always_inline)) void NAME(store)(float *p, NAME(vector) v) {             \
+    memcpy(p, &v, sizeof v);                                                                                   \
+  }
+#define V NAME(vector)
+#define VI NAME(ints)
+
+#define SET portable
+#define TARGET
+#define VL 4
+VECTOR
+TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p) {
+  const float e = *p;
+  return (V){e, e, e, e};
+}
+#define FORWARD_TILES FORWARD_TILE(5, 2) FORWARD_TILE(1, 2) FORWARD_TILE(1, 1)
+#define FORWARD_ROWS2 FORWARD_ROW(5, 2); FORWARD_ROW(1, 2);
+#define FORWARD_ROWS1 FORWARD_ROW(1, 1);
+#define WEIGHT_TILES WEIGHT_TILE(4, 2) WEIGHT_TILE(2, 2) WEIGHT_TILE(2, 1)
+#define WEIGHT_ROWS2 WEIGHT_BLOCKS(4, 2); WEIGHT_BLOCKS(2, 2);
+#define WEIGHT_ROWS1 WEIGHT_BLOCKS(2, 1);
+#define INPUT_TILES INPUT_TILE(5) INPUT_TILE(1)
+#define INPUT_ROWS INPUT_ROW(5); INPUT_ROW(1);
+#include "trunk_kernels.h"
+#undef SET
+#undef TARGET
+#undef VL
+
+#if defined(__x86_64__)
+#define SET avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define VL 8
+VECTOR
+TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p) {
+  const float e = *p;
+  return (V){e, e, e, e, e, e, e, e};
+}
+#undef FORWARD_TILES
+#undef FORWARD_ROWS2
+#undef WEIGHT_TILES
+#undef WEIGHT_ROWS2
+#undef INPUT_TILES
+#undef INPUT_ROWS
+#define FORWARD_TILES FORWARD_TILE(6, 2) FORWARD_TILE(5, 2) FORWARD_TILE(3, 2) FORWARD_TILE(1, 2) FORWARD_TILE(1, 1)
+#define FORWARD_ROWS2                                   \
+  if (l->wo % 6 && l->wo % 5 == 0) { FORWARD_ROW(5, 2); } \
+  FORWARD_ROW(6, 2); FORWARD_ROW(3, 2); FORWARD_ROW(1, 2);
+#define WEIGHT_TILES WEIGHT_TILE(6, 2) WEIGHT_TILE(4, 2) WEIGHT_TILE(2, 2) WEIGHT_TILE(2, 1)
+#define WEIGHT_ROWS2                                        \
+  if (row % 6 && row % 4 == 0) { WEIGHT_BLOCKS(4, 2); }     \
+  WEIGHT_BLOCKS(6, 2); WEIGHT_BLOCKS(4, 2); WEIGHT_BLOCKS(2, 2);
+#define INPUT_TILES INPUT_TILE(10) INPUT_TILE(9) INPUT_TILE(4) INPUT_TILE(1)
+#define INPUT_ROWS INPUT_ROW(10); INPUT_ROW(9); INPUT_ROW(4); INPUT_ROW(1);
+#include "trunk_kernels.h"
+#undef SET
+#undef TARGET
+#undef VL
+
+#define SET avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")))
+#define VL 16
+VECTOR
+TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p) {
+  const float e = *p;
+  return (V){e, e, e, e, e, e, e, e, e, e, e, e, e, e, e, e};
+}
+#undef FORWARD_TILES
+#undef FORWARD_ROWS2
+#undef FORWARD_ROWS1
+#undef WEIGHT_TILES
+#undef WEIGHT_ROWS2
+#undef WEIGHT_ROWS1
+#define FORWARD_TILES                                                                                        \
+  FORWARD_TILE(20, 1) FORWARD_TILE(8, 1) FORWARD_TILE(4, 1) FORWARD_TILE(1, 1)                               \
+  FORWARD_TILE(10, 2) FORWARD_TILE(9, 2) FORWARD_TILE(7, 2) FORWARD_TILE(4, 2) FORWARD_TILE(1, 2)
+#define FORWARD_ROWS2 FORWARD_ROW(10, 2); FORWARD_ROW(9, 2); FORWARD_ROW(7, 2); FORWARD_ROW(4, 2); FORWARD_ROW(1, 2);
+#define FORWARD_ROWS1 FORWARD_ROW(20, 1); FORWARD_ROW(8, 1); FORWARD_ROW(4, 1); FORWARD_ROW(1, 1);
+#define WEIGHT_TILES WEIGHT_TILE(16, 1) WEIGHT_TILE(2, 1) WEIGHT_TILE(12, 2) WEIGHT_TILE(8, 2) WEIGHT_TILE(2, 2)
+#define WEIGHT_ROWS2                                        \
+  if (row % 12 && row % 8 == 0) { WEIGHT_BLOCKS(8, 2); }    \
+  WEIGHT_BLOCKS(12, 2); WEIGHT_BLOCKS(8, 2); WEIGHT_BLOCKS(2, 2);
+#define WEIGHT_ROWS1 WEIGHT_BLOCKS(16, 1); WEIGHT_BLOCKS(2, 1);
+#include "trunk_kernels.h"
+#undef SET
+#undef TARGET
+#endif
+
+#undef T
+#undef PAIR
+#undef ZERO
+#undef FROM_BYTE
+#undef TO_FLOAT
+#undef ROUND
+#undef LOAD
+#undef LOADF
+#undef STORE
+#undef STOREF
+#undef SPLAT
+#undef MADD
+#undef RELU
+#undef V
+#undef VI
+
+/* --- bfloat16, with AVX-512 --------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+typedef uint16_t bfloat16;
+#define SET avx512_bf16
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
+#define T bfloat16
+#define PAIR 2
+#define V __m512
+#define ZERO _mm512_setzero_ps()
+#define LOAD(p) _mm512_loadu_ps((const float *)(p))
+#define LOADF(p) _mm512_loadu_ps(p)
+#define STOREF(p, v) _mm512_storeu_ps(p, v)
+#define STORE(p, v) _mm256_storeu_si256((__m256i *)(p), (__m256i)_mm512_cvtneps_pbh(v))
+#define SPLAT(p) pair_of(p)
+#define MADD(acc, a, b) _mm512_dpbf16_ps(acc, (__m512bh)(a), (__m512bh)(b))
+#define RELU(v) _mm512_max_ps(v, ZERO)
+#define TO_FLOAT(e) to_float(e)
+#define ROUND(f) rounded(f)
+#define FROM_BYTE(b) from_byte(b)
+#define INTERLEAVE4 interleave4
+
+TARGET static inline __attribute__((always_inline)) __m512 pair_of(const bfloat16 *p) {
+  int32_t pair;
+  memcpy(&pair, p, sizeof pair);
+  return (__m512)_mm512_set1_epi32(pair);
+}
+
+static inline float to_float(bfloat16 e) {
+  const uint32_t bits = (uint32_t)e << 16;
+  float f;
+  memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+static inline bfloat16 rounded(float f) { /* to nearest, ties to even, as the processor's instruction does; NaN stays */
+  uint32_t bits;
+  memcpy(&bits, &f, sizeof bits);
+  if (f != f) return (bfloat16)(bits >> 16 | 0x40);
+  return (bfloat16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline bfloat16 from_byte(uint8_t b) { /* exact: 8 bits fit into the 8 of the significand */
+  const float f = b;
+  uint32_t bits;
+  memcpy(&bits, &f, sizeof bits);
+  return (bfloat16)(bits >> 16);
+}
+
+TARGET static void interleave4(const uint8_t *in, bfloat16 *out, size_t area) {
+  for (size_t start = 0; start < area; start += 16) {
+    const size_t i = start + 16 <= area ? start : area - 16;
+    const __m128i a = _mm_loadu_si128((const __m128i *)(in + i)), b = _mm_loadu_si128((const __m128i *)(in + area + i)),
+                  c = _mm_loadu_si128((const __m128i *)(in + 2 * area + i)),
+                  d = _mm_loadu_si128((const __m128i *)(in + 3 * area + i));
+    const __m128i low_ab = _mm_unpacklo_epi8(a, b), high_ab = _mm_unpackhi_epi8(a, b);
+    const __m128i low_cd = _mm_unpacklo_epi8(c, d), high_cd = _mm_unpackhi_epi8(c, d);
+    const __m128i four[4] = {_mm_unpacklo_epi16(low_ab, low_cd), _mm_unpackhi_epi16(low_ab, low_cd),
+                             _mm_unpacklo_epi16(high_ab, high_cd), _mm_unpackhi_epi16(high_ab, high_cd)};
+    for (int k = 0; k < 4; k++) {
+      const __m512 f = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(four[k]));
+      const __m256i upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(f), 16));
+      _mm256_storeu_si256((__m256i *)(out + 4 * i + 16 * k), upper);
+    }
+  }
+}
+
+#include "trunk_kernels.h"
+#undef SET
+#undef TARGET
+#endif
+
+/* --- which there are ------------------------------------------------------------------------------------ */
+
+static int always(void) { return 1; }
+#if defined(__x86_64__)
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int has_avx512(void) {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+const trunk_kernels trunk_all[] = {
+    {"portable", 1, always, pack_portable, forward_portable, backward_portable},
+#if defined(__x86_64__)
+    {"avx2", 1, has_avx2, pack_avx2, forward_avx2, backward_avx2},
+    {"avx512", 1, has_avx512, pack_avx512, forward_avx512, backward_avx512},
+    {"avx512_bf16", 2, has_avx512_bf16, pack_avx512_bf16, forward_avx512_bf16, backward_avx512_bf16},
+#endif
+};
+const int trunk_all_count = sizeof trunk_all / sizeof *trunk_all;
+
+size_t trunk_scratch_bytes(const trunk_job *job) {
+  const trunk_layer *first = &job->layer[0];
+  size_t forward = 0, backward = 0;
+  for (int j = 0; j < job->layers; j++) {
+    const trunk_layer *l = &job->layer[j];
+    const size_t padded = (size_t)l->ho * PADDED(l) * l->n, pairs = (size_t)l->ho * (l->wo + 1) * l->n;
+    const size_t inside = (size_t)l->h * l->w * l->c, all = padded + pairs + 3 * inside;
+    forward += (size_t)l->ho * l->wo * l->n;
+    backward = all > backward ? all : backward;
+  }
+  const size_t most = forward > backward ? forward : backward;
+  const size_t bytes = sizeof(float) * ((size_t)first->h * first->w * first->c + most + 8 * TRUNK_SLACK);
+  return (bytes + 4095) / 4096 * 4096;
+}
+
+void trunk_run(void (*work)(void *), trunk_job *job, trunk_parallel parallel) {
+  job->next = job->worker = 0;
+  if (parallel && job->parts > 1)
+    parallel(work, job, (unsigned)job->parts, 0);
+  else
+    work(job);
+}
+
+void trunk_gradient(const trunk_job *job, int j, int channels, float scale, float *weight, float *bias) {
+  const trunk_layer *l = &job->layer[j];
+  const int kk = l->k * l->k, c = l->c, n = l->n;
+  for (int i = 0; i < n; i++) {
+    bias[i] = 0;
+    for (int part = 0; part < job->parts; part++) bias[i] += job->dbias[j][(size_t)part * n + i];
+  }
+  for (int i = 0; i < n; i++)
+    for (int yx = 0; yx < kk; yx++)
+      for (int from = 0; from < channels; from++) {
+        float sum = 0;
+        for (int part = 0; part < job->parts; part++)
+          sum += job->dweight[j][(((size_t)part * kk + yx) * c + from) * n + i];
+        weight[((size_t)i * kk + yx) * channels + from] = sum * scale;
+      }
+}
