@@ -113,6 +113,7 @@ def train(
         As of `fastrl.dqn.run.train`.
     """
     config: RunConfig
+    about, frames = "", settings.get("total_frames")
     if isinstance(what, RunConfig):
         config = _changed(what, settings)
     elif what is None and resume is None:
@@ -121,17 +122,21 @@ def train(
         game = None if what is None else _name(what)
         if game is not None and "game" in settings:
             raise ConfigError(f"game is {settings['game']!r}, and {game} is given first; give one game")
-        config = _default(game, settings.get("device"), None if resume is None else Path(resume))[0]
-        config = _changed(config, settings)
+        earlier = None if resume is None else Path(resume)
+        default, about = _default(game, settings.get("device"), earlier, frames if isinstance(frames, int) else None)
+        config = _changed(default, settings)
     if isinstance(config, DQNConfig):
         from fastrl.dqn import run
 
-        if isinstance(what, str) and not quiet and (differs := differing_rules(what, config)):
-            console.say(differs)
+        say = (lambda text: None) if quiet else console.say
+        if isinstance(what, str) and (differs := differing_rules(what, config)):
+            say(differs)
+        if about:
+            say(f"{config.game}: {about}; Ctrl-C or a notebook's stop button saves the run")
         trained = run.train(config, callbacks, resume=resume, quiet=quiet)
-        if trained.stop.signal is not None and not quiet:
+        if trained.stop.signal is not None:
             again = f"train(resume={os.path.abspath(trained.folder)!r})"
-            console.say(f"stopped after {trained.frames:,} frames; resume with: {again}")
+            say(f"stopped after {trained.frames:,} frames; resume with: {again}")
         return trained
     from fastrl.sarsa import run as sarsa
 

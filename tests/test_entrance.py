@@ -90,7 +90,7 @@ def test_train_is_told_apart_from_no_function():
     told = pydoc.plain(pydoc.render_doc(train))
     assert "Train an agent until its last frame" in told
     assert "config_for(" in told
-    assert "run_command" not in told
+    assert "main(" not in told
 
 
 def test_the_replay_and_settings_need_numpy_alone_and_what_needs_more_names_the_extra():
@@ -150,9 +150,10 @@ def test_a_run_that_is_stopped_says_how_python_resumes_it(tmp_path, capsys):
             if run.steps == 320:
                 signal.raise_signal(signal.SIGTERM)
 
-    run = fastrl.train(QUICK.replace(runs_dir=str(tmp_path), name="run"), [Stops()])
+    run = fastrl.train("catch", [Stops()], compile=False, runs_dir=str(tmp_path), name="run", total_frames=2_000)
     assert run.stop.signal == signal.SIGTERM
-    *_, said = capsys.readouterr().out.splitlines()
+    first, *_, said = capsys.readouterr().out.splitlines()
+    assert first.startswith("catch: 2,000 frames of Catch; Ctrl-C or a notebook's stop button saves the run")
     assert said == f"stopped after 320 frames; resume with: train(resume={str(tmp_path / 'run')!r})"
 
 

@@ -21,7 +21,7 @@ from untrained import make_run, write_settings
 pytest.importorskip("envpool")
 
 import itertools
-from types import ModuleType, NoneType
+from types import ModuleType, NoneType, SimpleNamespace
 
 from fastrl import __main__ as front
 from fastrl import cli, evaluate, plot, train, watch
@@ -63,7 +63,7 @@ def reached(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "my_module", raising=False)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", ModuleType("imageio_ffmpeg"))
     monkeypatch.setattr(train, "_dqn", note)
-    monkeypatch.setattr("fastrl.sarsa.run.train", note)
+    monkeypatch.setattr("fastrl.sarsa.run.train", lambda *given, **_: SimpleNamespace(status=note(*given)))
     monkeypatch.setattr("fastrl.dqn.agent.load_agent", lambda *_: None)
     monkeypatch.setattr(evaluate, "evaluate", note)
     monkeypatch.setattr(watch, "watch", note)
