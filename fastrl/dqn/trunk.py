@@ -214,7 +214,11 @@ def _as_numpy(tensor: Tensor) -> Array:
 def openmp_parallel() -> int:
     """Return the address of ``GOMP_parallel`` in PyTorch's OpenMP library, whose threads are shared; 0 if not found."""
     maps = Path("/proc/self/maps")
-    libraries = re.findall(r"\S*/lib(?:gomp|omp|iomp5)\S*\.so\S*", maps.read_text()) if maps.exists() else []
+    libraries = (
+        re.findall(r"\S*/lib(?:gomp|omp|iomp5)\S*\.so\S*", maps.read_text(encoding="utf-8", errors="surrogateescape"))
+        if maps.exists()
+        else []
+    )
     for library in (*dict.fromkeys(libraries), None):
         try:
             found = ctypes.CDLL(library, mode=ctypes.RTLD_LOCAL).GOMP_parallel

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from untrained import make_run, write_settings
@@ -214,7 +214,7 @@ def room(monkeypatch, tmp_path, runs):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", ModuleType("imageio_ffmpeg"))
     monkeypatch.setattr(train, "_dqn", lambda *_: 0)
-    monkeypatch.setattr("fastrl.sarsa.run.train", lambda *_, **__: 0)
+    monkeypatch.setattr("fastrl.sarsa.run.train", lambda *_, **__: SimpleNamespace(status=0))
     monkeypatch.setattr("fastrl.play.games.play_games", stop)
     monkeypatch.setattr(watch, "_open_window", stop)
     monkeypatch.setattr(watch, "has_display", lambda: False)

@@ -77,7 +77,7 @@ def test_what_no_version_wrote_is_named(changes, reason):
         ({"runs_dir": 5}, "--runs-dir is 5; give text"),
         ({"game": ["catch"]}, "--game is ['catch']; give text"),
         ({"gamma": True}, "--gamma is True; give a number"),
-        ({"trunk": 3}, "--trunk is 3; give nature, small, impala or vector"),
+        ({"optimizer": 3}, "--optimizer is 3; give adam or rmsprop"),
         ({"total_frames": 10**24}, f"--total-frames is {10**24}; give at most 9,223,372,036,854,775,807"),
     ],
 )
