@@ -245,4 +245,5 @@ class Loop:
             callback.on_checkpoint(self, folder)
 
     def _not_finite(self, what: str, found: dict[str, Any]) -> NotFiniteError:
+        self.saver.wait()  # a checkpoint in progress, of before, may be the one to resume from
         return not_finite(what, self.folder, self.learner.updates, self._recent, found, self.config)
