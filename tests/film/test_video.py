@@ -197,7 +197,7 @@ def test_a_film_is_what_its_name_says(film, tmp_path):
 def test_a_film_that_finds_no_folder_is_refused_before_anything_is_played(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        ConfigError, match=r"--out is .*film\.gif, but no file can be made in .*file; give another place"
+        ConfigError, match=r"--out is .*film\.gif', where no file can be made .*; give --out another place"
     ):
         check_film(tmp_path / "file" / "deep" / "film.gif")
     check_film(tmp_path / "new" / "deep" / "film.gif")  # made when it is written
