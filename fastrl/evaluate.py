@@ -128,8 +128,13 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
         origin = os.path.abspath(agent.origin)
         facts = {"game": played.game, "checkpoint": origin, "protocol": words, "env": played.backend}
         scores = {"scores": played.scores.tolist()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.json, json.dumps(facts | played.figures() | scores, indent=2) + "\n")
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(args.json, json.dumps(facts | played.figures() | scores, indent=2) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"--json is {str(args.json)!r}, which could not be written ({error.strerror}); the scores stand above"
+            ) from error
     if played.film:
         write_film(film, played.film)
         say(f"film of the first game: {film}")

@@ -122,7 +122,7 @@ class CustomEnvs:
         self._score = np.zeros(self.num_envs)
         self._length = np.zeros(self.num_envs, np.int64)
 
-    @_guarded("reset()", "a pair (observation, info)")
+    @_guarded("reset()", "a pair (observation, info), and takes the arguments seed and options")
     def reset(self) -> Step:
         """Start new episodes in all environments and return one `reset` row for each."""
         check_state(self._sent is None, "reset() while a step is in progress; call recv() first")

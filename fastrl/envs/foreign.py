@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -38,13 +39,22 @@ def calling(game: str, what: str, remedy: str, *, kind: type[Exception] = EnvErr
     Raises
     ------
     kind
-        From whatever that code raises, SystemExit included, but for KeyboardInterrupt. The message names the innermost
+        From whatever that code raises, SystemExit included, but for a KeyboardInterrupt that may be a signal's. The
+        message names the innermost
         line of the environment's own code. Errors that this package raises itself come out as they are.
     """
     try:
         yield
-    except (KeyboardInterrupt, ConfigError, RunError):  # a second Ctrl-C; what names its remedy already
+    except (ConfigError, RunError):  # what names its remedy already
         raise
+    except KeyboardInterrupt as error:
+        # A second Ctrl-C has the signal's number (`fastrl.base.stop`), and without a handler of ours any may be one.
+        numbered = bool(error.args) and isinstance(error.args[0], int)
+        if numbered or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise
+        where = line_of(error)
+        at = f", at {where}; correct it there" if where else f"; {remedy}"
+        raise kind(f"environment {game!r} raised KeyboardInterrupt in {what}{at}") from error
     except BaseException as error:
         if all(module.partition(".")[0] == "fastrl" for module, _, _ in _lines(error)):
             raise

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from multiprocessing import process
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, cast
 
 from fastrl.base.errors import ConfigError
@@ -164,7 +164,8 @@ def name_of(make_env: MakeEnv) -> str:
     Raises
     ------
     ConfigError
-        If it cannot be called.
+        If it cannot be called, or another callable without a name of its own has gone by that variable in this process:
+        the run that recorded it would find this one in its place.
     """
     if not callable(make_env):
         raise _uncallable("make_env", make_env)
@@ -172,16 +173,36 @@ def name_of(make_env: MakeEnv) -> str:
     name = getattr(make_env, "__qualname__", "")
     owner = getattr(make_env, "__self__", None)
     of_object = owner is not None and not isinstance(owner, type | ModuleType)
+    nameless = False
     if not name or "<" in name or of_object:
         variable = _variable(make_env, module)
         if not variable and of_object and (holder := _variable(owner, module)):
             variable = (holder[0], f"{holder[1]}.{name.rpartition('.')[2]}")
         module, name = variable or (module, name if "<" in name else f"<{name or type(make_env).__qualname__}>")
+        nameless = variable is not None
     if module == "__main__":  # other processes know the script by the name of its file
         main = sys.modules["__main__"]
         module = main.__spec__.name if main.__spec__ else Path(getattr(main, "__file__", None) or module).stem
-    _given[f"{module}:{name}"] = make_env
-    return f"{module}:{name}"
+    game = f"{module}:{name}"
+    if nameless and _differ(_given.get(game, make_env), make_env):
+        raise ConfigError(
+            f"environment {game!r} was another callable before in this process, and its run would find this one; give "
+            f"each a function of its own, as in `def make_env(): return ...`"
+        )
+    _given[game] = make_env
+    return game
+
+
+def _differ(one: object, other: object) -> bool:
+    """Whether two functions or partials do different things, as far as can be told; a cell run again makes new ones."""
+    if isinstance(one, functools.partial) and isinstance(other, functools.partial):
+        same = one.args == other.args and one.keywords == other.keywords
+        return not same or _differ(one.func, other.func)
+    if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)):
+        return one is not other and FunctionType in (type(one), type(other))
+    closures = [[cell.cell_contents for cell in f.__closure__ or ()] for f in (one, other)]
+    codes = [(f.__code__.co_code, f.__code__.co_names, f.__code__.co_consts) for f in (one, other)]
+    return codes[0] != codes[1] or any(a is not b for a, b in zip(*closures, strict=False))
 
 
 def _variable(value: object, module: str) -> tuple[str, str] | None:

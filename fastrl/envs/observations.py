@@ -51,7 +51,7 @@ class Observations:
 
     def __init__(self, game: str, space: Space[Any], wrappers: Sequence[str] = ()) -> None:
         self._game = game
-        if not isinstance(space, spaces.Box) or not 1 <= len(space.shape) <= 4:
+        if not isinstance(space, spaces.Box) or not 1 <= len(space.shape) <= 4 or 0 in space.shape:
             raise ConfigError(
                 f"environment {game!r} has the observations {space}; give a Box of shape [n], [H, W], [H, W, C] or "
                 "[C, H, W] (gymnasium.wrappers.FlattenObservation makes a vector of most others)"

@@ -352,7 +352,8 @@ class ReplayBuffer:
         Raises
         ------
         ValueError
-            If a batch that was prefetched has not been taken: a loaded buffer could not return it.
+            If a batch that was prefetched has not been taken: a loaded buffer could not return it; or if the path is
+            a folder's, a device's or a pipe's.
         OSError
             If the file cannot be written; a file that was there before is left as it was.
         """

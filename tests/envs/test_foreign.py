@@ -329,6 +329,7 @@ def test_the_working_directory_stays(tmp_path, monkeypatch):
         (fail, f"raised ValueError: first line in step(), at {FILE}:{LINE}; correct it there", ValueError),
         (lambda: fail(Ended), f"raised Ended: first line in step(), at {FILE}:{LINE};", Ended),
         (sys.exit, "raised SystemExit in step(), at ", SystemExit),
+        (lambda: fail(KeyboardInterrupt), f"raised KeyboardInterrupt in step(), at {FILE}:{LINE};", KeyboardInterrupt),
         (
             lambda: (np.zeros(3), 1.0, False, {}),
             "failed in step(): ValueError: not enough values to unpack (expe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -144,3 +145,43 @@ def test_a_custom_environment_whose_name_is_nearly_right_is_answered_with_the_ri
     Path("my_module.py").write_text("def make_env():\n    pass\n")
     with pytest.raises(ConfigError, match=message):
         names.load(name)
+
+
+def small(number):
+    return number
+
+
+def test_a_variable_that_held_another_callable_names_no_second_run():
+    """A loop's variable: the run that recorded it would find the last callable in place of its own."""
+
+    def build(kind):
+        return lambda: kind()
+
+    module = sys.modules[__name__]
+    for makes in ([lambda: small(1), lambda: small(2)], [build(int), build(float)]):
+        module.looped = makes[0]
+        known = names.name_of(makes[0])
+        assert known.endswith(":looped")
+        assert names.name_of(makes[0]) == known
+        module.looped = makes[1]
+        with pytest.raises(
+            ConfigError, match=r"looped' was another callable before .*; give each a function of its own"
+        ):
+            names.name_of(makes[1])
+        del module.looped
+        names._given.pop(known)
+
+
+def test_the_same_cell_run_again_is_no_other_callable():
+    module = sys.modules[__name__]
+
+    def cell():
+        return lambda: small(1)
+
+    module.again = cell()
+    known = names.name_of(module.again)
+    module.again = cell()
+    assert names.name_of(module.again) == known
+    del module.again
+    assert names._differ(functools.partial(int, 1), functools.partial(int, 2))
+    assert not names._differ(functools.partial(int, 1), functools.partial(int, 1))

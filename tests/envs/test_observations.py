@@ -572,3 +572,8 @@ def test_a_flat_observation_is_what_the_message_on_channels_promises(tmp_path):
 
     run = train.dqn(make_env, small(make_env, tmp_path, total_frames=80), quiet=True)
     assert run.config.trunk == "vector"
+
+
+def test_observations_without_a_number_are_refused():
+    with pytest.raises(ConfigError, match="give a Box of shape"):
+        open_envs(lambda: Gives(box(0, dtype=np.float32)))

@@ -117,9 +117,12 @@ def load_replay(
         del own["n_step"]  # the run changes it as it advances
         for name, value in own.items():
             if saved[name] != value:
+                remedy = ", or delete it to resume with an empty replay"
+                if name in ("obs_shape", "obs_dtype", "stack"):  # the network was made for them too
+                    remedy = ", or start a new run of another --name"
                 raise ConfigError(
                     f"{path} was made with {name} {saved[name]}, this run has {value}; give the settings that it was "
-                    "made with, or delete it to resume with an empty replay"
+                    f"made with{remedy}"
                 )
         plan = _plan(config, envs, device, warm_up_steps, ReplayToLoad(path, saved["capacity"], grow))
         buffer = PrioritizedReplayBuffer.load(path, store=_store(plan, device), capacity=plan.capacity)

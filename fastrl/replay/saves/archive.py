@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -46,7 +47,14 @@ _KINDS_OF_FORMAT_1 = {"ReplayBuffer": "uniform", "PrioritizedReplayBuffer": "pri
 def write_file(
     path: Path, kind: str, settings: dict[str, Any], state: dict[str, Any], store: FrameStore, held: int
 ) -> None:
-    """Write settings, state and the frames of the first ``held`` slots of each ring to ``path``, atomically."""
+    """Write settings, state and the frames of the first ``held`` slots of each ring to ``path``, atomically.
+
+    Links are followed, and a file that is replaced keeps its permissions. ValueError for what is no regular file.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise ValueError(f"path is {path}, which is no regular file; give the name of a file")
+    mode = path.stat().st_mode if path.exists() else None
     partial = path.with_name(path.name + ".partial")
     try:
         with _new_archive(partial) as archive:
@@ -55,6 +63,8 @@ def write_file(
                 for slots, frames in _pieces(settings, held):
                     store.gather(slots[None], frames)
                     member.write(memory_of(frames))
+        if mode is not None:
+            os.chmod(partial, stat.S_IMODE(mode))
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import stat
 import zipfile
 
 import numpy as np
@@ -198,3 +200,21 @@ def test_what_claims_to_be_larger_than_its_file_is_refused_before_memory_is_take
     message = message if where == "array" else "header.json cannot be so long"
     with pytest.raises(ValueError, match=message):
         PrioritizedReplayBuffer.load(path)
+
+
+def test_a_save_follows_links_keeps_permissions_and_replaces_regular_files_alone(tmp_path):
+    buffer = filled(12)
+    real, link, pipe = tmp_path / "real", tmp_path / "link", tmp_path / "pipe"
+    real.touch()
+    real.chmod(0o640)
+    link.symlink_to(real)
+    buffer.save(link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert len(PrioritizedReplayBuffer.load(link)) == len(buffer)
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(ValueError, match="which is no regular file; give the name of a file"):
+            buffer.save(path)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "real"]
