@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -376,8 +377,11 @@ def test_an_environment_that_fails_in_a_process_of_its_own_ends_the_run_too(step
 
 
 def test_a_second_control_c_in_an_environment_is_one(tmp_path):
+    def asked():
+        raise KeyboardInterrupt(signal.SIGINT)  # as `fastrl.base.stop` does
+
     with pytest.raises(KeyboardInterrupt):
-        train_config(small(lambda: Odd(step=lambda: fail(KeyboardInterrupt), after=9), tmp_path), quiet=True)
+        train_config(small(lambda: Odd(step=asked, after=9), tmp_path), quiet=True)
 
 
 def test_closing_that_fails_is_a_warning_and_all_others_are_closed(tmp_path):
