@@ -3,6 +3,7 @@
 The plain twin is the eager trunk of `fastrl.dqn.network.QNetwork`.
 """
 
+cimport cython
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uintptr_t
 
@@ -56,6 +57,8 @@ def supported():
     }
 
 
+@cython.final
+@cython.auto_pickle(False)  # it holds addresses
 cdef class Trunk:
     """Convolutions over a batch of pairs of observations, with memory of their own.
 
