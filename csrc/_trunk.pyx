@@ -166,13 +166,9 @@ cdef class Trunk:
 
     def pack(self, int net, int layer, const float[:, :, :, ::1] weight, const float[::1] bias):
         """Take over the weights [n, k, k, c] and biases [n] of a layer of a network."""
-        self._layer(net, layer)
-        cdef trunk_layer *l = &self.job.layer[layer]
-        cdef int channels = self.job.planes if layer == 0 else l.c
+        cdef int channels = self._channels(net, layer, weight, bias)
         cdef float scale = <float>(1.0 / 255) if layer == 0 else 1
-        self._fits("weight", (weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[3]),
-                   (l.n, l.k, l.k, channels))
-        self._fits("bias", (bias.shape[0],), (l.n,))
+        cdef trunk_layer *l = &self.job.layer[layer]
         cdef float *to = <float *>self.job.net[net].bias[layer]
         cdef int i
         with nogil:
@@ -225,20 +221,21 @@ cdef class Trunk:
 
     def gradient(self, int layer, float[:, :, :, ::1] weight, float[::1] bias):
         """Write a layer's gradients, after `backward`: weight [n, k, k, c] and bias [n]."""
-        self._layer(0, layer)
-        cdef trunk_layer *l = &self.job.layer[layer]
-        cdef int channels = self.job.planes if layer == 0 else l.c
+        cdef int channels = self._channels(0, layer, weight, bias)
         cdef float scale = <float>(1.0 / 255) if layer == 0 else 1
-        self._fits("weight", (weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[3]),
-                   (l.n, l.k, l.k, channels))
-        self._fits("bias", (bias.shape[0],), (l.n,))
         with nogil:
             trunk_gradient(&self.job, layer, channels, scale, &weight[0, 0, 0, 0], &bias[0])
 
-    cdef int _layer(self, int net, int layer) except -1:
+    cdef int _channels(self, int net, int layer, const float[:, :, :, ::1] weight, const float[::1] bias) except -1:
+        """Return the channels of a layer's weights; ValueError if there is no such layer, or they do not fit it."""
         if not (0 <= net < TRUNK_NETS and 0 <= layer < self.job.layers):
             raise ValueError(f"network {net}, layer {layer}; there are {TRUNK_NETS} and {self.job.layers}")
-        return 0
+        cdef trunk_layer *l = &self.job.layer[layer]
+        cdef int channels = self.job.planes if layer == 0 else l.c
+        shape = (weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[3])
+        self._fits("weight", shape, (l.n, l.k, l.k, channels))
+        self._fits("bias", (bias.shape[0],), (l.n,))
+        return channels
 
     cdef int _span(self, int net, int begin, int end, int keep) except -1:
         self.job.net[net].from_, self.job.net[net].to, self.job.net[net].keep = begin, end, keep

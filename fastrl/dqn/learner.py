@@ -223,11 +223,8 @@ class Learner:
             x_tm1 = features(online, obs_tm1)
             return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight)
 
-        grad_views = dict(zip(self._params, self._flat.views(self._flat.grads), strict=True))
-        leaves = list(self._params)
-        into = [grad_views[p] for p in leaves]
-        if trunk is not None:
-            leaves = [trunk.leaf(p) for p in leaves]
+        into = self._flat.views(self._flat.grads)
+        leaves = self._params if trunk is None else [trunk.leaf(p) for p in self._params]
 
         def update() -> Tensor:
             """One update on `self._inputs`; return the errors [B] on the device, without waiting for them."""
@@ -237,10 +234,9 @@ class Learner:
                 torch._foreach_copy_(into, grads)
                 grad_norm = self._clip()
                 self._optimizer.step()
+                self._tally.add(stats, grad_norm)
             if trunk is not None:
                 trunk.learned()
-            with torch.no_grad():
-                self._tally.add(stats, grad_norm)
             return errors
 
         self._q_values = q_values

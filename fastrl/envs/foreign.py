@@ -40,8 +40,8 @@ def calling(game: str, what: str, remedy: str, *, kind: type[Exception] = EnvErr
     ------
     kind
         From whatever that code raises, SystemExit included, but for a KeyboardInterrupt that may be a signal's. The
-        message names the innermost
-        line of the environment's own code. Errors that this package raises itself come out as they are.
+        message names the innermost line of the environment's own code. Errors that this package raises itself come out
+        as they are.
     """
     try:
         yield
