@@ -25,9 +25,15 @@ class DamageError(ConfigError):
     """A file is not what was written."""
 
 
+LONGEST = 300
+"""Characters of another error's message that `in_words` quotes."""
+
+
 def in_words(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its message, for a message of one line."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    """Return the kind of an error and the first line of its message that says something, for a message of one line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def damaged(path: Path, error: object) -> DamageError:

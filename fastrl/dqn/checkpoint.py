@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fastrl.base.errors import ConfigError, damaged
+from fastrl.base.errors import damaged
 from fastrl.dqn.network import QNetwork
 from fastrl.runs import checkpoints
 
@@ -43,7 +43,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     if state.get("format") == 2:
         known = state.get("callbacks", {})
         state |= {"format": 3, "callbacks": {_lifted_key(key, known): known[key] for key in known}}
-    _check_format(folder / "state.json", state.get("format"), STATE_FORMAT, "formats 2 and 3")
+    checkpoints.check_format(folder / "state.json", state.get("format"), STATE_FORMAT, "formats 2 and 3")
     return state
 
 
@@ -99,7 +99,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             network, found = json.loads(file.metadata()["network"]), int(file.metadata().get("format", 1))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
-    _check_format(path, found, WEIGHTS_FORMAT, f"format {WEIGHTS_FORMAT}")
+    checkpoints.check_format(path, found, WEIGHTS_FORMAT, f"format {WEIGHTS_FORMAT}")
     return weights, network
 
 
@@ -120,13 +120,6 @@ def load_network(path: Path) -> QNetwork:
     except Exception as error:  # damage shows in many ways
         raise damaged(path, error) from error
     return network.eval()
-
-
-def _check_format(path: Path, found: Any, wanted: int, known: str) -> None:
-    if found != wanted:
-        raise ConfigError(
-            f"{path} has format {found!r}, and this version reads {known}; install the version of fastrl that wrote it"
-        )
 
 
 def _as_array(leaf: Any) -> Any:

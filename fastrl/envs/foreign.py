@@ -9,12 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastrl.base.errors import ConfigError, RunError
+from fastrl.base.errors import ConfigError, RunError, in_words
 
 # Packages whose frames say nothing of where an environment is wrong; those of Gymnasium's own environments do.
 _BETWEEN = ("fastrl", "gymnasium", "numpy", "importlib", "contextlib", "functools", "multiprocessing")
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
-_LONGEST = 300  # characters of another's message
 
 
 class EnvError(RunError):
@@ -58,7 +57,7 @@ def calling(game: str, what: str, remedy: str, *, kind: type[Exception] = EnvErr
     except BaseException as error:
         if all(module.partition(".")[0] == "fastrl" for module, _, _ in _lines(error)):
             raise
-        said = told(error)
+        said = in_words(error)
         if where := line_of(error):
             raise kind(f"environment {game!r} raised {said} in {what}, at {where}; correct it there") from error
         if isinstance(error, EOFError | ConnectionError):
@@ -81,13 +80,6 @@ def same_folder(game: str, what: str) -> Iterator[None]:
                 "the environment find its files by their full paths",
                 stacklevel=2,
             )
-
-
-def told(error: BaseException) -> str:
-    """Return the type of an error and the first line of its message."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def line_of(error: BaseException) -> str:

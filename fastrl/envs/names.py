@@ -15,9 +15,9 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, cast
 
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, in_words
 from fastrl.base.extras import extra
-from fastrl.envs.foreign import line_of, place, same_folder, told
+from fastrl.envs.foreign import line_of, place, same_folder
 from fastrl.envs.rules import Rules
 
 
@@ -237,7 +237,7 @@ def load(game: str) -> MakeEnv:
             raise ConfigError(f"environment {game!r} cannot be imported ({error}); {remedy}") from error
         remedy = f"put what a script does under {GUARD}" if isinstance(error, SystemExit) else "correct it there"
         raise ConfigError(
-            f"environment {game!r} cannot be imported: {module} raised {told(error)} at {where}; {remedy}"
+            f"environment {game!r} cannot be imported: {module} raised {in_words(error)} at {where}; {remedy}"
         ) from error
     if not callable(value):
         raise _uncallable(f"environment {game!r}", value)

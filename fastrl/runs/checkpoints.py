@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.base.errors import damaged
+from fastrl.base.errors import ConfigError, damaged
 from fastrl.base.extras import extra
 from fastrl.base.files import sync, write_atomically
 
@@ -102,6 +102,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(gone)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_format(path: Path, found: Any, wanted: int, known: str) -> None:
+    """Raise ConfigError unless a file has the wanted format; ``known`` says in words which ones this version reads."""
+    if found != wanted:
+        raise ConfigError(
+            f"{path} has format {found!r}, and this version reads {known}; install the version of fastrl that wrote it"
+        )
 
 
 def check(folder: Path) -> None:

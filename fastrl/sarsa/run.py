@@ -110,11 +110,8 @@ class SarsaRun:
     def _restore(self, found: Path) -> None:
         try:
             state = json.loads((found / "state.json").read_text(encoding="utf-8"))
-            if (written := state.get("format", 1)) != STATE_FORMAT:
-                raise ConfigError(
-                    f"{found / 'state.json'} has format {written!r}, and this version reads format {STATE_FORMAT}; "
-                    "install the version of fastrl that wrote it"
-                )
+            written = state.get("format", 1)
+            checkpoints.check_format(found / "state.json", written, STATE_FORMAT, f"format {STATE_FORMAT}")
             needs = {name: state["unchanged"][name] for name in _UNCHANGED}
             self._task, self._reported = state["task"], state["reporter"]
         except ConfigError:
