@@ -17,6 +17,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from fastrl.base.errors import ConfigError
 from fastrl.base.machine import cpu_count, keep_freed_memory
 from fastrl.config import DQNConfig
 from fastrl.dqn.device import cuda_graph
@@ -24,15 +25,7 @@ from fastrl.dqn.device.device import has_bfloat16
 from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.device.transfer import Download, Upload
 from fastrl.dqn.flat import FlatParameters
-from fastrl.dqn.loss import (
-    categorical_divergence,
-    categorical_target,
-    double_q_target,
-    huber,
-    taken,
-    td_error,
-    weighted_mean,
-)
+from fastrl.dqn.loss import munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
 from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
@@ -150,6 +143,7 @@ class Learner:
         """Write act and loss as plain functions, and compile them where asked and possible."""
         config, online, target = self.config, self.online, self.target
         device, bfloat16 = self.device, self.precision == "bfloat16"
+        head, select_online = online.head, config.double and not config.munchausen
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
         copies = [None if trunk is None else trunk.copy_of(p) for p in self._params]
@@ -197,18 +191,17 @@ class Learner:
         ) -> tuple[Tensor, Tensor, Tensor]:
             out_tm1 = behind(online, x_tm1)
             with torch.no_grad():
+                q_tm1 = online.values(out_tm1)
                 out_t = behind(target, x_t_target)
-                q_t_select = online.values(behind(online, x_t)) if config.double else target.values(out_t)
-            if config.distributional:
-                probs_t = taken(out_t, q_t_select.argmax(dim=1)).softmax(dim=1)
-                wanted = categorical_target(reward_t, discount_t, probs_t, target.support)
-                losses = errors = categorical_divergence(taken(out_tm1, action_tm1), wanted)
-            else:
-                q_target = double_q_target(reward_t, discount_t, q_t_select, out_t)
-                td = td_error(out_tm1, action_tm1, q_target)
-                losses, errors = huber(td, config.huber_delta), td.abs()
+                if config.munchausen:
+                    policy, entropy = soft_policy(target.values(out_t))
+                    reward_t = reward_t + munchausen_bonus(q_tm1, action_tm1) + discount_t * entropy
+                    returns_t = under(head.returns(out_t), policy)
+                else:
+                    q_t_select = online.values(behind(online, x_t)) if select_online else target.values(out_t)
+                    returns_t = head.returns(taken(out_t, q_t_select.argmax(dim=1)))
+            losses, errors = head.loss(taken(out_tm1, action_tm1), reward_t, discount_t, returns_t, config.huber_delta)
             value, errors = weighted_mean(losses, weight), errors.detach()
-            q_tm1 = online.values(out_tm1.detach())
             stats = torch.stack((value.detach(), errors.mean(), taken(q_tm1, action_tm1).mean(), q_tm1.max()))
             return value, errors, stats
 
@@ -217,7 +210,7 @@ class Learner:
         ) -> tuple[Tensor, Tensor, Tensor]:
             with torch.no_grad():
                 x_t_target = features(target, obs_t)
-                x_t = features(online, obs_t) if config.double else x_t_target
+                x_t = features(online, obs_t) if select_online else x_t_target
             x_tm1 = features(online, obs_tm1)
             return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight)
 
@@ -320,7 +313,8 @@ class Learner:
     def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
         """Do one update and return (index [B] int64, errors [B] float32), or None.
 
-        An error is |td|, or with a distributional head the Kullback-Leibler divergence from its target.
+        An error is what the head gives: |td|, the Kullback-Leibler divergence from the target, or the difference of the
+        means.
 
         Parameters
         ----------
@@ -399,6 +393,7 @@ class Learner:
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
             "optimizer": self._optimizer.state(),
+            "head": self.config.head,
             "updates": self.updates,
             **self._tally.state(),
             "pending": download and {"index": torch.from_numpy(index), "errors": torch.from_numpy(download.finish())},
@@ -416,6 +411,9 @@ class Learner:
             The state belongs to another network or optimizer; nothing is changed then.
         """
         self._optimizer.check_state(state["optimizer"])
+        head = state.get("head", self.config.head)  # heads of as many numbers look alike; older states lack it
+        if head != self.config.head:
+            raise ConfigError(f"--head is {self.config.head!r}; the saved state needs {head!r}")
         self.online.check_state(state["online"])
         self.target.check_state(state["target"])
         self.online.load_state_dict(state["online"])
