@@ -76,8 +76,9 @@ class FastTrunk:
         # Of each network, (weight, bias) of each convolution.
         self._convolutions = [[(m.weight, cast(Tensor, m.bias)) for m in some] for some in convolutions]
         self._trunk = _trunk.Trunk(
-            kernels, self._image, layers, batch_size, most, torch.get_num_threads(), openmp_parallel()
-        )
+            kernels, self._image, layers, batch_size, most, torch.get_num_threads(), openmp_parallel(),
+            isinstance(online.trunk[-1], nn.MaxPool2d),
+        )  # fmt: skip
         self._flat, self._versions = flat, [[0], [0]]
         self._element = torch.bfloat16 if self._trunk.dtype == np.uint16 else torch.float32
         self._features = [torch.from_numpy(features).view(self._element) for features in self._trunk.features]
