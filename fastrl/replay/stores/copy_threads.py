@@ -15,11 +15,12 @@ from fastrl.replay import _frames
 
 PAYS_BYTES = 1 << 20
 """From this many bytes on, waking a thread costs less time than it saves."""
-PIECE_BYTES = 1 << 17
-"""What a thread copies before it asks for more: little, so that the last to end is not long behind the first."""
+PIECE_BYTES = 1 << 19
+"""What a thread copies before it takes more. With less, two cores write side by side more often; with more, the last to
+end is longer behind the first."""
 
 LOOKS = 200
-"""How often a caller looks whether the last pieces are copied before it sleeps: about as long as a piece takes."""
+"""How often a caller looks whether the last pieces are copied before it sleeps: some 60 µs."""
 
 
 class Team:
