@@ -42,6 +42,8 @@ PLANNED = 0.8
 """Share of the budget that is planned; the rest is for what takes longer than it did before."""
 QUIET = 0.1
 """Share of the cores' time that other processes may take, or a measurement says little about other days."""
+ROUNDING = 0.03
+"""Seconds by which the system's count of busy time may be off."""
 UPDATE_SECONDS = 0.25
 """The longest update to measure: of a longer one, the same with fewer rows."""
 EASY = 5e9
@@ -214,12 +216,12 @@ def measure(
     """Return the fastest choice, the rule unless another is clearly faster; None if an update is too large to measure.
 
     First the numbers of threads race, from the largest down, then the other pairs of precision and kernels at the
-    winner's number of threads. All ends within `BUDGET_SECONDS`.
+    winner's number of threads; these stay where other processes are at work, whose noise must not change what is
+    computed. All ends within `BUDGET_SECONDS`.
     """
     import torch._dynamo  # takes a second, and the run's own optimizer needs it in any case: no cost of choosing
 
-    threads_before, start = torch.get_num_threads(), time.perf_counter()
-    cores_before, own_before = busy_seconds(), time.process_time()
+    threads_before, start, watch = torch.get_num_threads(), time.perf_counter(), _Watch()
     try:
         rows = _rows(config, shapes, rule)
         if rows is None:
@@ -227,17 +229,30 @@ def measure(
         race = Race(_builder(config, shapes, rows), start + PLANNED * BUDGET_SECONDS)
         counts = [dataclasses.replace(rule, torch_threads=count) for count in threads]
         best = race.winner(rule, counts, until=start + BUDGET_SECONDS / 2, falling=True)
-        pairs = [dataclasses.replace(other, torch_threads=best.torch_threads) for other in others]
-        best = race.winner(best, pairs)
+        if others and not watch.is_busy():
+            pairs = [dataclasses.replace(other, torch_threads=best.torch_threads) for other in others]
+            found = race.winner(best, pairs)
+            best = best if watch.is_busy() else found
     finally:
         torch.set_num_threads(threads_before)
         gc.collect()  # learners hold themselves
-    seconds, cores = time.perf_counter() - start, busy_seconds()
-    quiet = race.is_steady(best)
-    if cores is not None and cores_before is not None:
-        of_others = cores - cores_before - (time.process_time() - own_before)
-        quiet = quiet and of_others <= QUIET * seconds * cpu_count()
-    return Measured(best, quiet, seconds)
+    return Measured(best, race.is_steady(best) and not watch.is_busy(), time.perf_counter() - start)
+
+
+class _Watch:
+    """What other processes do on the cores that this one may use, since it was made."""
+
+    def __init__(self) -> None:
+        self._before = time.perf_counter(), time.process_time(), busy_seconds()
+
+    def is_busy(self) -> bool:
+        """Whether they took more than `QUIET` of the cores' time; no if unknown."""
+        start, own, cores = self._before
+        now = busy_seconds()
+        if now is None or cores is None:
+            return False
+        of_others = now - cores - (time.process_time() - own)
+        return of_others > QUIET * (time.perf_counter() - start) * cpu_count() + ROUNDING
 
 
 def _rows(config: DQNConfig, shapes: Shapes, rule: Choice) -> int | None:
