@@ -80,7 +80,7 @@ def test_the_machine_may_change_its_speed_for_all_ways_in_the_middle():
 
 
 def test_a_way_that_wins_half_of_its_turns_by_much_is_noise():
-    world = World({"a": 1.0, "b": [0.3, 1.1]})
+    world = World({"a": 1.0, "b": [1.1, 0.3]})
     assert world.race().winner("a", ["b"]) == "a"
 
 
@@ -110,6 +110,13 @@ def test_nothing_is_begun_that_would_not_end_in_time(deadline, work, build):
     assert won == "a" or world.log.count(won) > LEAST_TURNS
     if deadline == 100:
         assert won == "c"
+
+
+def test_a_machine_that_becomes_slow_in_the_middle_costs_one_round():
+    world = World({"a": [0.1] * 3 + [2.0] * 99, "b": [0.1] * 3 + [2.0] * 99})
+    world.race(deadline=3.0).winner("a", ["b"])
+    assert world.log.count("a") == world.log.count("b") == 4
+    assert world.now == pytest.approx(6 * 0.1 + 2 * 2.0)
 
 
 def test_a_stage_ends_at_its_own_time_and_the_next_continues_with_what_is_built():

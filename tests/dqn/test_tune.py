@@ -281,15 +281,21 @@ def test_a_real_measurement_gives_one_of_the_choices_and_leaves_no_trace(monkeyp
     assert (configs[0].torch_threads, configs[0].kernels) == (2, "torch")
 
 
-@pytest.mark.parametrize(("share_of_others", "quiet"), [(0.0, True), (0.09, True), (0.12, False), (None, True)])
-def test_threads_race_first_and_then_precision_and_kernels_within_the_budget(monkeypatch, share_of_others, quiet):
+@pytest.mark.parametrize(
+    ("share_of_others", "from_second", "quiet"), [(0.0, 0, True), (0.09, 0, True), (0.12, 0, False), (None, 0, True),
+    (0.9, 1.2, False)],
+)  # fmt: skip
+def test_threads_race_first_and_then_precision_and_kernels_within_the_budget(
+    monkeypatch, share_of_others, from_second, quiet
+):
     """With a clock of its own, on which each choice takes what is said here."""
-    now = [0.0]
+    now, built = [0.0], []
     seconds = {4: 0.04, 2: 0.02, 1: 0.03}
     factor = {("bfloat16", "fastrl"): 1.0, ("bfloat16", "torch"): 1.5, ("float32", "fastrl"): 0.5}
 
     def builder(config, shapes, rows):
         def build(choice):
+            built.append(choice)
             now[0] += 0.05
 
             def work():
@@ -305,10 +311,15 @@ def test_threads_race_first_and_then_precision_and_kernels_within_the_budget(mon
     monkeypatch.setattr(tune, "Race", lambda build, deadline: race.Race(build, deadline, clock))
     rule, others = Choice("bfloat16", 4, "fastrl"), [Choice("float32", 4, "fastrl"), Choice("bfloat16", 4, "torch")]
     monkeypatch.setattr(tune, "cpu_count", lambda: 4)
-    unknown = share_of_others is None
-    monkeypatch.setattr(tune, "busy_seconds", lambda: None if unknown else now[0] * (1 + 4 * share_of_others))
+
+    def worked():
+        return None if share_of_others is None else now[0] + 4 * share_of_others * max(0.0, now[0] - from_second)
+
+    monkeypatch.setattr(tune, "busy_seconds", worked)
     found = tune.measure(SMALL, IMAGE, rule, others, [2, 1])
     assert found.choice == Choice("float32" if quiet else "bfloat16", 2, "fastrl")  # others do not choose a precision
+    tried = {choice.precision for choice in built}
+    assert tried == ({"bfloat16", "float32"} if quiet or from_second else {"bfloat16"})
     assert found.seconds == now[0] <= tune.BUDGET_SECONDS
     assert found.quiet == quiet
 
