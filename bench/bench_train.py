@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -46,7 +47,10 @@ TOLERANCE = 0.05
 QUIET_SHARE = 0.1  # of one core, for all that is not part of this
 BATCH_SIZE, TRAIN_EVERY_STEPS = 32, 4  # of the loops with one game
 NEVER = 10**12
-ABOUT = "samples_per_step batch_size num_envs trunk hidden n_step dueling double prioritized".split()
+ABOUT = (
+    "samples_per_step batch_size num_envs trunk hidden n_step dueling double prioritized "
+    "precision torch_threads kernels"
+).split()
 
 SAME = {"dueling": False, "double": False, "prioritized": False, "target_period_updates": 31}  # 1,000 agent steps
 FULL = {"dueling": True, "double": True, "prioritized": True}
@@ -88,6 +92,8 @@ class Fastrl:
         from fastrl.config import preset_for
         from fastrl.dqn.run import Run
 
+        os.environ["FASTRL_TUNE"] = "off"  # precision, threads and kernels by the rule, the same in each round
+
         self._left_behind = contextlib.ExitStack()
         runs_dir = self._left_behind.enter_context(tempfile.TemporaryDirectory())
         config = self._config = preset_for("breakout", device).config.replace(
@@ -95,7 +101,6 @@ class Fastrl:
             epsilon_end=EPSILON, total_frames=NEVER, log_every_frames=NEVER, evaluate_every_frames=NEVER,
             checkpoint_every_frames=NEVER, runs_dir=runs_dir, **settings,
         )  # fmt: skip
-        self.about = {what: getattr(config, what) for what in ABOUT}
         n = config.group_size
         self.unit = n * max(1, round(config.batch_size / config.samples_per_step / n))
         with warnings.catch_warnings():
@@ -103,6 +108,7 @@ class Fastrl:
             self._run = Run(config, [], Stop(), resume=None, quiet=True)
         self._left_behind.callback(self._run.close)
         self._left_behind.enter_context(self._run.reporter)
+        self.about = {what: getattr(self._run.config, what) for what in ABOUT}
         self.about["bytes_per_row"] = self._run.buffer.nbytes / config.capacity
         self._run.start()
         while self._run.learner.updates < WARM_UPDATES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -13,6 +14,7 @@ from fastrl.dqn.run import Run
 
 import torch  # isort: skip  # after fastrl, which sets how its threads wait
 
+os.environ["FASTRL_TUNE"] = "off"  # what is measured here does not hang on another measurement: all by the rule
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NEVER = 10**12
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+
+os.environ["FASTRL_TUNE"] = "off"  # also in processes that tests start: nothing is measured, nothing kept in ~/.cache
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,6 +25,34 @@ def cpu_count() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         return os.cpu_count() or 1
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what the processor says of itself: maker, family, model and stepping, since names alone are vague."""
+    try:
+        first = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".strip()
+    found = dict(re.findall(r"^(.*?)[ \t]*:[ \t]*(.*)$", first, re.M))
+    return ", ".join([platform.machine(), *(found[name] for name in _PROCESSOR if name in found)])
+
+
+_PROCESSOR = (
+    "vendor_id", "model name", "cpu family", "model", "stepping",
+    "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision",  # of ARM
+)  # fmt: skip
+
+
+def busy_seconds(proc: Path = Path("/proc")) -> float | None:
+    """Return how long the cores this process may use have worked for all processes; None if unknown."""
+    try:
+        lines = [line.split() for line in (proc / "stat").read_text(encoding="utf-8").splitlines()]
+        mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        # user, nice, system, irq, softirq, steal; neither idle nor waiting for a disk
+        ticks = [sum(map(int, [*line[1:4], *line[6:9]])) for line in lines if line and line[0] in mine]
+    except (AttributeError, OSError, ValueError):
+        return None
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def cores_beside_main(parts: int) -> int:

@@ -174,10 +174,14 @@ class DQNConfig(Rules, RunConfig):
     compile: bool = True
     """Compile act and update with torch.compile; off: eager PyTorch."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the network; `auto`: bfloat16 if the device supports it, else float32. The last layers are always
-    float32."""
+    """Arithmetic of the network; the last layers are always float32. `auto`: bfloat16 if the device supports it, else
+    float32; on such a CPU float32 if a measurement at the start shows it to be faster."""
     torch_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
-    """PyTorch's CPU threads (0: one per CPU core that this process may use; on a GPU one)."""
+    """PyTorch's CPU threads (0: one per CPU core that this process may use, or fewer if a measurement at the start
+    shows them to be faster; on a GPU one)."""
+    kernels: Literal["auto", "fastrl", "torch"] = "auto"
+    """A CPU's convolutions: `fastrl`, its own for plain trunks and images of bytes, or `torch`, PyTorch's. `auto`:
+    fastrl's where they fit, unless a measurement at the start shows PyTorch's to be faster."""
 
     # Clocks
     log_every_frames: Annotated[int, AtLeast(1)] = 20_000

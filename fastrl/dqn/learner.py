@@ -88,7 +88,7 @@ class Learner:
     Raises
     ------
     ConfigError
-        The trunk does not fit the observation.
+        The trunk does not fit the observation, or the kernels that the settings ask for do not fit.
 
     Warns
     -----
@@ -262,13 +262,16 @@ class Learner:
                 self._act, self._update = recorded
 
     def _fast_trunk(self, bfloat16: bool) -> FastTrunk | None:
-        """Return the fast trunk, if networks, device and observations are made for it."""
-        if self.device.type != "cpu" or self._obs_dtype != np.uint8 or self.config.trunk not in IMAGE_TRUNKS:
+        """Return the fast trunk, if it is wanted, and networks, device and observations are made for it."""
+        config, kernels = self.config, pick_fast_kernels(self.config, self._obs_dtype, self.device, bfloat16)
+        if kernels is None and config.kernels == "fastrl":
+            raise ConfigError(
+                f"--kernels is 'fastrl', which has none here for {self.precision}, trunk {config.trunk} and "
+                f"observations of {self._obs_dtype} on {self.device.type}; give --kernels auto"
+            )
+        if kernels is None or config.kernels == "torch":
             return None
-        kernels = pick_kernels(bfloat16)
-        if kernels is None:
-            return None
-        b, n = self.config.batch_size, self.config.group_size
+        b, n = config.batch_size, config.group_size
         self._frames = {
             name: np.zeros((rows, *self._obs_shape), np.uint8)
             for name, rows in {"obs": b, "next_obs": b, "acting": n}.items()
@@ -430,6 +433,12 @@ class Learner:
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def pick_fast_kernels(config: DQNConfig, obs_dtype: DTypeLike, device: torch.device, bfloat16: bool) -> str | None:
+    """Return the kernels of the fast trunk; None where it does not fit device, observations, trunk or precision."""
+    fits = device.type == "cpu" and np.dtype(obs_dtype) == np.uint8 and config.trunk in IMAGE_TRUNKS
+    return pick_kernels(bfloat16) if fits else None
 
 
 @contextmanager

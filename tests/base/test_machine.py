@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from fastrl.base import machine
-from fastrl.base.machine import available_bytes, cores_beside_main, free_disk_bytes, has_hard_links
+from fastrl.base.machine import (
+    available_bytes,
+    busy_seconds,
+    cores_beside_main,
+    free_disk_bytes,
+    has_hard_links,
+    processor,
+)
 
 
 @pytest.mark.parametrize(("cores", "parts", "each"), [(16, 1, 15), (16, 2, 7), (2, 1, 1), (2, 2, 1), (1, 1, 1)])
@@ -58,3 +65,29 @@ def test_the_disk_is_asked_where_a_folder_would_be_made(tmp_path):
     assert free > 0
     assert free_disk_bytes(tmp_path / "no" / "folder") == pytest.approx(free, rel=0.1)
     assert free_disk_bytes(Path("no") / "folder") > 0
+
+
+def test_a_processor_is_known_by_more_than_its_name(tmp_path):
+    assert processor()
+    cpuinfo = tmp_path / "cpuinfo"
+    text = "processor\t: 0\nvendor_id\t: A\nmodel\t\t: 2\nmodel name\t: EPYC: one\ncpu MHz\t\t: 2596.096\n"
+    cpuinfo.write_text(text + "\n" + text.replace("2", "9"))
+    assert processor(cpuinfo).endswith("A, EPYC: one, 2")
+    assert processor(tmp_path / "nothing")
+
+
+def test_the_work_of_all_processes_counts_on_the_cores_that_this_one_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2}, raising=False)
+    tick = os.sysconf("SC_CLK_TCK")
+    lines = [
+        "cpu  9999 9999 9999 9999 9999 9999 9999 9999 0 0",
+        f"cpu0 {tick} {2 * tick} {4 * tick} 9999 9999 {8 * tick} {16 * tick} {32 * tick} 9999 9999",
+        "cpu1 9999 9999 9999 9999 9999 9999 9999 9999 0 0",
+        f"cpu2 {64 * tick} 0 0 9999 9999 0 0 0 0 0",
+        "intr 1 2 3",
+    ]
+    (tmp_path / "stat").write_text("\n".join(lines) + "\n")
+    assert busy_seconds(tmp_path) == 127
+    (tmp_path / "stat").write_text("cpu0 no number\n")
+    assert busy_seconds(tmp_path) is None
+    assert busy_seconds(tmp_path / "nothing") is None

@@ -6,8 +6,8 @@ from fastrl.config import PRESETS
 from fastrl.dqn.run import train
 
 QUICK = PRESETS["catch"].config.replace(
-    compile=False, total_frames=4_000, learn_start_steps=400, log_every_frames=500, evaluate_every_frames=2_000,
-    checkpoint_every_frames=1_000, evaluate_episodes=3, final_episodes=4,
+    compile=False, precision="float32", total_frames=4_000, learn_start_steps=400, log_every_frames=500,
+    evaluate_every_frames=2_000, checkpoint_every_frames=1_000, evaluate_episodes=3, final_episodes=4,
 )  # fmt: skip
 
 

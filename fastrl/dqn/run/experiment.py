@@ -29,6 +29,7 @@ from fastrl.dqn.run.loop import Loop
 from fastrl.dqn.run.metrics import Metrics
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
+from fastrl.dqn.tune import Shapes, settle
 from fastrl.envs.names import is_custom, refuse_while_loading, same_game
 from fastrl.envs.step import Envs
 from fastrl.runs.folder import RunFolder, load_dqn_config
@@ -157,6 +158,14 @@ class Run(Loop):
         replay = find_replay(found, config, envs, seeds[2], device, notes, schedules.warm_up_steps, grow=longer)
         replay_words = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
         obs_shape = (config.stack, *envs.frame_shape)
+        # Before anything is written, since what is chosen belongs to the settings.
+        config, arithmetic = settle(
+            config,
+            Shapes(obs_shape, envs.frame_dtype, envs.num_actions),
+            device,
+            earlier=None if new else load_dqn_config(folder),
+            notes=notes,
+        )
         learner = Learner(config, obs_shape, envs.frame_dtype, envs.num_actions, device, seeds[3])
         super().__init__(
             config,
@@ -183,9 +192,9 @@ class Run(Loop):
         rules = f", protocol {config.protocol_name}"
         if is_custom(config.game):
             rules = f", frames {list(envs.frame_shape)} stacked {config.stack} high, trunk {config.trunk}"
-        arithmetic = f" in {learner.precision}" if device.type == "cuda" else ""
-        if arithmetic and config.precision == "auto" and learner.precision == "float32":
-            arithmetic += " (this GPU has no bfloat16)"
+        if device.type == "cuda":
+            no = config.precision == "auto" and learner.precision == "float32"
+            arithmetic = f" in {learner.precision}{' (this GPU has no bfloat16)' if no else ''}"
         games = f"{config.game} on {device}{arithmetic}, {config.num_envs} games side by side{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
         if found is not None:
