@@ -45,6 +45,7 @@ PROG = program("plot")
 COLUMNS = {"minutes": "time/minutes", "score": "games/return_mean_100", "evaluation": "evaluation/return_mean"}
 TITLES = {
     "time/minutes": "minutes",
+    "samples": "samples learned",
     "games/return_mean_100": "score, mean of the last 100 training games",
     "evaluation/return_mean": "score, mean of an evaluation's games",
 }
@@ -94,7 +95,7 @@ class Arguments:
     """What to draw and how."""
 
     x: str = "frames"
-    """`frames`, `minutes`, `updates`, or any column."""
+    """`frames`, `minutes`, `updates`, `samples` (learned), or any column."""
     y: str = "score"
     """`score` (the last 100 training games), `evaluation` (drawn as points), or any column."""
     out: Path | None = None

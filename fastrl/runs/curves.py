@@ -54,7 +54,13 @@ class MeasuredRun:
         ------
         ConfigError
             If there is no such column, or a cell of it is no number; the message names ``flag``.
+
+        Notes
+        -----
+        ``"samples"``, which no run writes, is ``updates`` times the run's batch size.
         """
+        if name == "samples" and name not in self.columns and "batch_size" in self.settings:
+            return self.column("updates", flag) * float(self.settings["batch_size"])
         if name not in self.columns:
             raise ConfigError(f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(self.columns)}")
         try:
