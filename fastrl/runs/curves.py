@@ -217,7 +217,7 @@ def curve_of(run: MeasuredRun, x: str, y: str) -> Curve:
     ConfigError
         If a column is missing, or no row has both.
     """
-    xs, ys = _filled(run, x), run.column(y, "--y")
+    xs, ys = filled(run, x), run.column(y, "--y")
     measured = np.isfinite(xs) & np.isfinite(ys)
     if not measured.any():
         raise ConfigError(f"{run.path} has no row with both {x} and {y}; give another --x or --y, or wait for one")
@@ -226,7 +226,7 @@ def curve_of(run: MeasuredRun, x: str, y: str) -> Curve:
     return Curve(xs, ys[measured][last_first][at])
 
 
-def _filled(run: MeasuredRun, x: str) -> Floats:
+def filled(run: MeasuredRun, x: str) -> Floats:
     """Return column ``x`` as ``[R]`` with its gaps filled over the first column, NaN before and after all of it."""
     xs, first = run.column(x, "--x"), run.column(run.columns[0], "--x")
     known, gap = np.isfinite(xs) & np.isfinite(first), ~np.isfinite(xs)
