@@ -26,15 +26,7 @@ from fastrl.dqn.device.device import has_bfloat16
 from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.device.transfer import Download, Upload
 from fastrl.dqn.flat import FlatParameters
-from fastrl.dqn.loss import (
-    categorical_divergence,
-    categorical_target,
-    double_q_target,
-    huber,
-    taken,
-    td_error,
-    weighted_mean,
-)
+from fastrl.dqn.loss import munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
 from fastrl.dqn.optimizer import build_optimizer, load_moments, moments, set_rate
 from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
@@ -154,6 +146,7 @@ class Learner:
         """Write act and loss as plain functions, and compile them where asked and possible."""
         config, online, target = self.config, self.online, self.target
         device, bfloat16 = self.device, self.precision == "bfloat16"
+        head, select_online = online.head, config.double and not config.munchausen
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
         dense: dict[QNetwork, Callable[[Tensor], Tensor]] = {}
@@ -199,18 +192,17 @@ class Learner:
         ) -> tuple[Tensor, Tensor, Tensor]:
             out_tm1 = behind(online, x_tm1)
             with torch.no_grad():
+                q_tm1 = online.values(out_tm1)
                 out_t = behind(target, x_t_target)
-                q_t_select = online.values(behind(online, x_t)) if config.double else target.values(out_t)
-            if config.distributional:
-                probs_t = taken(out_t, q_t_select.argmax(dim=1)).softmax(dim=1)
-                wanted = categorical_target(reward_t, discount_t, probs_t, target.support)
-                losses = errors = categorical_divergence(taken(out_tm1, action_tm1), wanted)
-            else:
-                q_target = double_q_target(reward_t, discount_t, q_t_select, out_t)
-                td = td_error(out_tm1, action_tm1, q_target)
-                losses, errors = huber(td, config.huber_delta), td.abs()
+                if config.munchausen:
+                    policy, entropy = soft_policy(target.values(out_t))
+                    reward_t = reward_t + munchausen_bonus(q_tm1, action_tm1) + discount_t * entropy
+                    returns_t = under(head.returns(out_t), policy)
+                else:
+                    q_t_select = online.values(behind(online, x_t)) if select_online else target.values(out_t)
+                    returns_t = head.returns(taken(out_t, q_t_select.argmax(dim=1)))
+            losses, errors = head.loss(taken(out_tm1, action_tm1), reward_t, discount_t, returns_t, config.huber_delta)
             value, errors = weighted_mean(losses, weight), errors.detach()
-            q_tm1 = online.values(out_tm1.detach())
             stats = torch.stack((value.detach(), errors.mean(), taken(q_tm1, action_tm1).mean(), q_tm1.max()))
             return value, errors, stats
 
@@ -219,7 +211,7 @@ class Learner:
         ) -> tuple[Tensor, Tensor, Tensor]:
             with torch.no_grad():
                 x_t_target = features(target, obs_t)
-                x_t = features(online, obs_t) if config.double else x_t_target
+                x_t = features(online, obs_t) if select_online else x_t_target
             x_tm1 = features(online, obs_tm1)
             return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight)
 
@@ -336,7 +328,8 @@ class Learner:
     def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
         """Do one update and return (index [B] int64, errors [B] float32), or None.
 
-        An error is |td|, or with a distributional head the Kullback-Leibler divergence from its target.
+        An error is what the head gives: |td|, the Kullback-Leibler divergence from the target, or the difference of the
+        means.
 
         Parameters
         ----------
@@ -416,6 +409,7 @@ class Learner:
         state = {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
+            "head": self.config.head,
             "optimizer": {"name": self.config.optimizer, "moments": moments(self._optimizer, self._flat)},
             "updates": self.updates,
             **self._tally.state(),
@@ -436,6 +430,9 @@ class Learner:
         name = state["optimizer"]["name"]
         if name != self.config.optimizer:
             raise ConfigError(f"--optimizer is {self.config.optimizer!r}; the saved state needs {name!r}")
+        head = state.get("head", self.config.head)  # heads of as many numbers look alike; older states lack it
+        if head != self.config.head:
+            raise ConfigError(f"--head is {self.config.head!r}; the saved state needs {head!r}")
         self.online.check_state(state["online"])
         self.target.check_state(state["target"])
         self.online.load_state_dict(state["online"])

@@ -1,4 +1,4 @@
-"""The dueling Q-network, its trunks, and its two heads: expected values, or distributions over atoms."""
+"""The dueling Q-network and its trunks; `fastrl.dqn.heads` has what the last layers give for each action."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
+from fastrl.dqn.heads import build_head
 
 # Convolutions of the plain image trunks: (filters, kernel, stride), a ReLU after each.
 IMAGE_TRUNKS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -40,27 +41,28 @@ class QNetwork(nn.Module):
     hidden : int
         Width of the dense layer in each stream (and of both layers of the `vector` trunk).
     dueling : bool
-        Q = V + A - mean(A) (Wang et al. 2016, eq. 9) instead of a single stream; with atoms, of their logits.
+        Q = V + A - mean(A) (Wang et al. 2016, eq. 9) instead of a single stream; with atoms, of each.
     width : int
         Multiplies the filters of an image trunk.
     atoms : int
-        1: the network gives expected values. K > 1: logits of K returns, evenly spaced from -`v_max` to `v_max`; the
-        mean over them is the action's value (C51, Bellemare et al. 2017).
+        Numbers that an action has: 1 of the head `expected`, more of others.
     v_max : float
-        Largest return that an atom stands for.
+        Largest return that an atom of the head `c51` stands for.
+    head : {"expected", "c51", "quantile"}
+        What these numbers are.
 
     Attributes
     ----------
+    head : Head
+        Makes values of what the last layers give, and losses.
     settings : dict
         The arguments, as JSON has them: `QNetwork(**settings)` is a network of the same shape.
 
     Raises
     ------
     ConfigError
-        The trunk is unknown or does not fit the observation.
+        The trunk is unknown or does not fit the observation, or the head is unknown or does not fit `atoms`.
     """
-
-    support: Tensor
 
     def __init__(
         self,
@@ -72,15 +74,16 @@ class QNetwork(nn.Module):
         width: int = 1,
         atoms: int = 1,
         v_max: float = 10.0,
+        head: str = "expected",
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
             "obs_shape": list(obs_shape), "num_actions": num_actions, "trunk": trunk, "hidden": hidden,
-            "dueling": dueling, "width": width, "atoms": atoms, "v_max": v_max,
+            "dueling": dueling, "width": width, "atoms": atoms, "v_max": v_max, "head": head,
         }  # fmt: skip
         self.trunk, features = _build_trunk(tuple(obs_shape), trunk, hidden, width)
         self.dueling, self.num_actions, self.atoms = dueling, num_actions, atoms
-        self.register_buffer("support", torch.linspace(-v_max, v_max, atoms), persistent=False)
+        self.head = build_head(head, atoms, v_max)
         if dueling:
             # The first layers of both streams read the same features: one product, split after it.
             self.hidden = nn.Linear(features, 2 * hidden)
@@ -95,7 +98,7 @@ class QNetwork(nn.Module):
         return self.values(self.outputs(obs))
 
     def outputs(self, obs: Tensor) -> Tensor:
-        """Return what the last layer gives, float32: Q [B, A], or with atoms their logits [B, A, atoms]."""
+        """Return what the last layers give, float32: [B, A], or with atoms [B, A, atoms]."""
         return self.behind(self.features(obs))
 
     def features(self, obs: Tensor) -> Tensor:
@@ -131,8 +134,8 @@ class QNetwork(nn.Module):
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Return Q [B, A] float32 of what `outputs` returned: with atoms, the mean over them."""
-        return outputs if self.atoms == 1 else outputs.softmax(dim=2) @ self.support
+        """Return Q [B, A] float32 of what `outputs` returned."""
+        return self.head.values(outputs)
 
     def _per_action(self, x: Tensor) -> Tensor:
         return x if self.atoms == 1 else x.view(-1, self.num_actions, self.atoms)
@@ -145,15 +148,22 @@ class QNetwork(nn.Module):
                 raise ConfigError(
                     f"weight {name} is {saved.get(name, 'missing')} in the saved state and "
                     f"{own.get(name, 'missing')} here; give the --game, --stack, --trunk, --width, --hidden, --dueling "
-                    "and --distributional that it was trained with"
+                    "and --head that it was trained with"
                 )
 
 
 def build_network(config: DQNConfig, obs_shape: tuple[int, ...], num_actions: int) -> QNetwork:
     """Return the network that the settings ask for, with PyTorch's default initial weights."""
-    atoms = config.atoms if config.distributional else 1
     return QNetwork(
-        obs_shape, num_actions, config.trunk, config.hidden, config.dueling, config.width, atoms, config.v_max
+        obs_shape,
+        num_actions,
+        config.trunk,
+        config.hidden,
+        config.dueling,
+        config.width,
+        config.numbers_per_action,
+        config.v_max,
+        config.head,
     )
 
 

@@ -25,9 +25,9 @@ def _seeded():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dueling", [True, False])
-@pytest.mark.parametrize("atoms", [1, 7])
+@pytest.mark.parametrize("atoms", [{}, {"head": "c51", "atoms": 7}, {"head": "quantile", "atoms": 7}], ids=str)
 def test_every_trunk_gives_one_float32_value_per_action(trunk, obs_shape, features, dueling, atoms):
-    network = QNetwork(obs_shape, 5, trunk, hidden=8, dueling=dueling, atoms=atoms)
+    network = QNetwork(obs_shape, 5, trunk, hidden=8, dueling=dueling, **atoms)
     q = network(torch.zeros(3, *obs_shape, dtype=torch.uint8))
     assert q.shape == (3, 5)
     assert q.dtype == torch.float32
@@ -60,9 +60,9 @@ def test_the_streams_share_no_weight_above_the_trunk():
 
 
 @pytest.mark.parametrize("dueling", [True, False])
-@pytest.mark.parametrize("atoms", [1, 7])
+@pytest.mark.parametrize("atoms", [{}, {"head": "c51", "atoms": 7}, {"head": "quantile", "atoms": 7}], ids=str)
 def test_in_bfloat16_the_last_layers_stay_float32(dueling, atoms):
-    network, dtypes = QNetwork(IMAGE, 4, "small", hidden=8, dueling=dueling, atoms=atoms), {}
+    network, dtypes = QNetwork(IMAGE, 4, "small", hidden=8, dueling=dueling, **atoms), {}
     for name, layer in network.named_modules():
         layer.register_forward_hook(lambda _, given, out, name=name: dtypes.update({name: (given[0].dtype, out.dtype)}))
     with torch.autocast("cpu", torch.bfloat16):
@@ -99,7 +99,7 @@ def test_the_residual_trunk_has_the_published_layers():
 
 
 def test_with_atoms_a_value_is_the_mean_of_the_dueling_streams_distribution():
-    network = QNetwork((2,), 3, "vector", hidden=4, atoms=5, v_max=2.0)
+    network = QNetwork((2,), 3, "vector", hidden=4, head="c51", atoms=5, v_max=2.0)
     obs = torch.randn(6, 2)
     x_value, x_advantage = torch.relu(network.hidden(network.trunk(obs))).split(4, dim=1)
     value, advantage = network.value(x_value)[:, None], network.advantage(x_advantage).view(6, 3, 5)
@@ -109,22 +109,44 @@ def test_with_atoms_a_value_is_the_mean_of_the_dueling_streams_distribution():
 
 
 def test_the_networks_own_settings_build_it_again():
-    network = QNetwork(IMAGE, 3, "impala", hidden=4, dueling=False, width=2, atoms=5, v_max=2.0)
+    network = QNetwork(IMAGE, 3, "impala", hidden=4, dueling=False, width=2, head="c51", atoms=5, v_max=2.0)
     again = QNetwork(**json.loads(json.dumps(network.settings)))
     again.load_state_dict(network.state_dict())
     obs = torch.randn(2, *IMAGE)
     assert torch.equal(again(obs), network(obs))
 
 
+def test_with_quantiles_a_value_is_their_mean():
+    network = QNetwork((2,), 3, "vector", hidden=4, head="quantile", atoms=5)
+    obs = torch.randn(6, 2)
+    torch.testing.assert_close(network(obs), network.outputs(obs).mean(2))
+    assert network.outputs(obs).shape == (6, 3, 5)
+    torch.testing.assert_close(network.head.taus, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
+
+
+@pytest.mark.parametrize(
+    ("head", "atoms", "reason"),
+    [
+        ("c52", 5, "--head is 'c52'; give expected, c51, quantile"), ("expected", 5, "give 1 for expected, else more"),
+        ("c51", 1, "--head is 'c51' with 1 numbers for each action"),
+    ],
+)  # fmt: skip
+def test_a_head_that_there_is_not_or_that_does_not_fit_is_refused(head, atoms, reason):
+    with pytest.raises(ConfigError, match=reason):
+        QNetwork((2,), 3, "vector", hidden=4, head=head, atoms=atoms)
+
+
 def test_atoms_cost_nothing_when_off():
-    plain, off = (build_network(DQNConfig(trunk="small", atoms=atoms), IMAGE, 6) for atoms in (51, 7))
+    plain, off = (build_network(DQNConfig(trunk="small", atoms=n, quantiles=n), IMAGE, 6) for n in (51, 7))
     assert [p.shape for p in plain.parameters()] == [p.shape for p in off.parameters()]
     assert plain.values(out := torch.rand(2, 6)) is out
 
 
 def test_the_settings_build_the_network():
-    network = build_network(DQNConfig(trunk="small", hidden=32, distributional=True, atoms=21), IMAGE, 6)
+    network = build_network(DQNConfig(trunk="small", hidden=32, head="c51", atoms=21), IMAGE, 6)
     assert network.advantage.weight.shape == (6 * 21, 32)
+    network = build_network(DQNConfig(trunk="small", hidden=32, head="quantile", quantiles=9), IMAGE, 6)
+    assert network.advantage.weight.shape == (6 * 9, 32)
     network = build_network(DQNConfig(trunk="small", hidden=32, dueling=False), IMAGE, 6)
     assert network.action_value.weight.shape == (6, 32)
 

@@ -126,11 +126,14 @@ def test_what_waits_for_the_device_cannot_be_recorded(cuda, wait):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "distributional", "double", "dueling"),
-    list(itertools.product(["adam", "rmsprop"], *[[False, True]] * 3)),
-)
-def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer, distributional, double, dueling):
-    config = SMALL.replace(optimizer=optimizer, distributional=distributional, double=double, dueling=dueling)
+    ("optimizer", "settings", "dueling"),
+    list(itertools.product(["adam", "rmsprop"], [
+        {}, {"double": False}, {"head": "c51"}, {"head": "c51", "double": False}, {"head": "quantile"},
+        {"munchausen": True}, {"head": "quantile", "munchausen": True},
+    ], [False, True])),
+)  # fmt: skip
+def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer, settings, dueling):
+    config = SMALL.replace(optimizer=optimizer, dueling=dueling, **settings)
     gpu, cpu = make(config), make(config.replace(compile=False), CPU)
     assert is_recorded(gpu)
     assert cuda.log["recordings"] == 2
