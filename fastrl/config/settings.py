@@ -81,10 +81,11 @@ class DQNConfig(Rules, RunConfig):
     """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
 
     # Network
-    trunk: Literal["nature", "small", "minatar", "impala", "vector"] = "nature"
-    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `minatar` (one 3x3 convolution,
-    for small images, Young & Tian 2019), `impala` (residual, Espeholt et al. 2018; many times the arithmetic),
-    `vector` (two dense layers)."""
+    trunk: Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"] = "nature"
+    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `pooled` (`small` and a 2x2
+    max-pool), `residual` (`pooled` with a residual block before the pool), `minatar` (one 3x3 convolution, for small
+    images, Young & Tian 2019), `impala` (residual, Espeholt et al. 2018; many times the arithmetic), `impala-pooled`
+    (`impala` and a max-pool), `vector` (two dense layers)."""
     width: Annotated[int, Between(1, 16)] = 1
     """Multiplies the number of filters of an image trunk."""
     hidden: Annotated[int, Between(1, 8_192)] = 512

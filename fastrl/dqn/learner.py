@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import cpu_count, keep_freed_memory
@@ -28,7 +27,7 @@ from fastrl.dqn.device.transfer import Download, Upload
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.loss import munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
-from fastrl.dqn.optimizer import build_optimizer, load_moments, moments, set_rate
+from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
 
@@ -129,8 +128,6 @@ class Learner:
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._params: list[Tensor] = list(self.online.parameters())
         self._flat, self._flat_target = (FlatParameters(net.parameters()) for net in (self.online, self.target))
-        self._optimizer = build_optimizer(config, [self._flat.values], device)
-        self._rate = config.learning_rate
 
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
         self._inputs = {name: make_input(shape, dtype, device) for name, (shape, dtype) in self._specs.items()}
@@ -149,6 +146,8 @@ class Learner:
         head, select_online = online.head, config.double and not config.munchausen
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
+        copies = [None if trunk is None else trunk.copy_of(p) for p in self._params]
+        optimizer = self._optimizer = FlatOptimizer(config, self._params, self._flat, device, copies)
         dense: dict[QNetwork, Callable[[Tensor], Tensor]] = {}
         if trunk is not None:
             hidden, hidden_target = trunk.hidden
@@ -215,20 +214,16 @@ class Learner:
             x_tm1 = features(online, obs_tm1)
             return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight)
 
-        into = self._flat.views(self._flat.grads)
-        leaves = self._params if trunk is None else [trunk.leaf(p) for p in self._params]
+        leaves = [p if copy is None else copy for p, copy in zip(self._params, copies, strict=True)]
 
         def update() -> Tensor:
             """One update on `self._inputs`; return the errors [B] on the device, without waiting for them."""
             value, errors, stats = self._loss()
             grads = torch.autograd.grad(value, leaves)
             with torch.no_grad():
-                torch._foreach_copy_(into, grads)
-                grad_norm = self._clip()
-                self._optimizer.step()
-                self._tally.add(stats, grad_norm)
+                self._tally.add(stats, optimizer.step(grads))
             if trunk is not None:
-                trunk.learned()
+                trunk.learned(copied=optimizer.keeps_copies)
             return errors
 
         self._q_values = q_values
@@ -280,19 +275,9 @@ class Learner:
         }
         return FastTrunk(self.online, self.target, (self._flat, self._flat_target), b, n, kernels)
 
-    def _clip(self) -> Tensor:
-        """Scale the gradients down to `max_grad_norm`, if they are larger; return the norm they had."""
-        if self.device.type == "cuda":
-            return clip_grad_norm_([self._flat.values], self.config.max_grad_norm)
-        norm: Tensor = torch.linalg.vector_norm(self._flat.grads)
-        if norm > self.config.max_grad_norm:
-            self._flat.grads.mul_(self.config.max_grad_norm / (norm + 1e-6))
-        return norm
-
     def _tensors(self) -> list[Tensor]:
         """Return all tensors that an update changes."""
-        moments = [t for state in self._optimizer.state.values() for t in state.values()]
-        return [*self._params, *moments, self._tally.totals]
+        return [*self._params, *self._optimizer.tensors(), self._tally.totals]
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group."""
@@ -374,9 +359,7 @@ class Learner:
 
     def set_learning_rate(self, rate: float) -> None:
         """Take steps of this size from the next update on."""
-        if rate != self._rate:
-            self._rate = rate
-            set_rate(self._optimizer, rate)
+        self._optimizer.set_rate(rate)
 
     def flush(self) -> Priorities | None:
         """Wait for the priorities that `learn` still owes and return them, or None."""
@@ -401,7 +384,7 @@ class Learner:
 
         Means are missing when nothing was learned since, and norms, by layer too, when no update was measured.
         """
-        return {"train/learning_rate": self._rate} | self._tally.read()
+        return {"train/learning_rate": self._optimizer.rate} | self._tally.read()
 
     def state(self) -> State:
         """Return copies of all that learning continues from, pending priorities included: tensors, numbers, dicts."""
@@ -409,8 +392,8 @@ class Learner:
         state = {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
+            "optimizer": self._optimizer.state(),
             "head": self.config.head,
-            "optimizer": {"name": self.config.optimizer, "moments": moments(self._optimizer, self._flat)},
             "updates": self.updates,
             **self._tally.state(),
             "pending": download and {"index": torch.from_numpy(index), "errors": torch.from_numpy(download.finish())},
@@ -427,9 +410,7 @@ class Learner:
         ConfigError
             The state belongs to another network or optimizer; nothing is changed then.
         """
-        name = state["optimizer"]["name"]
-        if name != self.config.optimizer:
-            raise ConfigError(f"--optimizer is {self.config.optimizer!r}; the saved state needs {name!r}")
+        self._optimizer.check_state(state["optimizer"])
         head = state.get("head", self.config.head)  # heads of as many numbers look alike; older states lack it
         if head != self.config.head:
             raise ConfigError(f"--head is {self.config.head!r}; the saved state needs {head!r}")
@@ -437,7 +418,7 @@ class Learner:
         self.target.check_state(state["target"])
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
-        load_moments(self._optimizer, self._flat, {int(i): found for i, found in state["optimizer"]["moments"].items()})
+        self._optimizer.load_state(state["optimizer"])
         self.updates = state["updates"]
         self._tally.load_state(state)
         self._pending = None

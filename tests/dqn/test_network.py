@@ -1,13 +1,14 @@
 """The Q-network: shapes, scaling, the dueling equation, and clear errors."""
 
 import json
+import typing
 
 import pytest
 import torch
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
-from fastrl.dqn.network import QNetwork, build_network
+from fastrl.dqn.network import QNetwork, Trunk, build_network
 
 IMAGE = (4, 84, 84)
 
@@ -21,6 +22,7 @@ def _seeded():
     ("trunk", "obs_shape", "features"),
     [
         ("nature", IMAGE, 64 * 7 * 7), ("small", IMAGE, 32 * 9 * 9), ("impala", IMAGE, 32 * 11 * 11),
+        ("pooled", IMAGE, 32 * 4 * 4), ("residual", IMAGE, 32 * 4 * 4), ("impala-pooled", IMAGE, 32 * 6 * 6),
         ("vector", (1, 10, 5), 8), ("minatar", (4, 10, 10), 16 * 8 * 8),
     ],
 )  # fmt: skip
@@ -81,7 +83,7 @@ def test_autocast_still_returns_float32():
         assert network(torch.randn(6, 2)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("trunk", ["nature", "small", "minatar", "impala"])
+@pytest.mark.parametrize("trunk", ["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled"])
 def test_the_width_multiplies_the_filters_of_a_trunk(trunk):
     narrow, wide = (QNetwork(IMAGE, 5, trunk, hidden=8, width=width) for width in (1, 2))
     assert [2 * len(p) for p in narrow.trunk.parameters()] == [len(p) for p in wide.trunk.parameters()]
@@ -96,6 +98,52 @@ def test_the_residual_trunk_has_the_published_layers():
     expected = x + block.second(torch.relu(block.first(torch.relu(x))))
     torch.testing.assert_close(block(x), expected)
     assert QNetwork((1, 21, 30), 5, "impala", hidden=8)(torch.zeros(2, 1, 21, 30)).shape == (2, 5)
+
+
+def test_the_pool_of_the_impala_trunk_is_the_published_adaptive_one():
+    network = QNetwork(IMAGE, 5, "impala", hidden=8)
+    pooled = QNetwork(IMAGE, 5, "impala-pooled", hidden=8)
+    pooled.trunk.load_state_dict(network.trunk.state_dict())  # the same layers below
+    obs = torch.randint(0, 256, (2, *IMAGE), dtype=torch.uint8)
+    x = network.features(obs).unflatten(1, (11, 11, 32)).permute(0, 3, 1, 2)
+    adaptive = torch.nn.functional.adaptive_max_pool2d(x, 6)  # BTR's
+    assert torch.equal(pooled.features(obs), adaptive.permute(0, 2, 3, 1).flatten(1))
+
+
+def test_the_pooled_trunk_is_the_small_one_and_the_largest_of_each_2x2_positions():
+    small, pooled = (QNetwork(IMAGE, 5, trunk, hidden=8) for trunk in ("small", "pooled"))
+    pooled.trunk.load_state_dict(small.trunk.state_dict())
+    obs = torch.randint(0, 256, (2, *IMAGE), dtype=torch.uint8)
+    whole = small.features(obs).unflatten(1, (9, 9, 32))
+    blocks = whole[:, :8, :8].unflatten(2, (4, 2)).unflatten(1, (4, 2))  # the ninth row and column are left out
+    assert torch.equal(pooled.features(obs).unflatten(1, (4, 4, 32)), blocks.amax((2, 4)))
+
+
+def test_the_residual_trunk_has_its_block_on_all_positions_of_the_small_one_and_the_pool_behind_it():
+    network = QNetwork(IMAGE, 5, "residual", hidden=8)
+    small = QNetwork(IMAGE, 5, "small", hidden=8)
+    small.trunk.load_state_dict(network.trunk.state_dict())
+    obs = torch.randint(0, 256, (2, *IMAGE), dtype=torch.uint8)
+    features = network.features(obs)
+    assert torch.equal(features, small.features(obs))
+    block, x = network.block[0], features.unflatten(1, (9, 9, 32)).permute(0, 3, 1, 2)
+    assert (block.first.kernel_size, block.first.out_channels) == ((3, 3), 32)
+    x = x + block.second(torch.relu(block.first(torch.relu(x))))
+    x = torch.nn.functional.max_pool2d(torch.relu(x), 2).permute(0, 2, 3, 1).flatten(1)
+    alike = QNetwork(IMAGE, 5, "pooled", hidden=8)
+    alike.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("block")})
+    torch.testing.assert_close(network(obs), alike.values(alike.behind(x)))
+
+
+def test_the_block_reads_the_features_where_they_lie_and_gives_its_own_without_a_copy():
+    network = QNetwork(IMAGE, 5, "residual", hidden=8).to(memory_format=torch.channels_last)
+    features, seen = network.features(torch.zeros(2, *IMAGE)), {}
+    network.block.register_forward_hook(lambda _, given, out: seen.update(given=given[0], out=out))
+    network.hidden.register_forward_hook(lambda _, given, out: seen.update(hidden=given[0]))
+    network.behind(features)
+    assert seen["given"].data_ptr() == features.data_ptr()
+    assert seen["given"].is_contiguous(memory_format=torch.channels_last)
+    assert seen["hidden"].data_ptr() == seen["out"].data_ptr()
 
 
 def test_with_atoms_a_value_is_the_mean_of_the_dueling_streams_distribution():
@@ -164,8 +212,24 @@ def test_a_trunk_that_does_not_fit_names_the_flag_and_one_that_fits(obs_shape, r
         QNetwork(obs_shape, 3, "nature")
 
 
+@pytest.mark.parametrize("trunk", ["pooled", "residual"])
+@pytest.mark.parametrize(("side", "remedy"), [(27, "small"), (19, "minatar"), (28, None)])
+def test_a_pool_needs_two_positions_on_each_side(trunk, side, remedy):
+    shape = (4, 84, side)
+    if remedy is None:
+        assert QNetwork(shape, 4, trunk, hidden=8)(torch.zeros(2, *shape)).shape == (2, 4)
+        return
+    assert QNetwork(shape, 4, remedy, hidden=8)(torch.zeros(2, *shape)).shape == (2, 4)
+    with pytest.raises(ConfigError, match=rf"--trunk is '{trunk}'.*\[4, 84, {side}\]; give --trunk {remedy}$"):
+        QNetwork(shape, 4, trunk)
+
+
+def test_the_settings_offer_the_trunks_that_there_are():
+    assert typing.get_args(typing.get_type_hints(DQNConfig)["trunk"]) == typing.get_args(Trunk)
+
+
 def test_an_unknown_trunk_is_refused():
-    with pytest.raises(ConfigError, match="--trunk is 'huge'; give nature"):
+    with pytest.raises(ConfigError, match=r"--trunk is 'huge'; give nature, .*, impala-pooled or vector$"):
         QNetwork(IMAGE, 3, "huge")
 
 

@@ -21,7 +21,7 @@ from torch._inductor.codecache import PyCodeCache
 
 from fastrl.base import machine
 from fastrl.config import PRESETS, DQNConfig
-from fastrl.dqn import checkpoint, collector
+from fastrl.dqn import checkpoint, collector, optimizer
 from fastrl.dqn import learner as learner_module
 from fastrl.dqn.collector import build_collector
 from fastrl.dqn.device import cuda_graph
@@ -46,7 +46,8 @@ def eager_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cuda() -> Iterator[Cuda]:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+    monkeypatch.setattr(optimizer, "_adam", None)  # a CPU then has PyTorch's optimizer too, to compare bits with
     gc.freeze()  # each recording collects garbage, for which all that pytest holds takes long
     with stand_in_cuda() as played:
         yield played
