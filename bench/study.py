@@ -18,12 +18,14 @@ The table (docs/training.md, "Studies", has all of it; examples/arms.toml is one
 Each arm and seed is a run of `python -m fastrl.train` in a folder of its own, on one core with one thread. Whatever
 stops the study, the same command resumes it. It checks memory and disk first, refuses an arm that has begun with other
 settings, goes on after an arm that fails, and deletes the replay of one that has ended. At its end, and with
-``--report`` alone, it writes study.csv and the curves of all arms into the study's folder.
+``--report`` alone, it writes study.csv and the curves of all arms into the study's folder. ``--speed`` measures how
+fast the arms are, in turns on one core of a quiet machine; minutes are those of that measurement from then on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import difflib
@@ -35,8 +37,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +48,7 @@ from typing import Any
 
 import numpy as np
 from machine_card import machine_card
+from side_by_side import Contestant, quartiles, side_by_side
 
 import fastrl
 from fastrl import plot
@@ -54,10 +59,11 @@ from fastrl.base.machine import available_bytes, bytes_in_words, free_disk_bytes
 from fastrl.base.ranges import OneFolder
 from fastrl.base.stop import Stop
 from fastrl.cli import run_command
-from fastrl.config import DQNConfig
+from fastrl.config import DQNConfig, from_record, to_record
 from fastrl.dqn.checkpoint import load_state
 from fastrl.dqn.collector import build_envs
 from fastrl.dqn.device.device import has_bfloat16, pick_device
+from fastrl.dqn.run import Run
 from fastrl.dqn.run.build import compressed_bytes, lz4_installed
 from fastrl.dqn.run.replay_plan import ReplayPlan, plan_disk, plan_replay, refusal
 from fastrl.runs import checkpoints
@@ -74,6 +80,11 @@ FOUND = ("capacity", "frame_store", "precision")
 """Settings that are fixed when an arm begins, by what the machine has then, unless the table says them."""
 COLUMNS = ("arm", "seed", "kind", "frames", "samples", "minutes", "score", "median", "q_max")
 SAY_EVERY_SECONDS = 60.0
+SPEED = "speed.json"
+TIMED_ROWS, TIMED_UPDATES = 20_000, 20
+"""Rows of replay of a loop that is timed, a tenth of them before it learns; updates that it makes before."""
+NEVER = 10**12
+Row = dict[str, Any]
 
 
 # --- the table ----------------------------------------------------------------------------------------
@@ -123,12 +134,16 @@ class Arm:
         flags = [as_flag(name, value) for name, value in self.flags.items()]
         return [*train, self.config.game, *itertools.chain(*flags)]
 
-    def measured(self) -> MeasuredRun | None:
-        """Return what it has measured so far, None before its first line."""
+    def measured(self, speed: float | None = None) -> MeasuredRun | None:
+        """Return what it has measured so far, None before its first line; minutes by a speed in frames a second."""
         try:
-            return read_run(self.folder.path)
+            run = read_run(self.folder.path)
         except ConfigError:
             return None
+        if speed is None:
+            return run
+        rows = [row | {"time/minutes": repr(float(row["frames"]) / speed / 60)} for row in run.rows]
+        return dataclasses.replace(run, rows=rows)
 
 
 @dataclass
@@ -355,23 +370,31 @@ class Job:
     log: Path
 
 
+@contextlib.contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Give processes that are started inside one core, one thread, and this process's fastrl."""
+    allowed, before = os.sched_getaffinity(0), dict(os.environ)
+    paths = [str(Path(fastrl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def start(study: Study, arm: Arm, core: int) -> Job:
     """Start an arm on a core, in a session of its own: a Ctrl-C on the terminal is the study's alone."""
     log = study.folder / "logs" / f"{arm.key}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if not arm.begun and arm.folder.path.exists():  # killed before its first checkpoint
         shutil.rmtree(arm.folder)
-    paths = [str(Path(fastrl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    allowed = os.sched_getaffinity(0)
-    with log.open("ab") as out:
-        os.sched_setaffinity(0, {core})  # the new process inherits it
-        try:
-            process = subprocess.Popen(
-                arm.command(), env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
-        finally:
-            os.sched_setaffinity(0, allowed)
+    with log.open("ab") as out, on_core(core):
+        process = subprocess.Popen(
+            arm.command(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
     say(f"{arm.key}: {'resumed' if arm.begun else 'begun'} on core {core}, process {process.pid}")
     return Job(arm, process, log)
 
@@ -451,13 +474,91 @@ def progress(arm: Arm) -> str:
     return f"{arm.key}: {rows[-1]['frames']:,} frames, {rows[-1]['samples'] or 0:,} samples, {', '.join(words)}"
 
 
+# --- how fast they are --------------------------------------------------------------------------------
+
+
+class Timed:
+    """The loop of an arm, to be timed beside those of others; see `side_by_side.Loop`."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        config = from_record(record, Path("arm"))
+        assert isinstance(config, DQNConfig)
+        self._left_behind = contextlib.ExitStack()
+        self._config = config.replace(
+            capacity=TIMED_ROWS, learn_start_steps=TIMED_ROWS // 10, total_frames=NEVER, total_samples=None,
+            log_every_frames=NEVER, evaluate_every_frames=NEVER, checkpoint_every_frames=NEVER,
+            checkpoint_every_minutes=0.0, checkpoint_replay=False, dephase_steps=0, name=None,
+            runs_dir=self._left_behind.enter_context(tempfile.TemporaryDirectory()),
+        )  # fmt: skip
+        self.about: dict[str, Any] = {}
+        n = config.group_size
+        self.unit = n * max(1, round(config.batch_size / config.samples_per_step / n))
+        self._run = Run(self._config, [], Stop(), resume=None, quiet=True)
+        self._left_behind.callback(self._run.close)
+        self._left_behind.enter_context(self._run.reporter)
+        self._run.start()
+        while self._run.learner.updates < TIMED_UPDATES:
+            self._run.step()
+
+    def play(self, steps: int) -> None:
+        """Play whole vector steps."""
+        for _ in range(-(-steps // self._config.group_size)):
+            self._run.step()
+
+    def counts(self) -> dict[str, int]:
+        """Return what was done so far."""
+        return {"steps": self._run.steps, "frames": self._run.frames, "samples": self._run.samples}
+
+    def close(self) -> None:
+        """Free the games and the run's folder."""
+        self._left_behind.close()
+
+
+def measure_speed(study: Study, rounds: int, seconds: float) -> int:
+    """Time the loops of all arms in turns, on one core; write speed.json and return the exit status."""
+    first = {arm.name: arm for arm in reversed(study.arms)}  # one seed of each
+    contestants = [Contestant(name, "study:Timed", {"record": to_record(first[name].config)}) for name in first][::-1]
+    with on_core(min(os.sched_getaffinity(0))):
+        results = side_by_side(contestants, rounds, seconds, say)
+    speeds = {}
+    for result in results:
+        if result.failure:
+            say(f"{result.name} could not be timed: {result.failure}")
+            continue
+        low, middle, high = quartiles(result.rates("frames"))
+        speeds[result.name] = {"frames_per_second": middle, "lower_quartile": low, "upper_quartile": high}
+        say(f"{result.name}: {middle:,.0f} frames/s ({low:,.0f} to {high:,.0f})")
+    foreign = sum(result.total("foreign_cpu_seconds") for result in results)
+    share = foreign / max(sum(result.total("seconds") for result in results), 1e-9)
+    say(f"everything else on the machine took {share:.2f} of a core meanwhile")
+    found = {"machine": machine_card(), "rounds": rounds, "seconds": seconds, "share_of_others": share, "arms": speeds}
+    study.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(study.folder / SPEED, json.dumps(found, indent=2) + "\n")
+    return 1 if len(speeds) < len(results) else 0
+
+
+def speeds_of(study: Study) -> dict[str, float]:
+    """Return frames a second by arm, as `measure_speed` found them; none unless it measured all arms of the table."""
+    try:
+        found = json.loads((study.folder / SPEED).read_text(encoding="utf-8"))["arms"]
+    except FileNotFoundError:
+        return {}
+    if missing := sorted({arm.name for arm in study.arms} - found.keys()):
+        say(f"{SPEED} lacks {', '.join(missing)}, so minutes are those of the runs; measure again with --speed")
+        return {}
+    return {name: float(one["frames_per_second"]) for name, one in found.items()}
+
+
 # --- what was measured --------------------------------------------------------------------------------
 
 
-def measurements(arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of study.csv: for each arm its training scores and its evaluations, in the order of its run."""
+def measurements(arms: Sequence[Arm], speeds: Mapping[str, float] = types.MappingProxyType({})) -> Iterator[Row]:
+    """Yield the rows of study.csv: for each arm its training scores and its evaluations, in the order of its run.
+
+    Minutes are those of the runs, or, where speeds are given in frames a second, those that the frames take by them.
+    """
     for arm in arms:
-        if (run := arm.measured()) is None:
+        if (run := arm.measured(speeds.get(arm.name))) is None:
             continue
         frames = run.column("frames", "")
         samples, minutes = filled(run, "samples"), filled(run, "time/minutes")
@@ -491,7 +592,8 @@ def write_report(study: Study) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(measurements(study.arms))
+    speeds = speeds_of(study)
+    writer.writerows(measurements(study.arms, speeds))
     if len(table.getvalue().splitlines()) == 1:
         say("nothing is measured yet")
         return
@@ -502,7 +604,7 @@ def write_report(study: Study) -> None:
             args = plot.Arguments(x=x, y=y)
             groups: dict[str, list[MeasuredRun]] = {}
             for arm in study.arms:
-                if (run := arm.measured()) and _has(run, *args.columns):
+                if (run := arm.measured(speeds.get(arm.name))) and _has(run, *args.columns):
                     groups.setdefault(arm.name, []).append(run)
             labels = [f"{name}, {len(runs)} seeds" if len(runs) > 1 else name for name, runs in groups.items()]
             try:
@@ -537,8 +639,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("table", type=Path, help="TOML file of arms")
     parser.add_argument("--jobs", type=int, help="arms at once (default: the table's, else one for each core)")
     parser.add_argument("--report", action="store_true", help="train nothing; write table and curves of what is there")
+    parser.add_argument("--speed", action="store_true", help="train nothing; time the arms in turns, on one core")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of --speed (7)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="about how long a round of --speed takes (4)")
     args = parser.parse_args(arguments)
     study = read_table(args.table, args.jobs)
+    if args.speed:
+        if args.rounds < 1 or args.seconds <= 0:
+            raise ConfigError("--speed is for at least one round of more than 0 seconds; give --rounds and --seconds")
+        return measure_speed(study, args.rounds, args.seconds)
     if args.report:
         write_report(study)
         return 0

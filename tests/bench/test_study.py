@@ -398,6 +398,35 @@ def test_a_report_needs_no_training_and_leaves_out_what_has_not_begun(table, cap
     assert Path("runs/quick/evaluation-samples.png").exists()
 
 
+def test_speed_is_measured_in_turns_and_gives_the_minutes_from_then_on(table, capsys):
+    path = table('[[arm]]\nname = "one"\nseeds = [1, 2]\n[[arm]]\nname = "two"\nflags = { gamma = 0.5 }\n')
+    assert study.main([str(path), "--speed", "--rounds", "2", "--seconds", "0.05"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("preparing one") < said.index("preparing two") < said.index("round 2 of 2")
+    assert "on the machine took" in said
+    found = json.loads(Path("runs/quick/speed.json").read_text())
+    assert list(found["arms"]) == ["one", "two"]
+    assert not list(Path("runs/quick").glob("one*"))  # nothing was trained
+    found["arms"]["two"]["frames_per_second"] = 2.0
+    Path("runs/quick/speed.json").write_text(json.dumps(found))
+    record(Path("runs/quick"), "two-s1", TABLE, batch_size=64)
+    assert study.main([str(path), "--report"]) == 0
+    assert [float(row["minutes"]) for row in rows()] == [round(n / 120, 3) for n in (100, 200, 300, 250, 400)]
+    table('[[arm]]\nname = "two"\nflags = { gamma = 0.5 }\n[[arm]]\nname = "new"\n')
+    assert study.main([str(path), "--report"]) == 0
+    assert "speed.json lacks new, so minutes are those of the runs; measure again" in capsys.readouterr().out
+    assert [float(row["minutes"]) for row in rows()] == [1.0, 2.0, 4.0, 3.0, 6.0]
+
+
+def test_an_arm_that_cannot_be_timed_is_said_with_its_reason(table, capsys):
+    path = table('[[arm]]\nname = "one"\n[[arm]]\nname = "broken"\nflags = { trunk = "nature" }\n')
+    assert study.main([str(path), "--speed", "--rounds", "1", "--seconds", "0.05"]) == 1
+    assert "broken could not be timed: ConfigError: --trunk is 'nature'" in capsys.readouterr().out
+    assert list(json.loads(Path("runs/quick/speed.json").read_text())["arms"]) == ["one"]
+    with pytest.raises(ConfigError, match="--speed is for at least one round"):
+        study.main([str(path), "--speed", "--rounds", "0"])
+
+
 def test_seeds_without_a_common_range_are_said_not_to_be_drawn_and_the_table_has_them(table, capsys):
     path = table('[[arm]]\nname = "one"\nseeds = [1, 2]\n')
     Path("runs/quick").mkdir(parents=True)
