@@ -165,7 +165,7 @@ def parse(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return 1 if fastrl or its floor failed: others may be missing."""
-    from conftest import machine_card
+    from machine_card import machine_card
 
     everyone = contenders()
     flags = parse(arguments, list(everyone))

@@ -61,6 +61,9 @@ class DQNConfig(Rules, RunConfig):
     """Where the network learns; `auto`: on a GPU if there is one."""
     total_frames: Annotated[int, AtLeast(1)] = 10_000_000
     """Emulator frames to play in total, `frame_skip` of them per agent step."""
+    total_samples: Annotated[int | None, AtLeast(1)] = None
+    """Samples after which the run ends, if it gets there before `total_frames`, which the schedules go by either way
+    (default: no such end)."""
 
     # Environments
     num_envs: Annotated[int, Between(1, 10_000)] = 64

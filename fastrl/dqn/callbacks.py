@@ -56,6 +56,10 @@ class TrainingRun(Protocol):
         """Emulator frames played so far."""
 
     @property
+    def over(self) -> bool:
+        """Whether the run has come to its end, in frames or in samples: what is left is its last evaluation."""
+
+    @property
     def seconds(self) -> float:
         """Wall-clock time of the run, the parts before a resume included."""
 

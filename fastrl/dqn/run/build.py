@@ -193,8 +193,8 @@ def _plan(
         math.prod(envs.frame_shape) * envs.frame_dtype.itemsize,
         available_bytes(),
         None if device.type == "cpu" else gpu_free_bytes(device),
-        lz4_installed=_lz4_installed(),
-        compressed_bytes=lambda: _compressed_bytes(config),
+        lz4_installed=lz4_installed(),
+        compressed_bytes=lambda: compressed_bytes(config),
         saved=saved,
         warm_up_steps=warm_up_steps,
     )
@@ -208,7 +208,7 @@ def _store(plan: ReplayPlan, device: torch.device) -> str | MakeStore:
     return partial(DeviceStore, device=device) if plan.store == "device" else plan.store
 
 
-def _lz4_installed() -> bool:
+def lz4_installed() -> bool:
     try:
         need("lz4.block", "lz4")
     except ImportError:
@@ -216,7 +216,7 @@ def _lz4_installed() -> bool:
     return True
 
 
-def _compressed_bytes(config: DQNConfig) -> int:
+def compressed_bytes(config: DQNConfig) -> int:
     """Return what to expect of a frame in an `Lz4Store`: twice the mean of random play, measured here and now.
 
     Twice, because better play sees other frames, those of the network that ships for Breakout up to 1.4 times as

@@ -43,7 +43,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Train an agent until ``config.total_frames`` or a signal.
+    """Train an agent until ``config.total_frames``, ``config.total_samples`` or a signal.
 
     Parameters
     ----------
@@ -212,8 +212,9 @@ class Run(Loop):
         kept = "with its replay" if len(self.buffer) else "without its replay"
         games = "games continue" if games_continue else "games start anew"
         self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
-        if self.frames >= self.config.total_frames:
-            self.reporter.line("the run has ended: nothing is left to play; a larger --total-frames makes it longer")
+        if self.over:
+            flag = "--total-frames" if self.frames >= self.config.total_frames else "--total-samples"
+            self.reporter.line(f"the run has ended: nothing is left to play; a larger {flag} makes it longer")
 
     def _restore(self, found: Path, state: dict[str, Any], *, pace: bool) -> bool:
         """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue."""
@@ -237,7 +238,7 @@ class Run(Loop):
         try:
             with contextlib.suppress(Stopped):
                 self.start()
-                while self.frames < self.config.total_frames and not self.stop:
+                while not self.over and not self.stop:
                     self.step()
             for callback in self.callbacks:
                 try:

@@ -86,6 +86,17 @@ class Loop:
         return self.steps * self.config.frame_skip
 
     @property
+    def samples(self) -> int:
+        """Samples learned so far."""
+        return self.learner.updates * self.config.batch_size
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has come to its end, in frames or in samples."""
+        total_samples = self.config.total_samples
+        return self.frames >= self.config.total_frames or (total_samples is not None and self.samples >= total_samples)
+
+    @property
     def epsilon(self) -> float:
         """Share of random actions now."""
         return self.schedules.epsilon(self.steps)
