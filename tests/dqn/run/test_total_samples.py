@@ -8,6 +8,7 @@ import pytest
 from number_run import CONFIG, batches, play, rows
 
 from fastrl.base.errors import ConfigError
+from fastrl.dqn.callbacks import Callback
 
 # A vector step learns 32 samples, which are one update; learning starts with step 200.
 ENDS = CONFIG.replace(total_samples=3_000)
@@ -35,6 +36,24 @@ def test_it_ends_with_an_evaluation_and_one_checkpoint(tmp_path):
     counted = len(rows(ended.folder))
     again = play(tmp_path / "ends", config=ENDS, resume=True)
     assert (again.frames, len(rows(again.folder))) == (ended.frames, counted)
+
+
+def test_where_its_end_meets_the_clocks_it_evaluates_and_saves_once(tmp_path):
+    class Count(Callback):
+        def __init__(self):
+            self.evaluated, self.saved = [], []
+
+        def on_evaluation(self, run, games):
+            self.evaluated.append(run.frames)
+
+        def on_checkpoint(self, run, folder):
+            self.saved.append(folder.name)
+
+    last, count = play(tmp_path / "ends", config=ENDS).frames, Count()
+    clocks = {"evaluate_every_frames": last, "checkpoint_every_frames": last}
+    play(tmp_path / "met", config=ENDS.replace(**clocks), hooks=[count])
+    assert count.evaluated == [last]
+    assert count.saved == [f"{last:012d}"]
 
 
 def test_what_is_stopped_and_resumed_ends_as_the_unbroken_one(tmp_path):
