@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import threading
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastrl.base import forks
-from fastrl.base.checks import assert_that, integer
+from fastrl.base.checks import assert_that, integer, number
 from fastrl.replay.arrays import as_bytes, from_list
 from fastrl.replay.batch import Batch, BatchPool
 from fastrl.replay.checks import Autoreset, Seed, StepRows, check_index, check_rows, check_settings, generator
@@ -23,6 +23,9 @@ from fastrl.replay.stores.by_name import maker
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import MakeStore
 from fastrl.replay.sum_tree import SumTree
+
+if TYPE_CHECKING:
+    from fastrl.replay import _draw
 
 FORK_PATIENCE_S = 10.0
 """Seconds that a fork waits for another thread's call of a buffer to end."""
@@ -330,6 +333,21 @@ class ReplayBuffer:
             self._weigh(changed)
             self._set_kernels()
 
+    def set_gamma(self, gamma: float) -> None:
+        """Discount rewards by ``gamma`` per step from now on, in every row; costs O(n_step), reads no row.
+
+        A batch that was prefetched was drawn before and keeps its returns.
+
+        Raises
+        ------
+        ValueError
+            If ``gamma`` is no number from 0 to 1. Nothing has changed then.
+        """
+        gamma = number("gamma", gamma, 1.0)
+        with self._lock:
+            drawer = self._make_drawer(gamma)
+            self.settings, self._drawer = self.settings | {"gamma": gamma}, drawer
+
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
         """Return how many rows their environments have added since the rows named ``index [B]``, ``[B] int64``."""
         with self._lock:
@@ -509,12 +527,15 @@ class ReplayBuffer:
 
     def _set_kernels(self) -> None:
         """Make the kernels that draw and add in one call; the latter writes into the memory of a `RamStore` alone."""
-        zero = self.settings["stack_padding"] == "zero"
-        self._drawer = self._ring.drawer(self._tree, self.settings["gamma"], zero=zero)
+        self._drawer = self._make_drawer(self.settings["gamma"])
         self._appender = None
         if type(self._store) is RamStore:
             frames, no_rows = self._store.bytes, self._store.frames[:0]
             self._appender = self._ring.appender(frames, self._tree, no_rows, final_inside=self._final_inside)
+
+    def _make_drawer(self, gamma: float) -> _draw.Drawer:
+        """Return the kernel that draws, for a discount per step."""
+        return self._ring.drawer(self._tree, gamma, zero=self.settings["stack_padding"] == "zero")
 
     def _wait_for_readers(self) -> None:
         """Wait until no reader has yet to read a frame that the next rows overwrite."""
