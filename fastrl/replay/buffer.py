@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -23,9 +23,6 @@ from fastrl.replay.stores.by_name import maker
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import MakeStore
 from fastrl.replay.sum_tree import SumTree
-
-if TYPE_CHECKING:
-    from fastrl.replay import _draw
 
 FORK_PATIENCE_S = 10.0
 """Seconds that a fork waits for another thread's call of a buffer to end."""
@@ -345,8 +342,7 @@ class ReplayBuffer:
         """
         gamma = number("gamma", gamma, 1.0)
         with self._lock:
-            drawer = self._make_drawer(gamma)
-            self.settings, self._drawer = self.settings | {"gamma": gamma}, drawer
+            self._take_settings(self.settings | {"gamma": gamma})
 
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
         """Return how many rows their environments have added since the rows named ``index [B]``, ``[B] int64``."""
@@ -527,15 +523,16 @@ class ReplayBuffer:
 
     def _set_kernels(self) -> None:
         """Make the kernels that draw and add in one call; the latter writes into the memory of a `RamStore` alone."""
-        self._drawer = self._make_drawer(self.settings["gamma"])
+        self._take_settings(self.settings)
         self._appender = None
         if type(self._store) is RamStore:
             frames, no_rows = self._store.bytes, self._store.frames[:0]
             self._appender = self._ring.appender(frames, self._tree, no_rows, final_inside=self._final_inside)
 
-    def _make_drawer(self, gamma: float) -> _draw.Drawer:
-        """Return the kernel that draws, for a discount per step."""
-        return self._ring.drawer(self._tree, gamma, zero=self.settings["stack_padding"] == "zero")
+    def _take_settings(self, settings: dict[str, Any]) -> None:
+        """Make the kernel that draws by these settings; if it cannot be made, nothing changes."""
+        drawer = self._ring.drawer(self._tree, settings["gamma"], zero=settings["stack_padding"] == "zero")
+        self.settings, self._drawer = settings, drawer
 
     def _wait_for_readers(self) -> None:
         """Wait until no reader has yet to read a frame that the next rows overwrite."""
