@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, Printable, check
+from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, Points, Printable, as_tuples, check, spelled
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -28,6 +28,20 @@ def check_device(name: object) -> None:
         remedy = f"give cuda, and CUDA_VISIBLE_DEVICES={number[1]} in the environment chooses that GPU"
     raise ConfigError(f"--device is {name!r}, but networks learn on a CPU or a CUDA GPU alone; {remedy}")
 
+
+Schedule = tuple[tuple[int, float], ...]
+"""Pairs (agent steps since learning started, value): between two steps the value goes from one to the other, from the
+last on it stays. Empty: no schedule."""
+WholeSchedule = tuple[tuple[int, int], ...]
+"""A `Schedule` whose values are whole numbers."""
+
+REPLACES = {
+    "n_step_schedule": ("n_step", "n_step_end", "n_step_steps"),
+    "gamma_schedule": ("gamma",),
+    "learning_rate_schedule": ("learning_rate", "learning_rate_end", "learning_rate_steps"),
+    "epsilon_schedule": ("epsilon_start", "epsilon_end", "epsilon_steps"),
+}
+"""Settings that, where they are not off, stand for others: these are then not read."""
 
 MOST_THREADS = 1_024
 """More than any machine has use for; libraries crash without a word where the system has no more threads to give."""
@@ -134,8 +148,14 @@ class DQNConfig(Rules, RunConfig):
     """Rewards summed from `n_step_steps` on (default: `n_step`)."""
     n_step_steps: Annotated[int, AtLeast(0)] = 1_000_000
     """Agent steps over which n_step becomes n_step_end, once learning has started."""
+    n_step_schedule: Annotated[WholeSchedule, Points(Between(1, 10_000), whole=True)] = ()
+    """Rewards summed, as a schedule: each word is agent steps since learning started, a colon and the value then.
+    Between two words the value goes straight from one to the other, rounded. Replaces n_step, n_step_end and
+    n_step_steps. Without words: no schedule."""
     gamma: Annotated[float, Between(0, 1)] = 0.99
     """Discount per agent step."""
+    gamma_schedule: Annotated[Schedule, Points(Between(0, 0.999999))] = ()
+    """Discount as a schedule, like n_step_schedule; straight in log(1 - gamma). Replaces gamma."""
 
     # Learning
     batch_size: Annotated[int, Between(1, 16_384)] = 256
@@ -154,8 +174,11 @@ class DQNConfig(Rules, RunConfig):
     """Step size from `learning_rate_steps` on (default: `learning_rate`)."""
     learning_rate_steps: Annotated[int, AtLeast(0)] = 1_000_000
     """Agent steps over which learning_rate becomes learning_rate_end, once learning has started."""
+    learning_rate_schedule: Annotated[Schedule, Points(Above(0))] = ()
+    """Step size as a schedule, like n_step_schedule; a warm-up multiplies it. Replaces learning_rate,
+    learning_rate_end and learning_rate_steps."""
     learning_rate_warmup_steps: Annotated[int, AtLeast(0)] = 0
-    """Agent steps over which the step size rises from 0 to `learning_rate`, once learning has started."""
+    """Agent steps over which the step size rises from 0, once learning has started."""
     learning_rate_warmup_updates: Annotated[int, AtLeast(0)] = 0
     """The same, counted in updates: as many agent steps as they take at `samples_per_step`."""
     optimizer_eps: Annotated[float | None, Above(0)] = None
@@ -172,6 +195,9 @@ class DQNConfig(Rules, RunConfig):
     """Share of random actions from `epsilon_steps` on."""
     epsilon_steps: Annotated[int, AtLeast(0)] = 250_000
     """Agent steps over which epsilon falls, once learning has started (at most half of the run)."""
+    epsilon_schedule: Annotated[Schedule, Points(Between(0, 1))] = ()
+    """Share of random actions as a schedule, like n_step_schedule. Replaces epsilon_start, epsilon_end and
+    epsilon_steps."""
 
     # Speed
     compile: bool = True
@@ -206,6 +232,8 @@ class DQNConfig(Rules, RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in REPLACES:  # which JSON keeps as lists
+            object.__setattr__(self, name, as_tuples(getattr(self, name)))
         check_device(self.device)
         check(self)
         self._settle_head()
@@ -235,6 +263,24 @@ class DQNConfig(Rules, RunConfig):
     def numbers_per_action(self) -> int:
         """Numbers that the network gives for each action, by its head."""
         return {"expected": 1, "c51": self.atoms, "quantile": self.quantiles}[self.head]
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values in the named fields.
+
+        Raises
+        ------
+        ConfigError
+            If a value does not fit, or is one that a schedule replaces.
+        """
+        changed = super().replace(**changes)
+        for name, replaced in REPLACES.items():
+            for other in (other for other in replaced if getattr(changed, name) and other in changes):
+                flag, by = (f"--{each.replace('_', '-')}" for each in (other, name))
+                raise ConfigError(
+                    f"{flag} is {changes[other]!r}, and {by} {spelled(getattr(changed, name))} replaces it; leave it "
+                    f"out, or give {by} without a value"
+                )
+        return changed
 
     @property
     def group_size(self) -> int:
@@ -266,7 +312,29 @@ class DQNConfig(Rules, RunConfig):
     @property
     def largest_n_step(self) -> int:
         """Most rewards that are ever summed."""
-        return max(self.n_step, self.n_step_end or 0)
+        return max(value for _, value in self.n_step_points)
+
+    @property
+    def n_step_points(self) -> WholeSchedule:
+        """The schedule of n, also where the three other settings give it; of two values at one step the later holds."""
+        end = self.n_step if self.n_step_end is None else self.n_step_end
+        return self.n_step_schedule or ((0, self.n_step), (self.n_step_steps, end))
+
+    @property
+    def gamma_points(self) -> Schedule:
+        """The schedule of the discount; without one, the discount."""
+        return self.gamma_schedule or ((0, self.gamma),)
+
+    @property
+    def learning_rate_points(self) -> Schedule:
+        """The schedule of the step size, also where the three other settings give it."""
+        end = self.learning_rate if self.learning_rate_end is None else self.learning_rate_end
+        return self.learning_rate_schedule or ((0, self.learning_rate), (self.learning_rate_steps, end))
+
+    @property
+    def epsilon_points(self) -> Schedule:
+        """The schedule of epsilon, also where the three other settings give it."""
+        return self.epsilon_schedule or ((0, self.epsilon_start), (self.epsilon_decay_steps, self.epsilon_end))
 
 
 @dataclass(frozen=True, kw_only=True)

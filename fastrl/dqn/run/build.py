@@ -114,7 +114,7 @@ def load_replay(
         saved = PrioritizedReplayBuffer.saved_settings(path)
         own: dict[str, Any] = _settings(config, envs)
         own |= {"obs_dtype": envs.frame_dtype.str, "obs_shape": list(envs.frame_shape)}
-        del own["n_step"]  # the run changes it as it advances
+        del own["n_step"], own["gamma"]  # the run sets them as it advances
         for name, value in own.items():
             if saved[name] != value:
                 remedy = ", or delete it to resume with an empty replay"

@@ -139,6 +139,9 @@ class Loop:
         n_step = self.schedules.n_step(self.steps)
         if n_step != self.buffer.settings["n_step"]:
             self.buffer.set_n_step(n_step)
+        gamma = self.schedules.gamma(self.steps)
+        if gamma != self.buffer.settings["gamma"]:
+            self.buffer.set_gamma(gamma)
         self.learner.set_learning_rate(self.schedules.learning_rate(self.steps))
         while self.pace.due():
             batch = self.buffer.sample(self.config.batch_size, self.beta)

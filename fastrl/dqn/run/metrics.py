@@ -77,6 +77,8 @@ class Metrics(Callback):
             "replay/drawable": float(run.buffer.drawable),
             "replay/max_priority": run.buffer.max_priority,
         }
+        if run.config.gamma_schedule:
+            metrics["replay/gamma"] = float(run.buffer.settings["gamma"])
         taken = np.concatenate(self._actions)
         self._actions.clear()
         for action, name in enumerate(run.envs.action_names):
