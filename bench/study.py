@@ -76,7 +76,7 @@ PINNED: dict[str, Any] = {"device": "cpu", "torch_threads": 1, "env_threads": 1}
 """Settings of every arm: one core, one thread."""
 PLACED = ("seed", "name", "runs_dir", "game")
 """Settings that the rest of the table says."""
-FOUND = ("capacity", "frame_store", "precision")
+FOUND = ("capacity", "frame_store", "precision", "kernels")
 """Settings that are fixed when an arm begins, by what the machine has then, unless the table says them."""
 COLUMNS = ("arm", "seed", "kind", "frames", "samples", "minutes", "score", "median", "q_max")
 SAY_EVERY_SECONDS = 60.0
@@ -375,7 +375,8 @@ def on_core(core: int) -> Iterator[None]:
     """Give processes that are started inside one core, one thread, and this process's fastrl."""
     allowed, before = os.sched_getaffinity(0), dict(os.environ)
     paths = [str(Path(fastrl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    # Kernels by the rule, not by a measurement beside other arms.
+    os.environ |= {"OMP_NUM_THREADS": "1", "FASTRL_TUNE": "off", "PYTHONPATH": os.pathsep.join(paths)}
     os.sched_setaffinity(0, {core})
     try:
         yield

@@ -104,6 +104,20 @@ class Points:
         return f"words STEP:VALUE, where steps ascend from 0 and each value is {kind}{self.values}"
 
 
+@dataclass(frozen=True)
+class Falling:
+    """Two numbers in (0, 1], the second no larger than the first; or none."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether the value is an empty tuple, or one of two such numbers."""
+        if not isinstance(value, tuple) or not all(_is_number(one, numbers.Real) for one in value):
+            return False
+        return not value or (len(value) == 2 and 1 >= value[0] >= value[1] > 0)
+
+    def __str__(self) -> str:
+        return "two numbers, the first at most 1, the second at most the first and above 0"
+
+
 def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 

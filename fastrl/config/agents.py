@@ -87,7 +87,7 @@ AGENTS: dict[str, Agent] = {
         settings=_PLAIN | _ADAM | {"head": "quantile", "quantiles": 200, "huber_delta": 1.0},
         atari={},
         source="Dabney et al. 2018a, section 5 (QR-DQN-1: Huber loss with kappa 1)",
-        deviations=(_TRUNK, _CLIP, "the loss is a mean over quantiles (the paper: a sum)"),
+        deviations=(_TRUNK, _CLIP),
     ),
     "m-dqn": Agent(
         settings=_PLAIN | _ADAM | {"munchausen": True, "huber_delta": 1.0},

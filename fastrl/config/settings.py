@@ -8,12 +8,13 @@ them per step. Each field is a flag of the command line, and its docstring is th
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, Points, Printable, as_tuples, check, spelled
+from fastrl.base.ranges import Above, AtLeast, Between, Falling, OneFolder, Points, Printable, as_tuples, check, spelled
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -40,6 +41,7 @@ REPLACES = {
     "gamma_schedule": ("gamma",),
     "learning_rate_schedule": ("learning_rate", "learning_rate_end", "learning_rate_steps"),
     "epsilon_schedule": ("epsilon_start", "epsilon_end", "epsilon_steps"),
+    "epsilon_ladder": ("epsilon_start", "epsilon_end", "epsilon_steps"),
 }
 """Settings that, where they are not off, stand for others: these are then not read."""
 
@@ -165,7 +167,10 @@ class DQNConfig(Rules, RunConfig):
     learn_start_steps: Annotated[int, AtLeast(0)] = 20_000
     """Agent steps with random actions before learning starts (at most a tenth of the run)."""
     target_period_updates: Annotated[int, AtLeast(1)] = 500
-    """Updates between two copies of the online network into the target network."""
+    """Updates between two copies of the online network into the target network; not read with `target_tau`."""
+    target_tau: Annotated[float, Between(0, 1)] = 0.0
+    """Share of the way that the target network moves towards the online network after each update (Lillicrap et al.
+    2016, algorithm 1). 0: it is copied every `target_period_updates`."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """`rmsprop` is the centred version of Mnih et al. 2015."""
     learning_rate: Annotated[float, Above(0)] = 2.5e-4
@@ -198,6 +203,10 @@ class DQNConfig(Rules, RunConfig):
     epsilon_schedule: Annotated[Schedule, Points(Between(0, 1))] = ()
     """Share of random actions as a schedule, like n_step_schedule. Replaces epsilon_start, epsilon_end and
     epsilon_steps."""
+    epsilon_ladder: Annotated[tuple[float, ...], Falling()] = ()
+    """Two shares of random actions, of the first game and the last; those between are spaced by equal factors, and each
+    game keeps its own (Horgan et al. 2018). Training scores are then those of the quarter of the games with the lowest.
+    Replaces epsilon_start, epsilon_end and epsilon_steps. Without values: one epsilon for all games."""
 
     # Speed
     compile: bool = True
@@ -247,6 +256,11 @@ class DQNConfig(Rules, RunConfig):
                 f"--learning-rate-warmup-steps is {self.learning_rate_warmup_steps} and --learning-rate-warmup-updates "
                 f"is {self.learning_rate_warmup_updates}; give 0 for one of them"
             )
+        if self.epsilon_ladder and self.epsilon_schedule:
+            raise ConfigError(
+                f"--epsilon-ladder is {spelled(self.epsilon_ladder)} and --epsilon-schedule is "
+                f"{spelled(self.epsilon_schedule)}; give one of them without a value, or leave it out"
+            )
 
     def _settle_head(self) -> None:
         """Let `distributional` speak through `head` alone: it is None afterwards."""
@@ -286,6 +300,11 @@ class DQNConfig(Rules, RunConfig):
     def group_size(self) -> int:
         """Games in one group."""
         return self.num_envs // self.env_groups
+
+    @property
+    def first_scored_env(self) -> int:
+        """The first game whose training scores are reported, of `num_envs`: with a ladder, of the last quarter."""
+        return self.num_envs - math.ceil(self.num_envs / 4) if self.epsilon_ladder else 0
 
     @property
     def total_steps(self) -> int:

@@ -157,12 +157,12 @@ class Collector:
             return
         self.open_games()
         for group in list(self._groups)[1:]:
-            group.send(policy.act(group.observe()))
+            group.send(policy.act(group.observe(), group.env_id))
 
     def send(self, policy: Policy) -> None:
         """Act for one group and start its step."""
         group = self._groups[0]
-        group.send(policy.act(group.observe()))
+        group.send(policy.act(group.observe(), group.env_id))
 
     def recv(self) -> Rows:
         """Wait for the group sent longest ago and return its rows."""

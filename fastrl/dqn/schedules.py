@@ -7,6 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastrl.config import DQNConfig
 
 
@@ -65,6 +68,17 @@ def along(
     return between(value, following, ends - begun, step - begun)
 
 
+def ladder(ends: Sequence[float], n: int) -> NDArray[np.float64]:
+    """Return shares of random actions of n games, [n] float64, each the same factor below the one before.
+
+    ``ends`` are those of the first game and the last: game i of N has first^(1 - x) last^x, where x = i / (N - 1).
+    Horgan et al. 2018 write it as epsilon^(1 + alpha x): their 0.4 and 7 are the ends 0.4 and 0.4^8, 0.00066. One game
+    alone has the last.
+    """
+    first, last = ends
+    return np.geomspace(first, last, n) if n > 1 else np.array([float(last)])
+
+
 class Schedules:
     """What changes over a run of deep Q-learning, by its settings and the agent steps played.
 
@@ -83,6 +97,7 @@ class Schedules:
     def __init__(self, config: DQNConfig) -> None:
         self._config = config
         self._planned = config  # of the length that the run was planned with
+        self._ladder = ladder(config.epsilon_ladder, config.num_envs) if config.epsilon_ladder else None
         self._beta_from: tuple[int, float] = (0, config.beta_start)  # steps, value
 
     @property
@@ -91,8 +106,14 @@ class Schedules:
         return self._planned.warm_up_steps
 
     def epsilon(self, steps: int) -> float:
-        """Share of random actions after ``steps`` agent steps."""
+        """Share of random actions after ``steps`` agent steps; with a ladder, mean over the games with scores."""
+        if self._ladder is not None:
+            return float(self._ladder[self._config.first_scored_env :].mean())
         return float(along(self._planned.epsilon_points, self._learned(steps)))
+
+    def epsilons(self, steps: int) -> float | NDArray[np.float64]:
+        """Share of random actions of all games after ``steps`` agent steps; with a ladder, of each, [N] float64."""
+        return self.epsilon(steps) if self._ladder is None else self._ladder
 
     def beta(self, steps: int) -> float:
         """Exponent of the importance weights after ``steps`` agent steps."""

@@ -9,8 +9,9 @@ from quick_run import QUICK, start
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
+from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import experiment
-from fastrl.dqn.schedules import Schedules, along, discounts
+from fastrl.dqn.schedules import Schedules, along, discounts, ladder
 from fastrl.replay import ReplayBuffer
 from fastrl.train import config_for
 
@@ -212,3 +213,59 @@ def test_a_setting_that_a_list_replaces_is_refused_beside_it():
     with pytest.raises(ConfigError, match="--n-step-end is 5, and"):
         listed.replace(n_step_end=5)
     assert listed.replace(n_step=2, n_step_schedule=()).n_step_points[0] == (0, 2)
+
+
+# --- an epsilon for each game ---------------------------------------------------------------------------
+
+
+def test_a_ladder_falls_by_one_factor_from_game_to_game():
+    np.testing.assert_allclose(ladder((0.4, 0.0004), 4), [0.4, 0.04, 0.004, 0.0004])
+    horgan = [0.4 ** (1 + 7 * i / 15) for i in range(16)]
+    np.testing.assert_allclose(ladder((0.4, 0.4**8), 16), horgan)
+    assert ladder((0.4, 0.01), 1) == [0.01]
+    assert (ladder((0.4, 0.01), 64)[[0, -1]] == [0.4, 0.01]).all()
+
+
+@pytest.mark.parametrize(("games", "scored"), [(1, 1), (2, 1), (4, 1), (5, 2), (8, 2), (64, 16)])
+def test_the_quarter_of_the_games_with_the_lowest_epsilon_is_scored(games, scored):
+    config = DQNConfig(num_envs=games, epsilon_ladder=(0.4, 0.01))
+    assert games - config.first_scored_env == scored
+    schedules = Schedules(config)
+    assert schedules.epsilon(10**6) == pytest.approx(np.sort(schedules.epsilons(0))[:scored].mean())
+    assert DQNConfig(num_envs=games).first_scored_env == 0
+
+
+def test_scores_are_those_of_the_games_with_the_lowest_epsilon(tmp_path):
+    class Seen(Callback):
+        def __init__(self):
+            self.games = []
+
+        def on_game(self, run, score, length):
+            self.games.append((run.game_env, score))
+
+    seen = Seen()
+    config = QUICK.replace(total_frames=3_000, learn_start_steps=200, epsilon_ladder=(1.0, 0.01), env_groups=2)
+    ended = start(config, tmp_path, seen)
+    (*_, last) = (row for row in rows(ended.folder) if row["steps"])
+    scores = [score for env, score in seen.games if env >= 12]  # of 16
+    assert {env for env, _ in seen.games} == set(range(16))
+    assert float(last["games/finished"]) == len(seen.games) > 4 * 50
+    assert float(last["games/return_mean_100"]) == pytest.approx(np.mean(scores[-100:]))
+    assert np.mean(scores) > np.mean([score for env, score in seen.games if env < 4]) + 0.2
+    # factors of 0.01^(1/15): games 12 to 15
+    assert float(last["explore/epsilon"]) == pytest.approx(np.mean([0.01 ** (i / 15) for i in range(12, 16)]))
+
+
+@pytest.mark.parametrize(
+    "bad", [(0.4,), (0.01, 0.4), (0.4, 0.0), (1.1, 0.1), (0.4, 0.1, 0.01), (float("nan"), 0.1), (True, 0.1), "0.4", 0.4]
+)
+def test_a_bad_ladder_is_refused(bad):
+    with pytest.raises(ConfigError, match="give two numbers, the first at most 1, the second at most the first and"):
+        DQNConfig(epsilon_ladder=bad)
+
+
+def test_a_ladder_is_refused_beside_what_it_replaces():
+    with pytest.raises(ConfigError, match=r"--epsilon-end is 0.1, and --epsilon-ladder 0.4 0.01 replaces it; leave"):
+        config_for("catch", "cpu", epsilon_end=0.1, epsilon_ladder=(0.4, 0.01))
+    with pytest.raises(ConfigError, match=r"--epsilon-ladder is 0.4 0.01 and --epsilon-schedule is 0:0.1; give one"):
+        DQNConfig(epsilon_ladder=(0.4, 0.01), epsilon_schedule=((0, 0.1),))

@@ -122,6 +122,20 @@ def test_features_and_gradients_are_those_of_autograd(kernels, shape, trunk, wid
 
 
 @pytest.mark.parametrize("kernels", SETS)
+def test_features_of_the_next_observations_by_the_online_network_are_left_out_where_not_needed(kernels):
+    mine = fast(networks(SHAPES["smallest"]), kernels)
+    obs, after = observations(SHAPES["smallest"])
+    wanted = [t.detach().clone() for t in mine.features(obs, after)]
+    mine._trunk.features[0][:] = 0
+    mine._trunk.features[1][:] = 0
+    now, then, target = mine.features(obs, after, online_next=False)
+    assert torch.equal(now.detach(), wanted[0])
+    assert torch.equal(target, wanted[2])
+    assert then is target
+    assert not mine._trunk.features[0][B:].any()
+
+
+@pytest.mark.parametrize("kernels", SETS)
 @pytest.mark.parametrize("layers", ["small", "pooled"])
 def test_acting_gives_the_features_of_learning_for_any_number_of_observations(kernels, layers):
     mine = fast(networks(SHAPES["Atari"], layers), kernels)

@@ -76,6 +76,7 @@ class Loop:
         self.schedules, self.envs = schedules, collector.envs
         self.saver = Saver(folder, config.keep_checkpoints, earlier, self._on_checkpoint)
         self.steps, self.abandoned = steps, abandoned
+        self.game_env = -1
         self.lap = Stopwatch()
         self._seconds_before, self._started = seconds, time.monotonic()
         self._recent: deque[Batch] = deque(maxlen=2 if learner.delayed else 1)  # whose errors may not be known
@@ -98,7 +99,7 @@ class Loop:
 
     @property
     def epsilon(self) -> float:
-        """Share of random actions now."""
+        """Share of random actions now; see `TrainingRun`."""
         return self.schedules.epsilon(self.steps)
 
     @property
@@ -115,13 +116,13 @@ class Loop:
         """Open the games, unless they continue."""
         for callback in self.callbacks:
             callback.on_start(self)
-        self.policy.epsilon = self.epsilon
+        self.policy.epsilon = self.schedules.epsilons(self.steps)
         self.collector.start(self.policy)
         self.lap = Stopwatch()
 
     def step(self) -> None:
         """Act, learn, receive, add, count: once in one group of games."""
-        self.policy.epsilon = self.epsilon
+        self.policy.epsilon = self.schedules.epsilons(self.steps)
         self.collector.send(self.policy)
         self.lap("act")
         self._learn()  # while the games step
@@ -171,6 +172,7 @@ class Loop:
         self.steps += len(counted)
         self.pace.added(len(counted), self.buffer.drawable)
         for i in np.flatnonzero(rows.game_over):
+            self.game_env = int(rows.env_id[i])
             for callback in self.callbacks:
                 callback.on_game(self, float(rows.score[i]), int(rows.length[i]))
         for callback in self.callbacks:

@@ -30,6 +30,8 @@ class Metrics(Callback):
         self._clock = Clock(run.config.log_every_frames)
         self._clock.set(run.frames)
         self._mark = (time.monotonic(), run.frames)
+        scored = run.config.num_envs - run.config.first_scored_env
+        self._of = "" if scored == run.config.num_envs else f" of {scored} with the lowest epsilon"
         run.reporter.extras.scores = self._scores
         self._show_score()
 
@@ -44,9 +46,11 @@ class Metrics(Callback):
             self._look, self._seen = False, self._look_at(batch, run)
 
     def on_game(self, run: TrainingRun, score: float, length: int) -> None:
+        self._games += 1
+        if run.game_env < run.config.first_scored_env:
+            return
         self._scores.append(score)
         self._lengths.append(length)
-        self._games += 1
         self._show_score()
 
     def on_end(self, run: TrainingRun) -> None:
@@ -112,7 +116,7 @@ class Metrics(Callback):
 
     def _show_score(self) -> None:
         if self._scores:
-            self._shown["score"] = f"{np.mean(self._scores):.1f} (last {len(self._scores)} games)"
+            self._shown["score"] = f"{np.mean(self._scores):.1f} (last {len(self._scores)} games{self._of})"
 
     def _show(self, metrics: dict[str, float]) -> None:
         self._shown["epsilon"] = f"{metrics['explore/epsilon']:.2f}"
