@@ -14,19 +14,22 @@ from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
+from fastrl.distributed.engine import build_collectors
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback, check_callbacks, named
-from fastrl.dqn.collector import build_collector
+from fastrl.dqn.collector import RowSource, build_collector
 from fastrl.dqn.device.device import forget_compiled, pick_device
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.pace import Pace
 from fastrl.dqn.policy import Policy
 from fastrl.dqn.run.build import find_replay, require_disk
 from fastrl.dqn.run.checkpointing import Checkpoints
+from fastrl.dqn.run.collecting import CollectorReport
 from fastrl.dqn.run.evaluation import Evaluation
 from fastrl.dqn.run.faults import NotFiniteError
 from fastrl.dqn.run.loop import Loop
 from fastrl.dqn.run.metrics import Metrics
+from fastrl.dqn.run.replay_plan import check_rings
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
 from fastrl.envs.names import is_custom, refuse_while_loading, same_game
@@ -149,12 +152,20 @@ class Run(Loop):
             need(package, "train")
         device = pick_device(config.device)
         self._last.callback(forget_compiled)
-        collector = build_collector(config, seeds[1], device.type)
+        collector: RowSource
+        if config.collectors:
+            collector = remote = build_collectors(config, seeds[1], stop.check)
+            notes = [*remote.notes, *notes]
+            callbacks.append(CollectorReport(remote))
+        else:
+            collector = build_collector(config, seeds[1], device.type)
         self._last.callback(collector.close)
         envs = collector.envs
         if new:  # one that was trained so goes on so
             _refuse_two_stacks(config, envs)
         replay = find_replay(found, config, envs, seeds[2], device, notes, schedules.warm_up_steps, grow=longer)
+        if config.collectors:
+            notes += check_rings(config, replay.buffer.settings["capacity"])
         replay_words = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
         obs_shape = (config.stack, *envs.frame_shape)
         learner = Learner(config, obs_shape, envs.frame_dtype, envs.num_actions, device, seeds[3])
@@ -176,7 +187,7 @@ class Run(Loop):
         )
         self._last.callback(self.saver.wait)
         games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
-        if is_custom(config.game):
+        if is_custom(config.game) or config.collectors:
             collector.open_games()  # which may fail: before anything is written
         folder.open(config, new=new)
         self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
@@ -186,10 +197,15 @@ class Run(Loop):
         arithmetic = f" in {learner.precision}" if device.type == "cuda" else ""
         if arithmetic and config.precision == "auto" and learner.precision == "float32":
             arithmetic += " (this GPU has no bfloat16)"
-        games = f"{config.game} on {device}{arithmetic}, {config.num_envs} games side by side{rules}"
+        side_by_side = f"{config.num_envs} games side by side"
+        if config.collectors:
+            side_by_side += f" in each of {config.collectors} collectors"
+        games = f"{config.game} on {device}{arithmetic}, {side_by_side}{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
+        for note in notes if found is None else [*notes, *folder.set_aside(found)]:
+            self.reporter.line(note)
         if found is not None:
-            self._say_what_is_resumed(found, [*notes, *folder.set_aside(found)], games_continue)
+            self._say_what_is_resumed(found, games_continue)
         if longer:
             self.reporter.line(
                 f"the run has {config.total_frames:,} frames now; epsilon ({self.epsilon:.2f}), n-step and learning "
@@ -197,9 +213,7 @@ class Run(Loop):
                 "is left"
             )
 
-    def _say_what_is_resumed(self, found: Path, notes: list[str], games_continue: bool) -> None:
-        for note in notes:
-            self.reporter.line(note)
+    def _say_what_is_resumed(self, found: Path, games_continue: bool) -> None:
         kept = "with its replay" if len(self.buffer) else "without its replay"
         games = "games continue" if games_continue else "games start anew"
         self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
@@ -220,7 +234,7 @@ class Run(Loop):
             callback.load_state(state["callbacks"].get(name, {}))
         games_continue = self.collector.load_state(checkpoint.load_games(found))
         if not games_continue and self.steps:
-            self.abandoned += self.config.num_envs
+            self.abandoned += self.config.all_envs
         return games_continue
 
     def play(self) -> None:
