@@ -199,7 +199,12 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
             kind = type(config).__name__
             remedy = f"did you mean {near[0]}?" if near else f"help(fastrl.{kind}) lists them"
             raise ConfigError(f"{name} is no setting of {kind}; {remedy}")
-    return config.replace(**settings)
+    return config.replace(**_one_group(settings))
+
+
+def _one_group(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings given, with one group of games where collectors play: the groups of a preset are not for them."""
+    return {"env_groups": 1} | dict(given) if given.get("collectors") else given
 
 
 class _Callable(ModuleType):
@@ -264,7 +269,7 @@ def main(arguments: list[str]) -> int:
     refuse_others(given, type(default), of=f"a run of {getattr(default, 'game', 'cartpole')}")
     if resume is not None and (moved := [name for name in ("runs_dir", "name") if name in given]):
         raise folder.RunFolder(resume).stays(moved[0], given[moved[0]])
-    config = default.replace(**given)
+    config = default.replace(**_one_group(given))
     if isinstance(config, DQNConfig):
         if not quiet and (differs := differing_rules(game or "", config)):
             console.say(differs)

@@ -81,8 +81,6 @@ class RayEngine:
                 "more games, more collectors do not"
             )
         options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "num_cpus": share}
-        if is_custom(config.game) and (module := _module(config.game)) is not None:
-            options["runtime_env"] = {"py_modules": [str(module)]}
         self._class = self._ray.remote(RayActor).options(scheduling_strategy="SPREAD", **options)
 
     def start(self, number: int, *, again: bool = False) -> None:
@@ -235,6 +233,8 @@ def _set_environment(address: str | None) -> None:
 def _connect(ray: Any, config: DQNConfig, chunk_bytes: int) -> None:
     """Start Ray on this machine, or join the one at the address."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if is_custom(config.game) and (module := _module(config.game)) is not None:
+        quiet["runtime_env"] = {"py_modules": [str(module)]}
     if config.ray_address is not None:
         _join(ray, config.ray_address, quiet)
         return

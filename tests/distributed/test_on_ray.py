@@ -38,22 +38,23 @@ CATCH = [
 class Training:
     """A run of the command, in a namespace of its own."""
 
-    def __init__(self, folder: Path, *arguments: str, before: str = "true", module: str = "") -> None:
+    def __init__(self, folder: Path, *arguments: str, module: str = "") -> None:
         self.folder = folder / "run"
         flags = [] if "--resume" in arguments else ["--runs-dir", str(folder), "--name", "run"]
-        script = f'ip link set lo up && {before} && exec "$@"'
+        script = 'ip link set lo up && exec "$@"'
         words = [*UNSHARE, "sh", "-c", script, "sh", sys.executable, "-m", "fastrl.train", *arguments, *flags]
-        self._log = (folder / f"log-{time.monotonic_ns()}").open("w+")
+        self._log = folder / f"log-{time.monotonic_ns()}"
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
             environment.pop(name, None)
-        self.process = subprocess.Popen(
-            words, cwd=module or folder, env=environment, stdout=self._log, stderr=subprocess.STDOUT
-        )
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                words, cwd=module or folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
 
     @property
     def said(self) -> str:
-        return Path(self._log.name).read_text()
+        return self._log.read_text()
 
     def wait(self, seconds: float = 120) -> int:
         try:

@@ -137,3 +137,13 @@ def test_the_replay_is_planned_for_the_games_of_all_collectors():
 def test_losses_are_told_on_the_screen(tmp_path, capsys):
     play_on(tmp_path / "run", trouble=TROUBLE, plan=1, quiet=False)
     assert "; a new one takes its place" in capsys.readouterr().out
+
+
+def test_groups_of_a_preset_give_way_to_collectors_and_those_asked_for_do_not():
+    from fastrl.config import PRESETS
+    from fastrl.train import _changed
+
+    assert PRESETS["cuda"].config.env_groups == 2
+    assert _changed(PRESETS["cuda"].config, {"collectors": 8}).env_groups == 1
+    with pytest.raises(ConfigError, match="give --env-groups 1"):
+        _changed(PRESETS["cuda"].config, {"collectors": 8, "env_groups": 2})
