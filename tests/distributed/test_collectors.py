@@ -310,3 +310,15 @@ def test_frames_that_repeat_themselves_travel_small():
     columns = {name: zeros for name in collector.Rows.__slots__ if name not in ("frame", "final")}
     chunk = pack([collector.Rows(frame=frame, final=None, **columns)], number=0, born=1, seq=1, version=0)
     assert len(chunk.frames[0]) < frame.nbytes / 100
+
+
+def test_what_a_replaced_process_still_sends_is_dropped_and_does_not_count_as_another_one():
+    games = LedgerGames(Ledger(), 4, 0)
+    collectors = Collectors(CONFIG, FakeEngine(CONFIG, 7), games, facts(games))
+    slot = collectors._slots[0]
+    columns = {name: np.zeros(4, np.int64) for name in collector.Rows.__slots__ if name not in ("frame", "final")}
+    row = collector.Rows(frame=np.zeros((4, 2), np.uint8), final=None, **columns)
+    sent = [(1, 1), (1, 2), (2, 1), (1, 3), (2, 2), (2, 2)]
+    taken = [collectors._follows(slot, pack([row], number=0, born=born, seq=seq, version=0)) for born, seq in sent]
+    assert taken == [True, True, True, False, True, False]
+    assert collectors.restarted == 1
