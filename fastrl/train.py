@@ -253,7 +253,12 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
             kind = type(config).__name__
             remedy = f"did you mean {near[0]}?" if near else f"help(fastrl.{kind}) lists them"
             raise ConfigError(f"{name} is no setting of {kind}; {remedy}")
-    return config.replace(**settings)
+    return config.replace(**_one_group(settings))
+
+
+def _one_group(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings given, with one group of games where collectors play: the groups of a preset are not for them."""
+    return {"env_groups": 1} | dict(given) if given.get("collectors") else given
 
 
 class _Callable(ModuleType):
@@ -319,7 +324,7 @@ def main(arguments: list[str]) -> int:
     refuse_others(given, type(default), of=f"a run of {getattr(default, 'game', 'cartpole')}")
     if resume is not None and (moved := [name for name in ("runs_dir", "name") if name in given]):
         raise folder.RunFolder(resume).stays(moved[0], given[moved[0]])
-    config = _by_agent(default, agent, given).replace(**given)
+    config = _by_agent(default, agent, given).replace(**_one_group(given))
     about = _about_agent(about, agent, config, resume)
     if resume is not None and agent is not None:
         _keeps_network(agent, config, resume)

@@ -92,7 +92,7 @@ AGENTS: dict[str, Agent] = {
     "m-dqn": Agent(
         settings=_PLAIN | _ADAM | {"munchausen": True, "huber_delta": 1.0},
         atari={},
-        source="Vieillard, Pietquin and Geist 2020, appendix, table of hyperparameters (alpha 0.9, tau 0.03, l_0 -1)",
+        source="Vieillard, Pietquin and Geist 2020, appendix, its table (alpha 0.9, tau 0.03, clipped at -1)",
         deviations=(
             _TRUNK,
             _CLIP,

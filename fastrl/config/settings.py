@@ -83,18 +83,35 @@ class DQNConfig(Rules, RunConfig):
 
     # Environments
     num_envs: Annotated[int, Between(1, 10_000)] = 64
-    """Games played in parallel."""
+    """Games played in parallel; with `collectors`, by each of them."""
     env_groups: Annotated[int, Between(1, 10_000)] = 1
     """Groups of games that take turns: while the games of one step, the run receives, adds and acts for another."""
     env_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
     """EnvPool's threads per group (0: one per CPU core that this process may use; on a GPU all groups share all
-    cores but one)."""
+    cores but one; in a collector one)."""
     reward_clip: bool = True
     """Learn from the sign of the reward; reported scores are never clipped."""
     max_episode_steps: Annotated[int, Between(1, MOST_STEPS_OF_A_GAME)] = 27_000
     """A game is cut off after N agent steps (27,000 = 108,000 frames)."""
     dephase_steps: Annotated[int, Between(0, 100_000)] = 128
     """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
+
+    # Collectors
+    collectors: Annotated[int, Between(0, 10_000)] = 0
+    """Processes that play games, on this machine or on a cluster; each plays `num_envs` (0: play in this process).
+    Needs the extra `distributed`."""
+    ray_address: Annotated[str | None, Printable()] = None
+    """Ray cluster on which the collectors run: `auto` or `host:port` (default: start Ray on this machine, and stop it
+    at the end)."""
+    chunk_steps: Annotated[int, Between(1, 10_000)] = 16
+    """Vector steps that a collector plays for one request; two requests are in flight."""
+    weights_every_steps: Annotated[int, AtLeast(1)] = 10_000
+    """Agent steps of all collectors after which they get new weights."""
+    collectors_in_order: bool = False
+    """Take chunks from the collectors in turn: two runs of one seed are equal to the bit, unless a chunk is lost. Every
+    collector then waits for the slowest."""
+    collector_timeout: Annotated[float, Above(0)] = 60.0
+    """Seconds without an answer after which a collector is replaced."""
 
     # Network
     trunk: Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"] = "nature"
@@ -246,6 +263,11 @@ class DQNConfig(Rules, RunConfig):
         check_device(self.device)
         check(self)
         self._settle_head()
+        if self.collectors and self.env_groups > 1:
+            raise ConfigError(
+                f"--env-groups is {self.env_groups} and --collectors is {self.collectors}; collectors take turns by "
+                "themselves: give --env-groups 1"
+            )
         if self.num_envs % self.env_groups:
             raise ConfigError(
                 f"--env-groups is {self.env_groups}, which does not divide --num-envs {self.num_envs}; "
@@ -302,9 +324,14 @@ class DQNConfig(Rules, RunConfig):
         return self.num_envs // self.env_groups
 
     @property
+    def all_envs(self) -> int:
+        """Games of the whole run: `num_envs`, or those of all collectors. The replay has a ring for each."""
+        return self.num_envs * max(1, self.collectors)
+
+    @property
     def first_scored_env(self) -> int:
-        """The first game whose training scores are reported, of `num_envs`: with a ladder, of the last quarter."""
-        return self.num_envs - math.ceil(self.num_envs / 4) if self.epsilon_ladder else 0
+        """The first game whose training scores are reported, of `all_envs`: with a ladder, of the last quarter."""
+        return self.all_envs - math.ceil(self.all_envs / 4) if self.epsilon_ladder else 0
 
     @property
     def total_steps(self) -> int:

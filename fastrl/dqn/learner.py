@@ -303,6 +303,10 @@ class Learner:
         values: NDArray[np.float32] = self._q_values(torch.as_tensor(obs, device=self.device)).cpu().numpy()
         return values
 
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the online network's weights, float32 by the names of its state; waits for the device."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in self.online.state_dict().items()}
+
     def _check_obs(self, obs: NDArray[Any]) -> None:
         dtype = self._wanted_dtype("obs", obs)
         if obs.shape[1:] != self._obs_shape or obs.dtype != dtype:

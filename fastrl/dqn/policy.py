@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,14 @@ class ActingNetwork(Protocol):
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape]."""
+
+
+@runtime_checkable
+class Published(ActingNetwork, Protocol):
+    """A network that hands its weights out, for processes that act elsewhere."""
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Return copies of its weights by name."""
 
 
 class Policy:
@@ -56,6 +64,11 @@ class Policy:
         epsilon = self.epsilon[env_id] if isinstance(self.epsilon, np.ndarray) else self.epsilon
         coins = self.rng.random(len(obs)) < epsilon
         return np.where(coins, self._random_actions(len(obs)), greedy)
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the acting weights by name, for processes that act elsewhere."""
+        assert isinstance(self._network, Published)
+        return self._network.weights()
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, JSON-able: the generator's state."""

@@ -97,7 +97,7 @@ class Schedules:
     def __init__(self, config: DQNConfig) -> None:
         self._config = config
         self._planned = config  # of the length that the run was planned with
-        self._ladder = ladder(config.epsilon_ladder, config.num_envs) if config.epsilon_ladder else None
+        self._ladder = ladder(config.epsilon_ladder, config.all_envs) if config.epsilon_ladder else None
         self._beta_from: tuple[int, float] = (0, config.beta_start)  # steps, value
 
     @property

@@ -13,7 +13,7 @@ from fastrl.base.stop import Stop
 from fastrl.base.stopwatch import Stopwatch
 from fastrl.config import DQNConfig
 from fastrl.dqn.callbacks import Callback, states
-from fastrl.dqn.collector import Collector, Rows
+from fastrl.dqn.collector import Rows, RowSource
 from fastrl.dqn.learner import Learner, Priorities
 from fastrl.dqn.pace import Pace
 from fastrl.dqn.policy import Policy
@@ -60,7 +60,7 @@ class Loop:
         stop: Stop,
         callbacks: list[Callback],
         *,
-        collector: Collector,
+        collector: RowSource,
         policy: Policy,
         pace: Pace,
         learner: Learner,

@@ -31,8 +31,8 @@ class Metrics(Callback):
         self._clock = Clock(run.config.log_every_frames)
         self._clock.set(run.frames)
         self._mark = (time.monotonic(), run.frames)
-        scored = run.config.num_envs - run.config.first_scored_env
-        self._of = "" if scored == run.config.num_envs else f" of {scored} with the lowest epsilon"
+        scored = run.config.all_envs - run.config.first_scored_env
+        self._of = "" if scored == run.config.all_envs else f" of {scored} with the lowest epsilon"
         run.reporter.extras.scores = self._scores
         self._show_score()
 
