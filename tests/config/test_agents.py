@@ -95,6 +95,8 @@ def test_a_schedule_of_the_preset_gives_way_to_an_agent_and_one_that_is_given_do
     assert with_agent(kept, "c51").gamma_schedule == ((0, 0.9),)
     config = with_agent(CPU, "c51", given={"n_step_schedule": ten}).replace(n_step_schedule=ten)
     assert (config.n_step_schedule, config.head) == (ten, "c51")
+    both = with_agent(kept, "c51", given={"n_step_schedule": ten})  # instead of a schedule that is there
+    assert (both.n_step_schedule, both.n_step) == (ten, CPU.n_step)
     config = with_agent(CPU, "c51", given={"n_step_schedule": ()}).replace(n_step_schedule=())
     assert (config.n_step, config.n_step_end) == (1, None)
 
