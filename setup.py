@@ -21,6 +21,7 @@ KERNELS = {  # module: sources
     "fastrl.replay._draw": ["csrc/_draw.pyx"],
     "fastrl.replay._frames": ["csrc/_frames.pyx"],
     "fastrl.dqn._trunk": ["csrc/_trunk.pyx", "csrc/trunk/trunk.c"],
+    "fastrl.dqn._adam": ["csrc/_adam.pyx", "csrc/adam/adam.c"],
 }
 
 DEBUG, COVERAGE = (os.environ.get(name, "0") not in ("", "0") for name in ("FASTRL_DEBUG", "FASTRL_COVERAGE"))
@@ -43,9 +44,18 @@ DIRECTIVES = {
 # tolerance.
 COMPILE_ARGS = ["-O1"] if DEBUG else ["-O3", "-g0"]
 NO_CONTRACTION = ["-ffp-contract=off"]
-CONTRACTION = {"fastrl.dqn._trunk": ["-ffp-contract=fast", "-Wno-psabi"]}
+OWN_ARGS = {
+    "fastrl.dqn._trunk": ["-ffp-contract=fast", "-Wno-psabi"],
+    "fastrl.dqn._adam": [
+        *NO_CONTRACTION,
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-Wno-psabi",
+    ],  # or roots are taken one by one
+}
 if sys.platform == "win32":  # its compiler has neither these flags nor the vector types of the trunk
-    del KERNELS["fastrl.dqn._trunk"]
+    for name in OWN_ARGS:
+        del KERNELS[name]
     COMPILE_ARGS, NO_CONTRACTION = [], []
 LINK_ARGS = []
 if SANITIZE:
@@ -60,7 +70,7 @@ OPTIONS = {
 setup(
     ext_modules=cythonize(
         [
-            Extension(name, sources, extra_compile_args=COMPILE_ARGS + CONTRACTION.get(name, NO_CONTRACTION), **OPTIONS)
+            Extension(name, sources, extra_compile_args=COMPILE_ARGS + OWN_ARGS.get(name, NO_CONTRACTION), **OPTIONS)
             for name, sources in KERNELS.items()
         ],
         compiler_directives=DIRECTIVES,

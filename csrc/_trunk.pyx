@@ -22,8 +22,9 @@ cdef extern from "trunk/trunk.h":
         const void *weight[4]
         const float *bias[4]
         void *out[4]
+        void *features
     ctypedef struct trunk_job:
-        int layers, planes
+        int layers, planes, pool
         trunk_layer layer[4]
         const uint8_t *obs[2]
         int split, count, nets
@@ -80,11 +81,13 @@ cdef class Trunk:
         Threads that share the work.
     parallel : int
         Address of ``GOMP_parallel`` in the OpenMP library that the process has loaded, or 0: then one thread works.
+    pool : bool
+        Whether a 2x2 max-pool follows the last layer. It leaves out the last row and column of an odd size.
 
     Attributes
     ----------
     features : [max(2 B, most), F] and [B, F] elements, as uint16 or float32
-        What networks 0 and 1 made of the last batch, position by position.
+        What networks 0 and 1 made of the last batch, position by position, pooled if asked for.
 
     Raises
     ------
@@ -102,7 +105,7 @@ cdef class Trunk:
     cdef readonly object dtype
 
     def __init__(self, str kernels, tuple image, list layers, int batch, int most, int parts,
-                 uintptr_t parallel):
+                 uintptr_t parallel, bint pool=False):
         cdef int i, j, c, h, w
         cdef trunk_layer *l
         self.kernels = NULL
@@ -123,6 +126,12 @@ cdef class Trunk:
             l.c, l.n, l.k, l.s, l.h, l.w = c, n, k, s, h, w
             l.ho, l.wo = (h - k) // s + 1, (w - k) // s + 1
             c, h, w = n, l.ho, l.wo
+        if pool:
+            l = &self.job.layer[self.job.layers - 1]
+            l.ho, l.wo = h - h % 2, w - w % 2  # what the pool leaves out need not be computed
+            if min(l.ho, l.wo) < 2:
+                raise ValueError(f"pool is True, and the last layer gives [{h}, {w}]; give one that gives [2, 2] or more")
+        self.job.pool = pool
         self.image, self.batch, self.most = image, batch, most
         self.parallel = <trunk_parallel><void *>parallel
         self.dtype = np.dtype(np.uint16 if self.kernels.pair == 2 else np.float32)
@@ -148,13 +157,16 @@ cdef class Trunk:
             net = &self.job.net[i]
             for j in range(self.job.layers):
                 l = &self.job.layer[j]
-                last = j == self.job.layers - 1
-                rows = (max(2 * self.batch, self.most), self.batch)[i] if last else self.batch if i == 0 else 0
                 net.weight[j] = self._keep((l.k * l.k * l.c, l.n), self.dtype)
                 net.bias[j] = <const float *>self._keep((l.n,), np.float32)
-                net.out[j] = self._keep((rows, l.ho * l.wo * l.n), self.dtype)
-                if last:
-                    self.features.append(self.memory[len(self.memory) - 1])
+                if j < self.job.layers - 1 or self.job.pool:
+                    net.out[j] = self._keep((self.batch if i == 0 else 0, l.ho * l.wo * l.n), self.dtype)
+            l = &self.job.layer[self.job.layers - 1]
+            width = l.ho * l.wo * l.n // (4 if self.job.pool else 1)
+            net.features = self._keep(((max(2 * self.batch, self.most), self.batch)[i], width), self.dtype)
+            if not self.job.pool:
+                net.out[self.job.layers - 1] = net.features
+            self.features.append(self.memory[len(self.memory) - 1])
         for j in range(self.job.layers):
             l = &self.job.layer[j]
             self.job.back[j] = self._keep((l.k * l.k * l.n, l.c), self.dtype)

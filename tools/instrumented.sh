@@ -10,8 +10,8 @@ rm -rf "$here"
 mkdir -p "$here"
 tar -c --exclude='*.so' --exclude=__pycache__ --exclude=weights \
   csrc fastrl/__init__.py fastrl/base fastrl/replay tests/replay setup.py pyproject.toml README.md LICENSE | tar -x -C "$here"
-mkdir "$here/fastrl/dqn" "$here/tests/dqn" # for the trunk's kernels, which its tests load without the package
-cp tests/dqn/test_trunk_kernels.py "$here/tests/dqn"
+mkdir "$here/fastrl/dqn" "$here/tests/dqn" # for the learner's kernels, which their tests load without the package
+cp tests/dqn/test_*_kernels.py "$here/tests/dqn"
 cd "$here"
 export PYTHONPATH=$here
 # Of setuptools only the kernels are asked for.

@@ -48,6 +48,8 @@
   }
 #define V NAME(vector)
 #define VI NAME(ints)
+#define E NAME(ints)
+#define EL VL
 
 #define SET portable
 #define TARGET
@@ -57,8 +59,10 @@ TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p
   const float e = *p;
   return (V){e, e, e, e};
 }
-#define FORWARD_TILES FORWARD_TILE(5, 2) FORWARD_TILE(1, 2) FORWARD_TILE(1, 1)
-#define FORWARD_ROWS2 FORWARD_ROW(5, 2); FORWARD_ROW(1, 2);
+#define FORWARD_TILES FORWARD_TILE(5, 2) FORWARD_TILE(4, 2) FORWARD_TILE(1, 2) FORWARD_TILE(1, 1)
+#define FORWARD_ROWS2                                   \
+  if (l->wo % 5 && l->wo % 4 == 0) { FORWARD_ROW(4, 2); } \
+  FORWARD_ROW(5, 2); FORWARD_ROW(1, 2);
 #define FORWARD_ROWS1 FORWARD_ROW(1, 1);
 #define WEIGHT_TILES WEIGHT_TILE(4, 2) WEIGHT_TILE(2, 2) WEIGHT_TILE(2, 1)
 #define WEIGHT_ROWS2 WEIGHT_BLOCKS(4, 2); WEIGHT_BLOCKS(2, 2);
@@ -85,9 +89,11 @@ TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p
 #undef WEIGHT_ROWS2
 #undef INPUT_TILES
 #undef INPUT_ROWS
-#define FORWARD_TILES FORWARD_TILE(6, 2) FORWARD_TILE(5, 2) FORWARD_TILE(3, 2) FORWARD_TILE(1, 2) FORWARD_TILE(1, 1)
+#define FORWARD_TILES \
+  FORWARD_TILE(6, 2) FORWARD_TILE(5, 2) FORWARD_TILE(4, 2) FORWARD_TILE(3, 2) FORWARD_TILE(1, 2) FORWARD_TILE(1, 1)
 #define FORWARD_ROWS2                                   \
   if (l->wo % 6 && l->wo % 5 == 0) { FORWARD_ROW(5, 2); } \
+  if (l->wo % 6 && l->wo % 4 == 0) { FORWARD_ROW(4, 2); } \
   FORWARD_ROW(6, 2); FORWARD_ROW(3, 2); FORWARD_ROW(1, 2);
 #define WEIGHT_TILES WEIGHT_TILE(6, 2) WEIGHT_TILE(4, 2) WEIGHT_TILE(2, 2) WEIGHT_TILE(2, 1)
 #define WEIGHT_ROWS2                                        \
@@ -116,8 +122,9 @@ TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p
 #undef WEIGHT_ROWS1
 #define FORWARD_TILES                                                                                        \
   FORWARD_TILE(20, 1) FORWARD_TILE(8, 1) FORWARD_TILE(4, 1) FORWARD_TILE(1, 1)                               \
-  FORWARD_TILE(10, 2) FORWARD_TILE(9, 2) FORWARD_TILE(7, 2) FORWARD_TILE(4, 2) FORWARD_TILE(1, 2)
-#define FORWARD_ROWS2 FORWARD_ROW(10, 2); FORWARD_ROW(9, 2); FORWARD_ROW(7, 2); FORWARD_ROW(4, 2); FORWARD_ROW(1, 2);
+  FORWARD_TILE(10, 2) FORWARD_TILE(9, 2) FORWARD_TILE(8, 2) FORWARD_TILE(7, 2) FORWARD_TILE(4, 2) FORWARD_TILE(1, 2)
+#define FORWARD_ROWS2                                                                                        \
+  FORWARD_ROW(10, 2); FORWARD_ROW(9, 2); FORWARD_ROW(8, 2); FORWARD_ROW(7, 2); FORWARD_ROW(4, 2); FORWARD_ROW(1, 2);
 #define FORWARD_ROWS1 FORWARD_ROW(20, 1); FORWARD_ROW(8, 1); FORWARD_ROW(4, 1); FORWARD_ROW(1, 1);
 #define WEIGHT_TILES WEIGHT_TILE(16, 1) WEIGHT_TILE(2, 1) WEIGHT_TILE(12, 2) WEIGHT_TILE(8, 2) WEIGHT_TILE(2, 2)
 #define WEIGHT_ROWS2                                        \
@@ -144,6 +151,8 @@ TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p
 #undef RELU
 #undef V
 #undef VI
+#undef E
+#undef EL
 
 /* --- bfloat16, with AVX-512 --------------------------------------------------------------------------- */
 
@@ -151,11 +160,14 @@ TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p
 #include <immintrin.h>
 
 typedef uint16_t bfloat16;
+typedef int16_t bfloat16_bits __attribute__((vector_size(32)));
 #define SET avx512_bf16
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
 #define T bfloat16
 #define PAIR 2
 #define V __m512
+#define E bfloat16_bits
+#define EL 16
 #define ZERO _mm512_setzero_ps()
 #define LOAD(p) _mm512_loadu_ps((const float *)(p))
 #define LOADF(p) _mm512_loadu_ps(p)
@@ -247,8 +259,9 @@ size_t trunk_scratch_bytes(const trunk_job *job) {
   for (int j = 0; j < job->layers; j++) {
     const trunk_layer *l = &job->layer[j];
     const size_t padded = (size_t)l->ho * PADDED(l) * l->n, pairs = (size_t)l->ho * (l->wo + 1) * l->n;
-    const size_t inside = (size_t)l->h * l->w * l->c, all = padded + pairs + 3 * inside;
-    forward += (size_t)l->ho * l->wo * l->n;
+    const size_t inside = (size_t)l->h * l->w * l->c, outside = (size_t)l->ho * l->wo * l->n;
+    const size_t all = padded + pairs + 3 * inside + outside;
+    forward += outside;
     backward = all > backward ? all : backward;
   }
   const size_t most = forward > backward ? forward : backward;

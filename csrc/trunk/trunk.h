@@ -1,4 +1,4 @@
-/* The convolutions of a plain trunk on a CPU: forward, and backward to its weights.
+/* The convolutions of a plain trunk on a CPU, and a 2x2 max-pool behind them: forward, and backward to the weights.
  *
  * One sample at a time passes through all layers, so that what one layer writes is still in the cache when the next
  * reads it. Channels come last inside; bytes of observations are planes, and become elements on the way in.
@@ -26,11 +26,13 @@ typedef struct {
   int keep;                           /* samples from `from` on whose activations are kept for `backward` */
   const void *weight[TRUNK_LAYERS];   /* [k k c / pair][n][pair] elements: what `forward` multiplies by */
   const float *bias[TRUNK_LAYERS];    /* [n] */
-  void *out[TRUNK_LAYERS];            /* [to - from][ho][wo][n] elements; but for the last layer's, [keep] suffice */
+  void *out[TRUNK_LAYERS];            /* [keep][ho][wo][n] elements: of the last layer features, where nothing pools */
+  void *features;                     /* [to - from][ho][wo][n] elements; with a pool [ho / 2][wo / 2] */
 } trunk_net;
 
 typedef struct {
   int layers, planes;                 /* planes: channels of an observation; the first layer may have one more */
+  int pool;                           /* whether the last layer is pooled: its ho and wo are even then */
   trunk_layer layer[TRUNK_LAYERS];
   const uint8_t *obs[2];              /* [.][planes][h][w] bytes: those of samples below `split`, and of the others */
   int split, count;
@@ -38,7 +40,7 @@ typedef struct {
   int nets;
   trunk_net net[TRUNK_NETS];
   /* backward, of the first `count` samples of net[0] */
-  const void *grad;                   /* [count][ho][wo][n] elements: of the loss with respect to the features */
+  const void *grad;                   /* [count][features] elements: of the loss with respect to the features */
   const void *back[TRUNK_LAYERS];     /* [k][k][n / pair][c][pair] elements: what gradients pass back through */
   float *dweight[TRUNK_LAYERS];       /* [parts][k k c][n]: of each part of the samples, written */
   float *dbias[TRUNK_LAYERS];         /* [parts][n] */

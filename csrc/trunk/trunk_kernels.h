@@ -3,6 +3,7 @@
  *   TARGET    the attribute that lets a function use the set
  *   T, PAIR   an element, and how many of them are multiplied and summed at once
  *   VL, V     floats in a register, and its type
+ *   EL, E     elements in a register, and its type: their bits as integers
  *   SPLAT(p)  V with PAIR elements at p in every lane;  LOAD(p)  V with VL * PAIR elements
  *   ZERO      V of zeros;  LOADF(p), STOREF(p, v)  floats
  *   MADD(acc, a, b)  acc + the sums over pairs of a b
@@ -187,6 +188,52 @@ TARGET static void NAME(input_layer)(const trunk_layer *l, const T *grad, const 
       }
 }
 
+TARGET static inline __attribute__((always_inline)) E NAME(load_bits)(const T *p) {
+  E v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, E v) { memcpy(p, &v, sizeof v); }
+
+/* Bits of elements that are not negative, and no NaN, are in the order of the numbers. */
+TARGET static inline __attribute__((always_inline)) E NAME(larger)(E a, E b) {
+  const E left = (E)(a > b);
+  return (a & left) | (b & ~left);
+}
+
+/* The largest of each 2x2 positions: [ho][wo][n] -> [ho / 2][wo / 2][n]. */
+TARGET static void NAME(pool)(const trunk_layer *l, const T *act, T *out) {
+  const size_t row = (size_t)l->wo * l->n;
+  for (int y = 0; y < l->ho; y += 2, act += row) /* the inner loop takes one row, this the other */
+    for (int x = 0; x < l->wo; x += 2, act += 2 * l->n, out += l->n)
+      for (int i = 0; i < l->n; i += EL) {
+        const T *a = act + i, *right = a + l->n;
+        const E above = NAME(larger)(NAME(load_bits)(a), NAME(load_bits)(right));
+        const E below = NAME(larger)(NAME(load_bits)(a + row), NAME(load_bits)(right + row));
+        NAME(store_bits)(out + i, NAME(larger)(above, below));
+      }
+}
+
+/* Gradients of the pool: each goes to the position that won, of equal ones to the first, row by row. */
+TARGET static void NAME(unpool)(const trunk_layer *l, const T *act, const T *grad, T *out) {
+  const size_t row = (size_t)l->wo * l->n;
+  for (int y = 0; y < l->ho; y += 2, act += row, out += row)
+    for (int x = 0; x < l->wo; x += 2, act += 2 * l->n, out += 2 * l->n, grad += l->n)
+      for (int i = 0; i < l->n; i += EL) {
+        const size_t at[4] = {i, i + l->n, i + row, i + row + l->n};
+        E a[4];
+        UNROLL(4) for (int p = 0; p < 4; p++) a[p] = NAME(load_bits)(act + at[p]);
+        const E most = NAME(larger)(NAME(larger)(a[0], a[1]), NAME(larger)(a[2], a[3]));
+        E left = NAME(load_bits)(grad + i); /* to give away */
+        UNROLL(4) for (int p = 0; p < 4; p++) {
+          const E won = (E)(a[p] == most);
+          NAME(store_bits)(out + at[p], left & won);
+          left &= ~won;
+        }
+      }
+}
+
 /* Where the activation is not positive the gradient is zero. Writes it twice: rows with zeros on both sides for
  * `input_layer`, and pairs of positions for `weight_layer`; and adds it up for the biases. */
 TARGET static void NAME(mask)(const trunk_layer *l, const T *grad, const T *act, T *padded, T *pairs, float *dbias) {
@@ -245,11 +292,12 @@ TARGET static void NAME(forward)(void *argument) {
       for (int j = 0; j < job->layers; j++) {
         const trunk_layer *l = &job->layer[j];
         const size_t size = (size_t)l->ho * l->wo * l->n;
-        T *out = (int)at < net->keep || l == last ? (T *)net->out[j] + at * size : free;
+        T *out = (int)at < net->keep || (l == last && !job->pool) ? (T *)net->out[j] + at * size : free;
         NAME(forward_layer)(l, in, net->weight[j], net->bias[j], out);
         in = out;
         free += size;
       }
+      if (job->pool) NAME(pool)(last, in, (T *)net->features + at * (last->ho / 2) * (last->wo / 2) * last->n);
     }
   }
 }
@@ -272,7 +320,13 @@ TARGET static void NAME(backward)(void *argument) {
                                             : job->obs[1] + (i - job->split) * area * job->planes;
       NAME(interleave)(bytes, x, job->planes, first->c, area);
       const trunk_layer *l = &job->layer[job->layers - 1];
-      const T *grad = (const T *)job->grad + i * l->ho * l->wo * l->n;
+      const size_t features = (size_t)l->ho * l->wo * l->n;
+      const T *grad = (const T *)job->grad + i * (job->pool ? features / 4 : features);
+      if (job->pool) {
+        T *all = x + job->scratch_bytes / sizeof(T) - TRUNK_SLACK - features;
+        NAME(unpool)(l, (const T *)job->net[0].out[job->layers - 1] + i * features, grad, all);
+        grad = all;
+      }
       for (int j = job->layers - 1; j >= 0; j--) {
         l = &job->layer[j];
         const size_t size = (size_t)l->ho * l->wo * l->n, inside = (size_t)l->h * l->w * l->c;

@@ -21,12 +21,15 @@ FORMAT = 2
 KINDS: dict[str, type[RunConfig]] = {"dqn": DQNConfig, "sarsa": SarsaConfig}
 NOT_SETTINGS = ("format", "kind")
 """Keys of a record that are not fields of the settings."""
+OTHER_NAMES = ("distributional",)
+"""Fields that set another one, which the record has. Older records hold them, and are read."""
 
 
 def to_record(config: RunConfig) -> dict[str, Any]:
     """Return settings as a record of the newest format, ready for JSON."""
     kind = next(name for name, kind in KINDS.items() if isinstance(config, kind))
-    return {"format": FORMAT, "kind": kind} | {n: _plain(value) for n, value in dataclasses.asdict(config).items()}
+    fields = {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name not in OTHER_NAMES}
+    return {"format": FORMAT, "kind": kind} | fields
 
 
 def _plain(value: Any) -> Any:

@@ -78,10 +78,11 @@ class DQNConfig(Rules, RunConfig):
     """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
 
     # Network
-    trunk: Literal["nature", "small", "minatar", "impala", "vector"] = "nature"
-    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `minatar` (one 3x3 convolution,
-    for small images, Young & Tian 2019), `impala` (residual, Espeholt et al. 2018; many times the arithmetic),
-    `vector` (two dense layers)."""
+    trunk: Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"] = "nature"
+    """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `pooled` (`small` and a 2x2
+    max-pool), `residual` (`pooled` with a residual block before the pool), `minatar` (one 3x3 convolution, for small
+    images, Young & Tian 2019), `impala` (residual, Espeholt et al. 2018; many times the arithmetic), `impala-pooled`
+    (`impala` and a max-pool), `vector` (two dense layers)."""
     width: Annotated[int, Between(1, 16)] = 1
     """Multiplies the number of filters of an image trunk."""
     hidden: Annotated[int, Between(1, 8_192)] = 512
@@ -90,12 +91,20 @@ class DQNConfig(Rules, RunConfig):
     """Separate streams for state value and advantages (Wang et al. 2016)."""
     double: bool = True
     """The online network selects the action, and the target network values it (van Hasselt et al. 2016)."""
-    distributional: bool = False
-    """Learn distributions of returns instead of their means (C51, Bellemare et al. 2017)."""
+    head: Literal["expected", "c51", "quantile"] = "expected"
+    """What is learned of the returns: their means (`expected`), or their distribution as probabilities of fixed returns
+    (`c51`, Bellemare et al. 2017) or as quantiles (`quantile`, Dabney et al. 2018a)."""
+    distributional: bool | None = None
+    """Another name of --head c51."""
     atoms: Annotated[int, Between(2, 10_000)] = 51
-    """Atoms of a distribution: the returns among which it divides its probability."""
+    """Returns among which the head `c51` divides its probability."""
     v_max: Annotated[float, Above(0)] = 10.0
-    """Largest return of a distribution; the smallest is its negative."""
+    """Largest return of the head `c51`; the smallest is its negative."""
+    quantiles: Annotated[int, Between(2, 10_000)] = 32
+    """Quantiles of the head `quantile`."""
+    munchausen: bool = False
+    """Add the log-probability of the action taken to the reward, and value the next state by a soft maximum (Vieillard
+    et al. 2020); takes the place of --double."""
 
     # Replay
     capacity: Annotated[int | None, AtLeast(1)] = None
@@ -196,6 +205,7 @@ class DQNConfig(Rules, RunConfig):
         super().__post_init__()
         check_device(self.device)
         check(self)
+        self._settle_head()
         if self.num_envs % self.env_groups:
             raise ConfigError(
                 f"--env-groups is {self.env_groups}, which does not divide --num-envs {self.num_envs}; "
@@ -206,6 +216,22 @@ class DQNConfig(Rules, RunConfig):
                 f"--learning-rate-warmup-steps is {self.learning_rate_warmup_steps} and --learning-rate-warmup-updates "
                 f"is {self.learning_rate_warmup_updates}; give 0 for one of them"
             )
+
+    def _settle_head(self) -> None:
+        """Let `distributional` speak through `head` alone: it is None afterwards."""
+        if self.distributional is None:
+            return
+        agrees = self.head in ("expected", "c51") if self.distributional else self.head != "c51"
+        if not agrees:
+            flag = "--distributional" if self.distributional else "--no-distributional"
+            raise ConfigError(f"{flag} is given, and --head is {self.head!r}; give --head alone")
+        object.__setattr__(self, "head", "c51" if self.distributional else self.head)
+        object.__setattr__(self, "distributional", None)
+
+    @property
+    def numbers_per_action(self) -> int:
+        """Numbers that the network gives for each action, by its head."""
+        return {"expected": 1, "c51": self.atoms, "quantile": self.quantiles}[self.head]
 
     @property
     def group_size(self) -> int:

@@ -29,8 +29,8 @@ from fastrl.runs import checkpoints
 
 STATE_FORMAT = 3
 """Of state.json. Since 3 callbacks go by their keys, not by the names of their classes."""
-WEIGHTS_FORMAT = 2
-"""Of weights. Since 2 the dense layer reads the features of images position by position."""
+WEIGHTS_FORMAT = 3
+"""Of weights. Since 2 the dense layer reads the features of images position by position, since 3 the head is named."""
 _KEYS_BEFORE_3 = {"Metrics": "metrics", "Evaluation": "evaluation", "Checkpoints": "checkpoints"}
 
 
@@ -96,10 +96,12 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            network, found = json.loads(file.metadata()["network"]), int(file.metadata().get("format", 1))
+            network, found = dict(json.loads(file.metadata()["network"])), int(file.metadata().get("format", 1))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
-    checkpoints.check_format(path, found, WEIGHTS_FORMAT, f"format {WEIGHTS_FORMAT}")
+    if found == 2:
+        found, network = 3, network | {"head": "c51" if network.get("atoms", 1) > 1 else "expected"}
+    checkpoints.check_format(path, found, WEIGHTS_FORMAT, "formats 2 and 3")
     return weights, network
 
 

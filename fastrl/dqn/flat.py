@@ -25,14 +25,16 @@ class FlatParameters:
         All of them, [total]; its gradient is `grads`.
     grads : Tensor
         [total]; each parameter's gradient is a view of it.
+    starts : list of int
+        Where each parameter begins in them.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)
-        self._starts: list[int] = []
+        self.starts: list[int] = []
         total = 0
         for p in self._parameters:
-            self._starts.append(total)
+            self.starts.append(total)
             total += -(-p.numel() // ALIGNED) * ALIGNED
         first = self._parameters[0]
         self.values = nn.Parameter(torch.zeros(total, dtype=first.dtype, device=first.device))
@@ -54,5 +56,5 @@ class FlatParameters:
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return the part of each parameter in a tensor like `values`, in its shape and layout."""
         return [
-            flat.as_strided(p.shape, p.stride(), start) for p, start in zip(self._parameters, self._starts, strict=True)
+            flat.as_strided(p.shape, p.stride(), start) for p, start in zip(self._parameters, self.starts, strict=True)
         ]

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import cpu_count, keep_freed_memory
@@ -26,17 +25,9 @@ from fastrl.dqn.device.device import has_bfloat16
 from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.device.transfer import Download, Upload
 from fastrl.dqn.flat import FlatParameters
-from fastrl.dqn.loss import (
-    categorical_divergence,
-    categorical_target,
-    double_q_target,
-    huber,
-    taken,
-    td_error,
-    weighted_mean,
-)
+from fastrl.dqn.loss import munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
-from fastrl.dqn.optimizer import build_optimizer, load_moments, moments, set_rate
+from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
 
@@ -137,8 +128,6 @@ class Learner:
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._params: list[Tensor] = list(self.online.parameters())
         self._flat, self._flat_target = (FlatParameters(net.parameters()) for net in (self.online, self.target))
-        self._optimizer = build_optimizer(config, [self._flat.values], device)
-        self._rate = config.learning_rate
 
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
         self._inputs = {name: make_input(shape, dtype, device) for name, (shape, dtype) in self._specs.items()}
@@ -154,8 +143,11 @@ class Learner:
         """Write act and loss as plain functions, and compile them where asked and possible."""
         config, online, target = self.config, self.online, self.target
         device, bfloat16 = self.device, self.precision == "bfloat16"
+        head, select_online = online.head, config.double and not config.munchausen
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
+        copies = [None if trunk is None else trunk.copy_of(p) for p in self._params]
+        optimizer = self._optimizer = FlatOptimizer(config, self._params, self._flat, device, copies)
         dense: dict[QNetwork, Callable[[Tensor], Tensor]] = {}
         if trunk is not None:
             hidden, hidden_target = trunk.hidden
@@ -199,18 +191,17 @@ class Learner:
         ) -> tuple[Tensor, Tensor, Tensor]:
             out_tm1 = behind(online, x_tm1)
             with torch.no_grad():
+                q_tm1 = online.values(out_tm1)
                 out_t = behind(target, x_t_target)
-                q_t_select = online.values(behind(online, x_t)) if config.double else target.values(out_t)
-            if config.distributional:
-                probs_t = taken(out_t, q_t_select.argmax(dim=1)).softmax(dim=1)
-                wanted = categorical_target(reward_t, discount_t, probs_t, target.support)
-                losses = errors = categorical_divergence(taken(out_tm1, action_tm1), wanted)
-            else:
-                q_target = double_q_target(reward_t, discount_t, q_t_select, out_t)
-                td = td_error(out_tm1, action_tm1, q_target)
-                losses, errors = huber(td, config.huber_delta), td.abs()
+                if config.munchausen:
+                    policy, entropy = soft_policy(target.values(out_t))
+                    reward_t = reward_t + munchausen_bonus(q_tm1, action_tm1) + discount_t * entropy
+                    returns_t = under(head.returns(out_t), policy)
+                else:
+                    q_t_select = online.values(behind(online, x_t)) if select_online else target.values(out_t)
+                    returns_t = head.returns(taken(out_t, q_t_select.argmax(dim=1)))
+            losses, errors = head.loss(taken(out_tm1, action_tm1), reward_t, discount_t, returns_t, config.huber_delta)
             value, errors = weighted_mean(losses, weight), errors.detach()
-            q_tm1 = online.values(out_tm1.detach())
             stats = torch.stack((value.detach(), errors.mean(), taken(q_tm1, action_tm1).mean(), q_tm1.max()))
             return value, errors, stats
 
@@ -219,24 +210,20 @@ class Learner:
         ) -> tuple[Tensor, Tensor, Tensor]:
             with torch.no_grad():
                 x_t_target = features(target, obs_t)
-                x_t = features(online, obs_t) if config.double else x_t_target
+                x_t = features(online, obs_t) if select_online else x_t_target
             x_tm1 = features(online, obs_tm1)
             return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight)
 
-        into = self._flat.views(self._flat.grads)
-        leaves = self._params if trunk is None else [trunk.leaf(p) for p in self._params]
+        leaves = [p if copy is None else copy for p, copy in zip(self._params, copies, strict=True)]
 
         def update() -> Tensor:
             """One update on `self._inputs`; return the errors [B] on the device, without waiting for them."""
             value, errors, stats = self._loss()
             grads = torch.autograd.grad(value, leaves)
             with torch.no_grad():
-                torch._foreach_copy_(into, grads)
-                grad_norm = self._clip()
-                self._optimizer.step()
-                self._tally.add(stats, grad_norm)
+                self._tally.add(stats, optimizer.step(grads))
             if trunk is not None:
-                trunk.learned()
+                trunk.learned(copied=optimizer.keeps_copies)
             return errors
 
         self._q_values = q_values
@@ -291,19 +278,9 @@ class Learner:
         }
         return FastTrunk(self.online, self.target, (self._flat, self._flat_target), b, n, kernels)
 
-    def _clip(self) -> Tensor:
-        """Scale the gradients down to `max_grad_norm`, if they are larger; return the norm they had."""
-        if self.device.type == "cuda":
-            return clip_grad_norm_([self._flat.values], self.config.max_grad_norm)
-        norm: Tensor = torch.linalg.vector_norm(self._flat.grads)
-        if norm > self.config.max_grad_norm:
-            self._flat.grads.mul_(self.config.max_grad_norm / (norm + 1e-6))
-        return norm
-
     def _tensors(self) -> list[Tensor]:
         """Return all tensors that an update changes."""
-        moments = [t for state in self._optimizer.state.values() for t in state.values()]
-        return [*self._params, *moments, self._tally.totals]
+        return [*self._params, *self._optimizer.tensors(), self._tally.totals]
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group."""
@@ -339,7 +316,8 @@ class Learner:
     def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
         """Do one update and return (index [B] int64, errors [B] float32), or None.
 
-        An error is |td|, or with a distributional head the Kullback-Leibler divergence from its target.
+        An error is what the head gives: |td|, the Kullback-Leibler divergence from the target, or the difference of the
+        means.
 
         Parameters
         ----------
@@ -384,9 +362,7 @@ class Learner:
 
     def set_learning_rate(self, rate: float) -> None:
         """Take steps of this size from the next update on."""
-        if rate != self._rate:
-            self._rate = rate
-            set_rate(self._optimizer, rate)
+        self._optimizer.set_rate(rate)
 
     def flush(self) -> Priorities | None:
         """Wait for the priorities that `learn` still owes and return them, or None."""
@@ -411,7 +387,7 @@ class Learner:
 
         Means are missing when nothing was learned since, and norms, by layer too, when no update was measured.
         """
-        return {"train/learning_rate": self._rate} | self._tally.read()
+        return {"train/learning_rate": self._optimizer.rate} | self._tally.read()
 
     def state(self) -> State:
         """Return copies of all that learning continues from, pending priorities included: tensors, numbers, dicts."""
@@ -419,7 +395,8 @@ class Learner:
         state = {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
-            "optimizer": {"name": self.config.optimizer, "moments": moments(self._optimizer, self._flat)},
+            "optimizer": self._optimizer.state(),
+            "head": self.config.head,
             "updates": self.updates,
             **self._tally.state(),
             "pending": download and {"index": torch.from_numpy(index), "errors": torch.from_numpy(download.finish())},
@@ -436,14 +413,15 @@ class Learner:
         ConfigError
             The state belongs to another network or optimizer; nothing is changed then.
         """
-        name = state["optimizer"]["name"]
-        if name != self.config.optimizer:
-            raise ConfigError(f"--optimizer is {self.config.optimizer!r}; the saved state needs {name!r}")
+        self._optimizer.check_state(state["optimizer"])
+        head = state.get("head", self.config.head)  # heads of as many numbers look alike; older states lack it
+        if head != self.config.head:
+            raise ConfigError(f"--head is {self.config.head!r}; the saved state needs {head!r}")
         self.online.check_state(state["online"])
         self.target.check_state(state["target"])
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
-        load_moments(self._optimizer, self._flat, {int(i): found for i, found in state["optimizer"]["moments"].items()})
+        self._optimizer.load_state(state["optimizer"])
         self.updates = state["updates"]
         self._tally.load_state(state)
         self._pending = None

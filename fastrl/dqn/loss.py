@@ -12,27 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def double_q_target(reward_t: Tensor, discount_t: Tensor, q_t_select: Tensor, q_t_value: Tensor) -> Tensor:
-    """Return r + discount * q_value[argmax q_select], the target of double Q-learning.
-
-    Parameters
-    ----------
-    reward_t, discount_t : Tensor
-        [B] float32; sum of discounted rewards over the n steps, and the discount of what follows.
-    q_t_select : Tensor
-        [B, A] float32; chooses the action. The online network's values for double Q-learning (van
-        Hasselt et al. 2016, eq. 4); the same tensor as `q_t_value` gives the target of plain DQN.
-    q_t_value : Tensor
-        [B, A] float32; values the chosen action (the target network).
-
-    Returns
-    -------
-    Tensor
-        [B] float32.
-    """
-    return reward_t + discount_t * taken(q_t_value, q_t_select.argmax(dim=1))
-
-
 def taken(q: Tensor, action: Tensor) -> Tensor:
     """Return q[b, action[b]]: [B] of q [B, A] float32 and action [B] int64, or [B, K] of [B, A, K]."""
     if q.dim() == 2:
@@ -40,9 +19,11 @@ def taken(q: Tensor, action: Tensor) -> Tensor:
     return q.gather(1, action.view(-1, 1, 1).expand(-1, 1, q.shape[2])).squeeze(1)
 
 
-def td_error(q_tm1: Tensor, action_tm1: Tensor, target: Tensor) -> Tensor:
-    """Return target - q_tm1[action_tm1] as [B]; gradients reach the taken action alone, never the target."""
-    return target.detach() - taken(q_tm1, action_tm1)
+def under(returns: Tensor, policy: Tensor) -> Tensor:
+    """Return the mean over a policy [B, A]: [B] of returns [B, A], or [B, K] of [B, A, K]."""
+    if returns.dim() == 2:
+        return (policy * returns).sum(dim=1)
+    return (policy.unsqueeze(2) * returns).sum(dim=1)
 
 
 def huber(td: Tensor, delta: float) -> Tensor:
@@ -62,7 +43,7 @@ def categorical_target(reward_t: Tensor, discount_t: Tensor, probs_t: Tensor, su
     Parameters
     ----------
     reward_t, discount_t : Tensor
-        [B] float32, as in `double_q_target`.
+        [B] float32; sum of discounted rewards over the n steps, and the discount of what follows.
     probs_t : Tensor
         [B, K] float32; the distribution that takes over, of the chosen action.
     support : Tensor
@@ -89,6 +70,73 @@ def categorical_divergence(logits_tm1: Tensor, target: Tensor) -> Tensor:
     """
     target = target.detach()
     return (torch.xlogy(target, target) - target * logits_tm1.log_softmax(dim=1)).sum(dim=1)
+
+
+def quantile_huber(theta_tm1: Tensor, target: Tensor, taus: Tensor, kappa: float) -> Tensor:
+    """Return the quantile Huber loss of each row, a mean over all pairs of a quantile and a target.
+
+    A pair's loss is |tau_i - 1{u < 0}| huber(u) / kappa with u = target_j - theta_i (Dabney et al. 2018a, eq. 10, and
+    2018b, eq. 3). The papers take the mean over the targets and the sum over the quantiles. Here both are means, which
+    divides the loss by N: its gradient is then of the size that the Huber loss of an expected value has, whatever N is,
+    so that Adam's eps and the largest norm of a gradient mean the same for all heads.
+
+    Parameters
+    ----------
+    theta_tm1 : Tensor
+        [B, N] float32; the quantiles of the action taken.
+    target : Tensor
+        [B, M] float32; samples of the return. No gradient reaches them.
+    taus : Tensor
+        [N] or [B, N] float32 in [0, 1]; what share of the returns lies below each quantile.
+    kappa : float
+        Error at which the Huber loss turns from quadratic to linear.
+
+    Returns
+    -------
+    Tensor
+        [B] float32.
+    """
+    u = target.detach().unsqueeze(1) - theta_tm1.unsqueeze(2)  # [B, N, M]
+    share = (taus.unsqueeze(-1) - (u.detach() < 0).to(u.dtype)).abs()
+    return (share * huber(u, kappa)).mean(dim=(1, 2)) / kappa
+
+
+MUNCHAUSEN_ALPHA = 0.9
+"""Share of the log-policy that is added to the reward; all three are those of Vieillard et al. 2020."""
+MUNCHAUSEN_TEMPERATURE = 0.03
+"""Temperature tau of the policy softmax(q / tau)."""
+MUNCHAUSEN_CLIP = -1.0
+"""The least that is added for the log-policy, before it is multiplied by the share: l0."""
+
+
+def scaled_log_policy(q: Tensor, temperature: float = MUNCHAUSEN_TEMPERATURE) -> Tensor:
+    """Return tau log softmax(q / tau) as [B, A], of q [B, A] float32."""
+    return temperature * (q / temperature).log_softmax(dim=1)
+
+
+def munchausen_bonus(q_tm1: Tensor, action_tm1: Tensor) -> Tensor:
+    """Return alpha [tau log pi(a|s)] clipped to [l0, 0], as [B]: what is added to the reward.
+
+    pi is softmax(q / tau) (Vieillard et al. 2020, eq. 2, clipped as in their experiments).
+
+    Parameters
+    ----------
+    q_tm1 : Tensor
+        [B, A] float32; values at the state where the action was taken.
+    action_tm1 : Tensor
+        [B] int64; the action taken.
+    """
+    return MUNCHAUSEN_ALPHA * taken(scaled_log_policy(q_tm1), action_tm1).clamp(MUNCHAUSEN_CLIP, 0)
+
+
+def soft_policy(q_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pi = softmax(q / tau) as [B, A], and its entropy times tau as [B].
+
+    The soft value of a state is the mean of q over pi, and that entropy (Vieillard et al. 2020, eq. 1).
+    """
+    log_policy = scaled_log_policy(q_t)
+    policy = (log_policy / MUNCHAUSEN_TEMPERATURE).exp()
+    return policy, -(policy * log_policy).sum(dim=1)
 
 
 def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:

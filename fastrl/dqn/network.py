@@ -1,10 +1,10 @@
-"""The dueling Q-network, its trunks, and its two heads: expected values, or distributions over atoms."""
+"""The dueling Q-network and its trunks; `fastrl.dqn.heads` has what the last layers give for each action."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,29 @@ from torch import Tensor, nn
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
+from fastrl.dqn.heads import build_head
 
-# Convolutions of the plain image trunks: (filters, kernel, stride), a ReLU after each.
-IMAGE_TRUNKS: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "nature": ((32, 8, 4), (64, 4, 2), (64, 3, 1)),  # Mnih et al. 2015
-    "small": ((16, 8, 4), (32, 4, 2)),  # Mnih et al. 2013
-    "minatar": ((16, 3, 1),),  # Young & Tian 2019, for images of 10 x 10
+
+class PlainTrunk(NamedTuple):
+    """An image trunk whose convolutions follow each other, a ReLU after each."""
+
+    convolutions: tuple[tuple[int, int, int], ...]  # (filters, kernel, stride)
+    pooled: bool = False  # at the end a 2x2 max-pool, which leaves out the last row and column of an odd size
+    residual: bool = False  # a residual block behind the convolutions, before the pool
+
+
+_SMALL = ((16, 8, 4), (32, 4, 2))  # Mnih et al. 2013
+IMAGE_TRUNKS = {
+    "nature": PlainTrunk(((32, 8, 4), (64, 4, 2), (64, 3, 1))),  # Mnih et al. 2015
+    "small": PlainTrunk(_SMALL),
+    "pooled": PlainTrunk(_SMALL, pooled=True),
+    # Before the pool the block sees all positions, 9 x 9 of an Atari frame, and moves what the pool then chooses from.
+    # The trunk whose blocks learn Breakout in fewer frames (Espeholt et al. 2018) has them on 11 x 11 and more. On the
+    # 4 x 4 that the pool leaves, a block would cost a fifth.
+    "residual": PlainTrunk(_SMALL, pooled=True, residual=True),
+    "minatar": PlainTrunk(((16, 3, 1),)),  # Young & Tian 2019, for images of 10 x 10
 }
-Trunk = Literal["nature", "small", "minatar", "impala", "vector"]
+Trunk = Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"]
 FALLBACKS: tuple[Trunk, ...] = ("small", "minatar")
 # Filters of the residual trunk's three sections (Espeholt et al. 2018, figure 3, right).
 IMPALA_FILTERS = (16, 32, 32)
@@ -35,32 +50,35 @@ class QNetwork(nn.Module):
         anything for `vector`.
     num_actions : int
         Number of actions A.
-    trunk : {"nature", "small", "minatar", "impala", "vector"}
+    trunk : {"nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"}
         Layers below the heads.
     hidden : int
         Width of the dense layer in each stream (and of both layers of the `vector` trunk).
     dueling : bool
-        Q = V + A - mean(A) (Wang et al. 2016, eq. 9) instead of a single stream; with atoms, of their logits.
+        Q = V + A - mean(A) (Wang et al. 2016, eq. 9) instead of a single stream; with atoms, of each.
     width : int
         Multiplies the filters of an image trunk.
     atoms : int
-        1: the network gives expected values. K > 1: logits of K returns, evenly spaced from -`v_max` to `v_max`; the
-        mean over them is the action's value (C51, Bellemare et al. 2017).
+        Numbers that an action has: 1 of the head `expected`, more of others.
     v_max : float
-        Largest return that an atom stands for.
+        Largest return that an atom of the head `c51` stands for.
+    head : {"expected", "c51", "quantile"}
+        What these numbers are.
 
     Attributes
     ----------
+    head : Head
+        Makes values of what the last layers give, and losses.
     settings : dict
         The arguments, as JSON has them: `QNetwork(**settings)` is a network of the same shape.
 
     Raises
     ------
     ConfigError
-        The trunk is unknown or does not fit the observation.
+        The trunk is unknown or does not fit the observation, or the head is unknown or does not fit `atoms`.
     """
 
-    support: Tensor
+    block: nn.Sequential | None  # behind the trunk's features; only `residual` has one
 
     def __init__(
         self,
@@ -72,15 +90,17 @@ class QNetwork(nn.Module):
         width: int = 1,
         atoms: int = 1,
         v_max: float = 10.0,
+        head: str = "expected",
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
             "obs_shape": list(obs_shape), "num_actions": num_actions, "trunk": trunk, "hidden": hidden,
-            "dueling": dueling, "width": width, "atoms": atoms, "v_max": v_max,
+            "dueling": dueling, "width": width, "atoms": atoms, "v_max": v_max, "head": head,
         }  # fmt: skip
-        self.trunk, features = _build_trunk(tuple(obs_shape), trunk, hidden, width)
+        self.trunk, features, self._positions = _build_trunk(tuple(obs_shape), trunk, hidden, width)
+        self.block, features = _build_block(trunk, features, self._positions)
         self.dueling, self.num_actions, self.atoms = dueling, num_actions, atoms
-        self.register_buffer("support", torch.linspace(-v_max, v_max, atoms), persistent=False)
+        self.head = build_head(head, atoms, v_max)
         if dueling:
             # The first layers of both streams read the same features: one product, split after it.
             self.hidden = nn.Linear(features, 2 * hidden)
@@ -95,11 +115,11 @@ class QNetwork(nn.Module):
         return self.values(self.outputs(obs))
 
     def outputs(self, obs: Tensor) -> Tensor:
-        """Return what the last layer gives, float32: Q [B, A], or with atoms their logits [B, A, atoms]."""
+        """Return what the last layers give, float32: [B, A], or with atoms [B, A, atoms]."""
         return self.behind(self.features(obs))
 
     def features(self, obs: Tensor) -> Tensor:
-        """Return what the trunk makes of obs: features [B, F], of images position by position."""
+        """Return what the trunk makes of obs: features [B, F], of images position by position, before any block."""
         obs = obs.flatten(1, 2) if obs.dim() == 5 else obs  # a stack of images in colour
         # Channels last already here: eager convolutions on a CPU otherwise lose up to half of their speed.
         layout = torch.channels_last if obs.dim() == 4 else torch.preserve_format
@@ -116,10 +136,20 @@ class QNetwork(nn.Module):
 
         ``dense`` may take the place of the dense layer with its ReLU: features [B, F] -> [B, width].
         """
+        features = self._through_block(features)
         x = F.relu(self.hidden(features)) if dense is None else dense(features)
         # The last layers in float32, also under autocast: bfloat16 has steps of 0.5 near 100, actions differ by less.
         with torch.autocast(x.device.type, enabled=False):
             return self._last_layers(x.float())
+
+    def _through_block(self, features: Tensor) -> Tensor:
+        """Return features [B, F] as they are, or as the residual block and its pool turn them into [B, F']."""
+        if self.block is None:
+            return features
+        # Channels last as they lie: a view, no copy; and so they come out.
+        x = self.block(features.view(len(features), *self._positions, -1).permute(0, 3, 1, 2))
+        flat: Tensor = x.permute(0, 2, 3, 1).flatten(1)
+        return flat
 
     def _last_layers(self, x: Tensor) -> Tensor:
         if not self.dueling:
@@ -131,8 +161,8 @@ class QNetwork(nn.Module):
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Return Q [B, A] float32 of what `outputs` returned: with atoms, the mean over them."""
-        return outputs if self.atoms == 1 else outputs.softmax(dim=2) @ self.support
+        """Return Q [B, A] float32 of what `outputs` returned."""
+        return self.head.values(outputs)
 
     def _per_action(self, x: Tensor) -> Tensor:
         return x if self.atoms == 1 else x.view(-1, self.num_actions, self.atoms)
@@ -145,15 +175,22 @@ class QNetwork(nn.Module):
                 raise ConfigError(
                     f"weight {name} is {saved.get(name, 'missing')} in the saved state and "
                     f"{own.get(name, 'missing')} here; give the --game, --stack, --trunk, --width, --hidden, --dueling "
-                    "and --distributional that it was trained with"
+                    "and --head that it was trained with"
                 )
 
 
 def build_network(config: DQNConfig, obs_shape: tuple[int, ...], num_actions: int) -> QNetwork:
     """Return the network that the settings ask for, with PyTorch's default initial weights."""
-    atoms = config.atoms if config.distributional else 1
     return QNetwork(
-        obs_shape, num_actions, config.trunk, config.hidden, config.dueling, config.width, atoms, config.v_max
+        obs_shape,
+        num_actions,
+        config.trunk,
+        config.hidden,
+        config.dueling,
+        config.width,
+        config.numbers_per_action,
+        config.v_max,
+        config.head,
     )
 
 
@@ -170,41 +207,58 @@ def trunk_for(frame_shape: tuple[int, ...], preferred: Trunk) -> Trunk:
 
 
 def _fits(trunk: str, image: tuple[int, ...]) -> bool:
-    """Whether the convolutions of a trunk, if it has some, fit an image [H, W]."""
-    for _, kernel, stride in IMAGE_TRUNKS.get(trunk, ()):
+    """Whether the convolutions of a trunk, and its pool, if it has some, fit an image [H, W]."""
+    plain = IMAGE_TRUNKS.get(trunk)
+    if plain is None:
+        return True
+    for _, kernel, stride in plain.convolutions:
         if min(image) < kernel:
             return False
         image = tuple((side - kernel) // stride + 1 for side in image)
-    return True
+    return not plain.pooled or min(image) >= 2
 
 
-def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int) -> tuple[nn.Sequential, int]:
-    """Return the layers and the number of features that they give."""
+Built = tuple[nn.Sequential, int, tuple[int, int]]  # layers, features that they give, and at how many positions [H, W]
+
+
+def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int) -> Built:
     if trunk == "vector":
         inputs = math.prod(obs_shape)
         dense = [nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
-        return nn.Sequential(*dense), hidden
-    if trunk not in (*IMAGE_TRUNKS, "impala"):
-        raise ConfigError(f"--trunk is {trunk!r}; give nature, small, minatar, impala or vector")
+        return nn.Sequential(*dense), hidden, (1, 1)
+    if trunk not in get_args(Trunk):
+        *most, last = get_args(Trunk)
+        raise ConfigError(f"--trunk is {trunk!r}; give {', '.join(most)} or {last}")
     if len(obs_shape) == 4:
         obs_shape = (obs_shape[0] * obs_shape[1], *obs_shape[2:])
-    if len(obs_shape) != 3:
+    if len(obs_shape) != 3 or not _fits(trunk, obs_shape[1:]):
         raise _misfit(trunk, obs_shape)
-    return _impala(obs_shape, width) if trunk == "impala" else _convolutions(obs_shape, trunk, width)
+    return _convolutions(obs_shape, trunk, width) if trunk in IMAGE_TRUNKS else _impala(obs_shape, trunk, width)
 
 
-def _convolutions(obs_shape: tuple[int, ...], trunk: str, width: int) -> tuple[nn.Sequential, int]:
-    if not _fits(trunk, obs_shape[1:]):
-        raise _misfit(trunk, obs_shape)
+def _convolutions(obs_shape: tuple[int, ...], trunk: str, width: int) -> Built:
+    plain = IMAGE_TRUNKS[trunk]
     layers: list[nn.Module] = []
     channels, height, w = obs_shape
-    for filters, kernel, stride in IMAGE_TRUNKS[trunk]:
+    for filters, kernel, stride in plain.convolutions:
         layers += [nn.Conv2d(channels, filters * width, kernel, stride), nn.ReLU()]
         channels, height, w = filters * width, (height - kernel) // stride + 1, (w - kernel) // stride + 1
-    return nn.Sequential(*layers), channels * height * w
+    if plain.pooled and not plain.residual:
+        layers.append(nn.MaxPool2d(2))
+        height, w = height // 2, w // 2
+    return nn.Sequential(*layers), channels * height * w, (height, w)
 
 
-def _impala(obs_shape: tuple[int, ...], width: int) -> tuple[nn.Sequential, int]:
+def _build_block(trunk: str, features: int, positions: tuple[int, int]) -> tuple[nn.Sequential | None, int]:
+    """Return what lies between the trunk's features and the dense layer, and how many features it gives."""
+    if trunk not in IMAGE_TRUNKS or not IMAGE_TRUNKS[trunk].residual:
+        return None, features
+    height, width = positions
+    channels = features // (height * width)
+    return nn.Sequential(Residual(channels), nn.ReLU(), nn.MaxPool2d(2)), channels * (height // 2) * (width // 2)
+
+
+def _impala(obs_shape: tuple[int, ...], trunk: str, width: int) -> Built:
     layers: list[nn.Module] = []
     channels, height, w = obs_shape
     for filters in IMPALA_FILTERS:
@@ -215,7 +269,12 @@ def _impala(obs_shape: tuple[int, ...], width: int) -> tuple[nn.Sequential, int]
             Residual(filters * width),
         ]
         channels, height, w = filters * width, (height + 1) // 2, (w + 1) // 2
-    return nn.Sequential(*layers, nn.ReLU()), channels * height * w
+    layers.append(nn.ReLU())
+    if trunk == "impala-pooled":
+        # Of 11 x 11 this makes the 6 x 6 of an adaptive pool, from the same windows (Clark et al. 2024, BTR).
+        layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+        height, w = (height + 1) // 2, (w + 1) // 2
+    return nn.Sequential(*layers), channels * height * w, (height, w)
 
 
 class Residual(nn.Module):

@@ -1,15 +1,24 @@
-"""The optimizers: Adam from PyTorch, and the centred RMSProp of the DQN paper."""
+"""The optimizers, Adam and the centred RMSProp of the DQN paper, and the step over all parameters of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
+from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
 from fastrl.dqn.flat import FlatParameters
+from fastrl.dqn.openmp import openmp_parallel
+
+try:
+    from fastrl.dqn import _adam
+except ImportError:  # not built: on Windows, or in place by an older version
+    _adam = None  # type: ignore[assignment]
 
 
 class CentredRMSProp(torch.optim.Optimizer):
@@ -73,23 +82,162 @@ class CentredRMSProp(torch.optim.Optimizer):
 
 
 def build_optimizer(config: DQNConfig, params: Iterable[Tensor], device: torch.device) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings ask for.
+    """Return PyTorch's optimizer for the settings.
 
     ``optimizer_eps`` defaults to 0.005 / batch size for Adam and to the paper's 0.01 for RMSProp.
     """
-    eps, lr = config.optimizer_eps, config.learning_rate
+    lr = config.learning_rate
     rate = torch.tensor(lr, device=device) if device.type == "cuda" else lr  # where a recorded graph finds a new one
     if config.optimizer == "rmsprop":
-        return CentredRMSProp(params, lr=rate, eps=0.01 if eps is None else eps)
+        eps = 0.01 if config.optimizer_eps is None else config.optimizer_eps
+        return CentredRMSProp(params, lr=rate, eps=eps)
     # One pass over the memory. The fused kernels read weight, gradient and moments by address, whatever their
-    # layout: all must have the weight's, as gradients have by autograd's contract and moments by `load_moments`.
+    # layout: all must have the weight's, as gradients have by autograd's contract and moments by `load_state`.
     return torch.optim.Adam(
         params,
         lr=rate,
-        eps=0.005 / config.batch_size if eps is None else eps,
+        eps=adam_eps(config),
         fused=True,
         capturable=device.type == "cuda",  # the count of steps lies on the device, for CUDA graphs
     )
+
+
+def adam_eps(config: DQNConfig) -> float:
+    """Return the stability term of Adam: by default 0.005 / batch size."""
+    return 0.005 / config.batch_size if config.optimizer_eps is None else config.optimizer_eps
+
+
+class FlatOptimizer:
+    """Clips gradients by their norm and takes a step, over all parameters of a network.
+
+    On a CPU Adam is a kernel of `csrc/adam`: it reads the gradients where autograd left them, and writes parameters,
+    moments and a bfloat16 copy of some parameters in one pass. Its twin is PyTorch's, which serves all else.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        All settings.
+    params : sequence of P Tensors
+        The parameters.
+    flat : FlatParameters
+        The same in one array.
+    device : torch.device
+        Where they are.
+    copies : sequence of P (Tensor or None), optional
+        bfloat16 copies of parameters, of the same layout, that a step is to keep up to date where it can.
+
+    Attributes
+    ----------
+    keeps_copies : bool
+        Whether steps keep the copies up to date.
+    """
+
+    def __init__(
+        self,
+        config: DQNConfig,
+        params: Sequence[Tensor],
+        flat: FlatParameters,
+        device: torch.device,
+        copies: Sequence[Tensor | None] = (),
+    ) -> None:
+        self._config, self._device = config, device
+        self._params, self._flat, self._rate = list(params), flat, config.learning_rate
+        self._into = flat.views(flat.grads)
+        self._torch = build_optimizer(config, [flat.values], device)
+        self._adam: _adam.Adam | None = None
+        self.keeps_copies = False
+        if device.type == "cpu" and config.optimizer == "adam" and _adam is not None:
+            self._use_kernel(_adam.supported()[-1], copies or [None] * len(flat))
+
+    def _use_kernel(self, kernels: str, copies: Sequence[Tensor | None]) -> None:
+        """Step by `csrc/adam` from now on; the moments stay PyTorch's."""
+        zeros = {name: torch.zeros_like(self._flat.values.data) for name in ("exp_avg", "exp_avg_sq")}
+        state: dict[str, Tensor] = {"step": torch.tensor(0.0), **zeros}
+        self._torch.state[self._flat.values] = state
+        self._count = state["step"].numpy()
+        self._betas: tuple[float, float] = self._torch.param_groups[0]["betas"]
+        self._eps: float = self._torch.param_groups[0]["eps"]
+        self._norm = torch.zeros(())
+        self._adam = _adam.Adam(
+            self._flat.values.detach().numpy(),
+            state["exp_avg"].numpy(),
+            state["exp_avg_sq"].numpy(),
+            self._flat.starts,
+            [p.numel() for p in self._params],
+            [None if copy is None else in_memory(copy) for copy in copies],
+            kernels,
+            torch.get_num_threads(),
+            openmp_parallel(),
+        )
+        self.keeps_copies = True
+
+    def step(self, grads: Sequence[Tensor]) -> Tensor:
+        """Take a step along the gradients of all parameters; return the norm that they had, on the device."""
+        if self._adam is None:
+            torch._foreach_copy_(self._into, list(grads))
+            norm = self._clip()
+            self._torch.step()
+            return norm
+        self._count += 1
+        arrays = [in_memory(g, p) for g, p in zip(grads, self._params, strict=True)]
+        most = self._config.max_grad_norm
+        self._norm.fill_(self._adam.step(arrays, int(self._count), self._rate, *self._betas, self._eps, most))
+        return self._norm
+
+    def _clip(self) -> Tensor:
+        """Scale the gradients down to `max_grad_norm`, if they are larger; return the norm they had."""
+        flat, most = self._flat, self._config.max_grad_norm
+        if self._device.type == "cuda":
+            return clip_grad_norm_([flat.values], most)
+        norm: Tensor = torch.linalg.vector_norm(flat.grads)
+        if norm > most:
+            flat.grads.mul_(most / (norm + 1e-6))
+        return norm
+
+    @property
+    def rate(self) -> float:
+        """Step size."""
+        return self._rate
+
+    def set_rate(self, rate: float) -> None:
+        """Take steps of another size from now on; in place where a CUDA graph reads it."""
+        if rate == self._rate:
+            return
+        self._rate = rate
+        set_rate(self._torch, rate)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that a step changes besides parameters and copies."""
+        return [t for state in self._torch.state.values() for t in state.values()]
+
+    def state(self) -> dict[str, Any]:
+        """Return the optimizer's name, and its moments parameter by parameter: views of them."""
+        return {"name": self._config.optimizer, "moments": moments(self._torch, self._flat)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Copy what `state` returned in; rates and other settings stay.
+
+        Raises
+        ------
+        ConfigError
+            The state belongs to another optimizer; nothing is changed then.
+        """
+        self.check_state(state)
+        load_moments(self._torch, self._flat, {int(i): found for i, found in state["moments"].items()})
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ConfigError if a state belongs to another optimizer."""
+        if state["name"] != self._config.optimizer:
+            raise ConfigError(f"--optimizer is {self._config.optimizer!r}; the saved state needs {state['name']!r}")
+
+
+def in_memory(tensor: Tensor, like: Tensor | None = None) -> NDArray[Any]:
+    """Return the elements of a tensor in the order in which they lie, or those of `like` do, as float32 or uint16."""
+    if like is not None and tensor.stride() != like.stride():
+        tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+    flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+    array: NDArray[Any] = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
+    return array
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -6,12 +6,8 @@ heads and losses, is left to autograd and torch.compile.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import re
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +17,7 @@ from torch import Tensor, nn
 
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.network import QNetwork
+from fastrl.dqn.openmp import openmp_parallel
 
 try:
     from fastrl.dqn import _trunk
@@ -79,8 +76,9 @@ class FastTrunk:
         # Of each network, (weight, bias) of each convolution.
         self._convolutions = [[(m.weight, cast(Tensor, m.bias)) for m in some] for some in convolutions]
         self._trunk = _trunk.Trunk(
-            kernels, self._image, layers, batch_size, most, torch.get_num_threads(), openmp_parallel()
-        )
+            kernels, self._image, layers, batch_size, most, torch.get_num_threads(), openmp_parallel(),
+            isinstance(online.trunk[-1], nn.MaxPool2d),
+        )  # fmt: skip
         self._flat, self._versions = flat, [[0], [0]]
         self._element = torch.bfloat16 if self._trunk.dtype == np.uint16 else torch.float32
         self._features = [torch.from_numpy(features).view(self._element) for features in self._trunk.features]
@@ -94,14 +92,20 @@ class FastTrunk:
                 for i, dense in enumerate(self._dense)
             ]
 
-    def leaf(self, parameter: Tensor) -> Tensor:
-        """Return the tensor that gradients of a parameter of the online network belong to: itself, or its copy."""
-        copies = {id(p): mine for p, mine in zip(self._dense[0], self.hidden[0], strict=True)}
-        return copies.get(id(parameter), parameter)
+    def copy_of(self, parameter: Tensor) -> Tensor | None:
+        """Return the bfloat16 copy of a parameter of the online network that gradients belong to; None if to itself."""
+        copies = {id(p): mine for p, mine in zip(self._dense[0], self.hidden[0], strict=True) if p is not mine}
+        return copies.get(id(parameter))
 
-    def learned(self) -> None:
-        """Take over the online network's weights again: fused optimizers change them unnoticed."""
-        self._versions[0] = []
+    def learned(self, *, copied: bool) -> None:
+        """Take over the online network's weights again: optimizers change them unnoticed.
+
+        With ``copied`` the optimizer has written the copies of the dense layer too.
+        """
+        if copied:
+            self._pack_convolutions(0)
+        else:
+            self._versions[0] = []
 
     def act(self, obs: Array) -> Tensor:
         """Return features [n, F] of obs [n, *image] uint8; they stay until the next call of any method."""
@@ -139,13 +143,16 @@ class FastTrunk:
         convolutions, dense = self._convolutions[net], self._dense[net]
         versions = [p._version for p in (self._flat[net].values, *convolutions[0], *dense)]
         if versions != self._versions[net]:
-            for layer, (weight, bias) in enumerate(convolutions):
-                self._trunk.pack(net, layer, _positions_first(weight.detach()), bias.detach().numpy())
+            self._pack_convolutions(net)
             if self.hidden is not self._dense:
                 with torch.no_grad():
                     for mine, p in zip(self.hidden[net], dense, strict=True):
                         mine.copy_(p)
             self._versions[net] = versions
+
+    def _pack_convolutions(self, net: int) -> None:
+        for layer, (weight, bias) in enumerate(self._convolutions[net]):
+            self._trunk.pack(net, layer, _positions_first(weight.detach()), bias.detach().numpy())
 
     def _bytes(self, obs: Array) -> Array:
         return np.ascontiguousarray(obs).reshape(-1, *self._image)
@@ -208,21 +215,3 @@ def _positions_first(weight: Tensor) -> Array:
 def _as_numpy(tensor: Tensor) -> Array:
     array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
-
-
-@cache
-def openmp_parallel() -> int:
-    """Return the address of ``GOMP_parallel`` in PyTorch's OpenMP library, whose threads are shared; 0 if not found."""
-    maps = Path("/proc/self/maps")
-    libraries = (
-        re.findall(r"\S*/lib(?:gomp|omp|iomp5)\S*\.so\S*", maps.read_text(encoding="utf-8", errors="surrogateescape"))
-        if maps.exists()
-        else []
-    )
-    for library in (*dict.fromkeys(libraries), None):
-        try:
-            found = ctypes.CDLL(library, mode=ctypes.RTLD_LOCAL).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        return ctypes.cast(found, ctypes.c_void_p).value or 0
-    return 0

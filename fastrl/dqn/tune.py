@@ -53,7 +53,8 @@ MOST_PARAMETERS = 30_000_000
 OPEN = {"precision": "auto", "torch_threads": 0, "kernels": "auto"}
 """What leaves a setting open."""
 DECISIVE = (
-    "trunk", "width", "hidden", "dueling", "double", "distributional", "atoms", "batch_size", "optimizer", *OPEN,
+    "trunk", "width", "hidden", "dueling", "double", "head", "atoms", "quantiles", "munchausen", "batch_size",
+    "optimizer", *OPEN,
 )  # fmt: skip
 """Settings that the time of an update depends on; part of the cache's key."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,17 @@ class Tally:
             (2, len(self._layers)), -1.0, device=device
         )  # of parameters, of their change; -1: none
         self.totals = self._empty.clone()
+        self._on_host = self.totals.numpy() if device.type == "cpu" else None  # the same memory
         self.updates = 0
 
     def add(self, stats: Tensor, grad_norm: Tensor) -> None:
         """Add one update: ``stats [4]`` are loss, mean error, mean q and largest q."""
+        if self._on_host is not None:  # five numbers: PyTorch would take ten times as long
+            totals, found = self._on_host, stats.numpy()
+            totals[:3] += found[:3]
+            totals[3] += grad_norm.numpy()
+            totals[4] = np.maximum(totals[4], found[3])  # NaN stays
+            return
         self.totals[:4] += torch.stack((*stats[:3], grad_norm))
         self.totals[4].clamp_(min=stats[3])
 

@@ -37,6 +37,21 @@ def test_a_setting_out_of_range_is_named_with_the_remedy(changes, message):
         DQNConfig(**changes)
 
 
+def test_distributional_is_another_name_of_a_head():
+    assert DQNConfig(distributional=True) == DQNConfig(head="c51")
+    assert DQNConfig(distributional=False) == DQNConfig()
+    assert DQNConfig(head="c51", distributional=True).replace(head="quantile").head == "quantile"
+    assert DQNConfig(head="quantile").replace(distributional=False).head == "quantile"
+
+
+@pytest.mark.parametrize(("head", "distributional", "flag"), [
+    ("quantile", True, "--distributional"), ("c51", False, "--no-distributional"),
+])  # fmt: skip
+def test_two_heads_at_once_are_refused(head, distributional, flag):
+    with pytest.raises(ConfigError, match=f"^{flag} is given, and --head is '{head}'; give --head alone$"):
+        DQNConfig(head=head, distributional=distributional)
+
+
 def test_presets_are_chosen_by_game_and_device():
     assert preset_for("pong", "cpu").config.game == "pong"
     assert preset_for("pong", "cpu").config.trunk != preset_for("pong", "cuda").config.trunk

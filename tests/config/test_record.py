@@ -38,6 +38,15 @@ def test_settings_that_a_record_lacks_have_their_defaults():
     assert from_record(lift({"agent": "dqn", "seed": 3}, HERE), HERE) == DQNConfig(seed=3)
 
 
+@pytest.mark.parametrize(("before", "head"), [(True, "c51"), (False, "expected")])
+def test_a_record_of_before_heads_had_names_gets_one(before, head):
+    record = {"format": 2, "kind": "dqn", "distributional": before}
+    config = from_record(lift(record, HERE), HERE)
+    assert config == DQNConfig(head=head)
+    assert "distributional" not in to_record(config)
+    assert from_record(to_record(config), HERE) == config
+
+
 def test_a_newer_format_is_refused_with_file_format_and_remedy(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(to_record(DQNConfig()) | {"format": 3}))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_learner import TINY, make, make_batch, same, weights
 
-C51 = TINY.replace(distributional=True, atoms=11, v_max=3.0)
+C51 = TINY.replace(head="c51", atoms=11, v_max=3.0)
 
 
 def test_the_error_is_the_divergence_from_the_projected_target():

@@ -9,6 +9,7 @@ from test_learner import ACTIONS, CPU, IMAGE, TINY, make, make_batch, same, weig
 
 from fastrl.base.machine import keep_freed_memory
 from fastrl.base.stopwatch import Stopwatch
+from fastrl.dqn import optimizer
 from fastrl.dqn.device import cuda_graph
 from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.learner import Learner
@@ -34,10 +35,10 @@ def test_floats_and_vectors_are_copied_as_they_are():
         assert torch.equal(into, value)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
 @pytest.mark.parametrize("learned", [0, 2])
-def test_updates_made_for_a_recording_leave_no_trace(optimizer, learned):
-    config = TINY.replace(optimizer=optimizer)
+def test_updates_made_for_a_recording_leave_no_trace(name, learned):
+    config = TINY.replace(optimizer=name)
     recorded, plain = make(config), make(config)
     for learner in (recorded, plain):
         for seed in range(learned):
@@ -84,12 +85,18 @@ def test_loading_keeps_every_tensor_where_a_recording_would_read_it():
     assert same(weights(learner), weights(again))
 
 
-def test_the_fused_optimizer_takes_the_steps_of_the_plain_one():
+@pytest.mark.parametrize("kernel", [True, False])
+def test_the_fused_optimizers_take_the_steps_of_the_plain_one(kernel, monkeypatch):
     """Conv weights lie in channels-last order; a fused kernel that mixed up layouts would step elsewhere."""
-    config = TINY.replace(trunk="small", learning_rate=1e-3)
-    fused, plain = (Learner(config, IMAGE, np.uint8, ACTIONS, CPU, 1) for _ in range(2))
-    plain._optimizer = torch.optim.Adam(
-        plain._params, lr=1e-3, eps=fused._optimizer.param_groups[0]["eps"], foreach=False, fused=False
+    config = TINY.replace(trunk="small", learning_rate=1e-3, max_grad_norm=0.05)
+    if not kernel:
+        monkeypatch.setattr(optimizer, "_adam", None)
+    fused = Learner(config, IMAGE, np.uint8, ACTIONS, CPU, 1)
+    assert fused._optimizer.keeps_copies is kernel
+    monkeypatch.setattr(optimizer, "_adam", None)
+    plain = Learner(config, IMAGE, np.uint8, ACTIONS, CPU, 1)
+    plain._optimizer._torch = torch.optim.Adam(
+        [plain._flat.values], lr=1e-3, eps=optimizer.adam_eps(config), foreach=False, fused=False
     )
     for seed in range(5):
         fused.learn(make_batch(seed, IMAGE, "uint8"))

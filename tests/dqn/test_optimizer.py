@@ -7,7 +7,8 @@ import torch
 
 from fastrl.config import DQNConfig
 from fastrl.dqn.flat import FlatParameters
-from fastrl.dqn.optimizer import CentredRMSProp, build_optimizer, load_moments, moments, set_rate
+from fastrl.dqn.openmp import openmp_parallel
+from fastrl.dqn.optimizer import CentredRMSProp, FlatOptimizer, build_optimizer, load_moments, moments, set_rate
 
 CPU = torch.device("cpu")
 
@@ -135,3 +136,78 @@ def test_moments_are_kept_parameter_by_parameter_and_loaded_into_the_same_layout
     assert torch.equal(ours.values, other.values)
     load_moments(loaded, other, {})
     assert all(not value.any() for found in moments(loaded, other).values() for value in found.values())
+
+
+def two_parameters() -> FlatParameters:
+    """Return a weight whose channels lie last, of several blocks of the kernel, and a bias."""
+    w = torch.linspace(-1, 1, 64 * 3 * 8 * 8).reshape(64, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    return FlatParameters([torch.nn.Parameter(w), torch.nn.Parameter(torch.arange(5.0))])
+
+
+def gradients(flat: FlatParameters, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(view.shape, generator=generator) for view in flat.views(flat.values.data)]
+
+
+@pytest.mark.parametrize("most", [1e6, 10.0])
+def test_the_kernel_steps_as_torchs_adam_does_on_clipped_gradients(most):
+    config = DQNConfig(max_grad_norm=most, learning_rate=1e-2)
+    ours, other = two_parameters(), two_parameters()
+    views = other.views(other.values.data)
+    kernel, adam = FlatOptimizer(config, views, ours, CPU), build_optimizer(config, [other.values], CPU)
+    assert kernel.keeps_copies  # or this compares PyTorch with itself
+    for seed in range(5):
+        grads = gradients(ours, seed)  # of the plain layout, which is not the weight's
+        for view, g in zip(other.views(other.grads), grads, strict=True):
+            view.copy_(g)
+        wanted = torch.nn.utils.clip_grad_norm_([other.values], most)
+        adam.step()
+        assert kernel.step(grads).item() == pytest.approx(wanted.item(), rel=1e-5)
+        torch.testing.assert_close(ours.values, other.values, rtol=0, atol=2e-6)
+    for one, two in zip(kernel.state()["moments"].values(), moments(adam, other).values(), strict=True):
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_copy_in_bfloat16_stays_that_of_its_parameter():
+    flat = two_parameters()
+    weight, bias = flat.views(flat.values.data)
+    copy = weight.to(torch.bfloat16, memory_format=torch.preserve_format)
+    optimizer = FlatOptimizer(DQNConfig(learning_rate=0.1), [weight, bias], flat, CPU, [copy, None])
+    before = copy.clone()
+    optimizer.step([g.to(torch.bfloat16) for g in gradients(flat, 0)])
+    assert torch.equal(copy, weight.to(torch.bfloat16))
+    assert not torch.equal(copy, before)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_an_optimizer_goes_on_from_its_state(name):
+    config = DQNConfig(optimizer=name)
+    ours, other = two_parameters(), two_parameters()
+    saved, loaded = (FlatOptimizer(config, f.views(f.values.data), f, CPU) for f in (ours, other))
+    saved.step(gradients(ours, 0))
+    loaded.step(gradients(ours, 7))  # moments that are to be forgotten
+    with torch.no_grad():
+        other.values.copy_(ours.values)
+    loaded.load_state(saved.state())
+    for seed in (1, 2):
+        for optimizer in (saved, loaded):
+            optimizer.step(gradients(ours, seed))
+    assert torch.equal(ours.values, other.values)
+
+
+def test_threads_share_a_step_and_change_nothing_of_it():
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            flat = two_parameters()
+            optimizer = FlatOptimizer(DQNConfig(), flat.views(flat.values.data), flat, CPU)
+            for seed in range(3):
+                optimizer.step(gradients(flat, seed))
+            found.append(flat.values.detach().clone())
+    finally:
+        torch.set_num_threads(before)
+    assert openmp_parallel()  # or one thread did it all
+    assert all(torch.equal(one, found[0]) for one in found)

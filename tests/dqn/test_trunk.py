@@ -74,6 +74,8 @@ def twin(network, obs, grad, bfloat16):
         x = F.relu(F.conv2d(x, weight, m.bias, m.stride))
         if bfloat16:
             x = Rounded.apply(x)
+    if isinstance(network.trunk[-1], torch.nn.MaxPool2d):
+        x = network.trunk[-1](x)
     features = x.permute(0, 2, 3, 1).flatten(1)
     weights = [p for m in convolutions for p in (m.weight, m.bias)]
     return features.detach(), torch.autograd.grad(features, weights, grad.double())
@@ -95,6 +97,7 @@ class Straight(torch.autograd.Function):
 @pytest.mark.parametrize(("shape", "trunk", "width"), [
     *((shape, "small", 1) for shape in SHAPES.values()),
     (SHAPES["Atari"], "nature", 1), ((4, 52, 48), "nature", 2), ((4, 60, 44), "small", 3),
+    *((shape, "pooled", 1) for shape in SHAPES.values()), ((4, 60, 44), "pooled", 3), (SHAPES["Atari"], "residual", 1),
 ])  # fmt: skip
 def test_features_and_gradients_are_those_of_autograd(kernels, shape, trunk, width):
     bfloat16 = SETS[kernels] == 2
@@ -118,8 +121,9 @@ def test_features_and_gradients_are_those_of_autograd(kernels, shape, trunk, wid
 
 
 @pytest.mark.parametrize("kernels", SETS)
-def test_acting_gives_the_features_of_learning_for_any_number_of_observations(kernels):
-    mine = fast(networks(SHAPES["Atari"]), kernels)
+@pytest.mark.parametrize("layers", ["small", "pooled"])
+def test_acting_gives_the_features_of_learning_for_any_number_of_observations(kernels, layers):
+    mine = fast(networks(SHAPES["Atari"], layers), kernels)
     obs, after = observations(SHAPES["Atari"])
     learned = mine.features(obs, after)[0].detach().clone()
     for rows in (1, 5, 6):
@@ -144,11 +148,12 @@ def test_weights_that_change_are_taken_over_whatever_changes_them(kernels):
     assert all(torch.equal(a, b.detach()) for a, b in zip(now, fresh.features(obs, after), strict=True))
 
 
-def test_threads_share_the_work_and_the_result_does_not_depend_on_which_takes_what(monkeypatch):
+@pytest.mark.parametrize("layers", ["small", "pooled"])
+def test_threads_share_the_work_and_the_result_does_not_depend_on_which_takes_what(monkeypatch, layers):
     obs, after = observations(SHAPES["Atari"], rows=16)
 
     def outcome():
-        mine = fast(networks(SHAPES["Atari"]), "portable", batch=16)
+        mine = fast(networks(SHAPES["Atari"], layers), "portable", batch=16)
         features = mine.features(obs, after)[0]
         return features.detach().clone(), torch.autograd.grad(features.sum(), mine.weights)
 
@@ -167,10 +172,12 @@ def test_threads_share_the_work_and_the_result_does_not_depend_on_which_takes_wh
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_learner_with_the_fast_trunk_learns_what_the_eager_one_learns(monkeypatch, precision):
+@pytest.mark.parametrize("layers", ["small", "pooled", "residual"])
+def test_a_learner_with_the_fast_trunk_learns_what_the_eager_one_learns(monkeypatch, precision, layers):
     if pick_kernels(precision == "bfloat16") is None:
         pytest.skip("no kernels for bfloat16")
     config = PRESETS["cpu"].config.replace(
+        trunk=layers,
         batch_size=8,
         precision=precision,
         compile=False,

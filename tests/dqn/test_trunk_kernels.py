@@ -32,6 +32,13 @@ SHAPES = [
     ((4, 52, 37), [(32, 8, 4), (64, 4, 2), (64, 3, 1)]),
     ((4, 12, 12), [(16, 3, 1), (16, 3, 1), (16, 3, 1), (32, 3, 2)]),
 ]
+# Last layers of 3 x 4, 7 x 8, 2 x 3 and 8 x 2 positions; one layer alone; filters beyond whole pairs of registers.
+POOLED = [
+    ((4, 36, 40), [(16, 8, 4), (32, 4, 2)]),
+    ((3, 20, 23), [(48, 5, 2), (48, 2, 1)]),
+    ((5, 9, 11), [(16, 5, 3)]),
+    ((1, 10, 4), [(64, 3, 1)]),
+]
 
 
 def elements(array, size):
@@ -67,6 +74,28 @@ def forward(x, weights, biases, layers, size):
     return found
 
 
+def pool(x):
+    """Return the largest of each 2x2 positions of x [B, h, w, n], without the last row and column of an odd size."""
+    return blocks(x).max(axis=3)
+
+
+def blocks(x):
+    """Return [B, h // 2, w // 2, 4, n] of x [B, h, w, n]."""
+    b, h, w, n = x.shape
+    x = x[:, : h - h % 2, : w - w % 2].reshape(b, h // 2, 2, w // 2, 2, n)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4, n)
+
+
+def unpool(x, grad):
+    """Return the gradients [B, h, w, n] of x, of which grad [B, h // 2, w // 2, n] goes to the first that won."""
+    into = np.zeros(x.shape)
+    winner = blocks(x).argmax(axis=3)
+    for p in range(4):
+        h, w = grad.shape[1:3]
+        into[:, p // 2 : 2 * h : 2, p % 2 : 2 * w : 2] = np.where(winner == p, grad, 0)
+    return into
+
+
 def backward(x, activations, weights, layers, grad, size):
     """Return (weight [n, k, k, c], bias [n]) gradients of each layer."""
     inputs, found = [x, *activations[:-1]], []
@@ -86,12 +115,14 @@ def backward(x, activations, weights, layers, grad, size):
 
 
 @pytest.mark.parametrize("kernels", SETS)
-@pytest.mark.parametrize(("image", "layers"), SHAPES)
+@pytest.mark.parametrize(
+    ("image", "layers", "pooled"), [*((*shape, False) for shape in SHAPES), *((*shape, True) for shape in POOLED)]
+)
 @pytest.mark.parametrize("parts", [1, 2])
-def test_features_and_gradients_are_those_of_a_convolution_in_numpy(kernels, image, layers, parts):
+def test_features_and_gradients_are_those_of_a_convolution_in_numpy(kernels, image, layers, pooled, parts):
     size, rng = SETS[kernels], np.random.default_rng(0)
     obs, after = rng.integers(0, 256, (2, B, *image), dtype=np.uint8)
-    made = KERNELS.Trunk(kernels, image, layers, B, B + 2, parts, 0)
+    made = KERNELS.Trunk(kernels, image, layers, B, B + 2, parts, 0, pooled)
     nets = []
     for net in (0, 1):
         channels, weights, biases = image[0], [], []
@@ -106,7 +137,8 @@ def test_features_and_gradients_are_those_of_a_convolution_in_numpy(kernels, ima
     x, y = (np.moveaxis(images, 1, -1).astype(np.float64) for images in (obs, after))
     activations = forward(x, *nets[0], layers, size)
     tolerance = 1e-5 if size == 4 else 2**-6
-    wanted = (activations[-1], forward(y, *nets[0], layers, size)[-1], forward(y, *nets[1], layers, size)[-1])
+    wanted = [activations[-1], forward(y, *nets[0], layers, size)[-1], forward(y, *nets[1], layers, size)[-1]]
+    wanted = [pool(a) for a in wanted] if pooled else wanted
     for got, expected in zip(
         (made.features[0][:B], made.features[0][B : 2 * B], made.features[1]), wanted, strict=True
     ):
@@ -114,7 +146,8 @@ def test_features_and_gradients_are_those_of_a_convolution_in_numpy(kernels, ima
         np.testing.assert_allclose(numbers(got), expected, rtol=tolerance, atol=tolerance * max(expected.max(), 1))
     grad = elements(rng.normal(size=made.features[1].shape), size)
     made.backward(obs, grad)
-    exact = numbers(grad).astype(np.float64).reshape(activations[-1].shape)
+    exact = numbers(grad).astype(np.float64).reshape(wanted[0].shape)
+    exact = unpool(activations[-1], exact) if pooled else exact
     for j, (weight, bias) in enumerate(backward(x, activations, nets[0][0], layers, exact, size)):
         got = np.empty(weight.shape, np.float32), np.empty(bias.shape, np.float32)
         made.gradient(j, *got)
@@ -123,3 +156,45 @@ def test_features_and_gradients_are_those_of_a_convolution_in_numpy(kernels, ima
     acted = numbers(made.features[0][:B]).copy()
     made.act(np.concatenate((obs, after[:2])))
     assert np.array_equal(numbers(made.features[0][:B]), acted)
+
+
+@pytest.mark.parametrize("kernels", SETS)
+def test_the_pool_takes_the_largest_and_its_gradient_goes_to_the_first_of_equals(kernels):
+    """One 1x1 filter that copies the image, and 15 that give nothing: every number is known."""
+    size = SETS[kernels]
+    image = np.array([
+        [1, 2, 7, 7, 9],  # 2 x 2 blocks: [[1, 2], [4, 3]], [[7, 7], [7, 7]]; the last column is left out
+        [4, 3, 7, 7, 9],
+        [0, 5, 6, 8, 9],  # and [[0, 5], [5, 0]], [[6, 8], [6, 8]]; so is the last row
+        [5, 0, 6, 8, 9],
+        [9, 9, 9, 9, 9],
+    ], np.uint8)  # fmt: skip
+    made = KERNELS.Trunk(kernels, (2, 5, 5), [(16, 1, 1)], 1, 0, 1, 0, True)
+    weight = np.zeros((16, 1, 1, 2), np.float32)
+    weight[0, 0, 0, 0] = 255  # the first layer divides by it
+    for net in (0, 1):
+        made.pack(net, 0, weight, np.zeros(16, np.float32))
+    # One sample at a time: the second plane marks a position, whose gradient is then that of its weight.
+    gradient, bias, found = np.empty_like(weight), np.empty(16, np.float32), np.zeros((5, 5))
+    grad = np.zeros((1, 4, 16), np.float32)
+    grad[0, :, 0], grad[0, :, 1] = (1, 2, 3, 4), 1  # the second filter's activations are 0: no gradient passes
+    for y, x in np.ndindex(5, 5):
+        obs = np.stack((image, np.zeros_like(image)))[None]
+        obs[0, 1, y, x] = 255
+        made.forward(obs, obs)
+        for features in (made.features[0][:1], made.features[1]):
+            assert np.array_equal(numbers(features).reshape(4, 16)[:, 0], [4, 7, 5, 8])
+            assert not numbers(features).reshape(4, 16)[:, 1:].any()
+        made.backward(obs, elements(grad.reshape(1, 64), size))
+        made.gradient(0, gradient, bias)
+        found[y, x] = gradient[0, 0, 0, 1]
+        assert not gradient[1:].any()
+        assert bias[0] == 10
+    np.testing.assert_allclose(found, [[0, 0, 2, 0, 0], [1, 0, 0, 0, 0], [0, 3, 0, 4, 0], [0] * 5, [0] * 5], rtol=1e-6)
+
+
+def test_a_pool_needs_two_positions_on_each_side():
+    with pytest.raises(
+        ValueError, match=r"pool is True, and the last layer gives \[1, 2\]; give one that gives \[2, 2\]"
+    ):
+        KERNELS.Trunk("portable", (4, 3, 4), [(16, 3, 1)], 1, 1, 1, 0, True)

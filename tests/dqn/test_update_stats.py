@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import typing
+
 import pytest
 import torch
 from test_learner import CPU, TINY, make, make_batch, weights
 
-from fastrl.dqn.network import QNetwork
+from fastrl.dqn.network import QNetwork, Trunk
 from fastrl.dqn.update_stats import Tally
 
 NAMES = ("trunk.0.weight", "trunk.0.bias", "value.weight")
@@ -58,7 +60,7 @@ def test_memory_stays_where_a_recording_adds_to_it():
     assert tally.totals.data_ptr() == place
 
 
-@pytest.mark.parametrize("trunk", ["small", "nature", "minatar", "impala", "vector"])
+@pytest.mark.parametrize("trunk", typing.get_args(Trunk))
 def test_every_layer_of_every_trunk_has_a_ratio(trunk):
     network = QNetwork((4, 84, 84), 3, trunk, 8)
     layers = {name for name, module in network.named_modules() if list(module.parameters(recurse=False))}

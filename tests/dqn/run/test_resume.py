@@ -140,9 +140,10 @@ def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_a
     [
         {"env_groups": 2, "prioritized": False, "samples_per_step": 0.5},
         {"optimizer": "rmsprop", "distributional": True},
+        {"head": "quantile", "munchausen": True},
         pytest.param({"compile": True}, marks=pytest.mark.slow),
     ],
-    ids=["two groups, uniform", "rmsprop, distributional", "compiled"],
+    ids=["two groups, uniform", "rmsprop, distributional", "quantile, munchausen", "compiled"],
 )
 @pytest.mark.parametrize("delayed", [False, True])
 def test_a_stop_at_any_step_changes_nothing(tmp_path, options, delayed):

@@ -1,0 +1,145 @@
+"""Heads: what the last layers give for each action, and how that is learned.
+
+A new head is a class here and a name in `HEADS` and in ``DQNConfig.head``. Network and learner ask it for no more than
+`Head` has: how many numbers an action has, their mean, what takes over at the next state, and the loss.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastrl.base.errors import ConfigError
+from fastrl.dqn.loss import categorical_divergence, categorical_target, huber, quantile_huber
+
+
+class Head(nn.Module, ABC):
+    """What the last layers give for each action: K numbers, `outputs` [B, A] if K is 1, else [B, A, K].
+
+    Attributes
+    ----------
+    atoms : int
+        K.
+    """
+
+    def __init__(self, atoms: int) -> None:
+        super().__init__()
+        self.atoms = atoms
+
+    @abstractmethod
+    def values(self, outputs: Tensor) -> Tensor:
+        """Return the expected returns Q [B, A] float32."""
+
+    @abstractmethod
+    def returns(self, outputs: Tensor) -> Tensor:
+        """Return what mixes over actions, [..., K] of outputs [..., K]: values, probabilities or quantiles."""
+
+    @abstractmethod
+    def loss(
+        self, out_tm1: Tensor, reward_t: Tensor, discount_t: Tensor, returns_t: Tensor, delta: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses [B], and errors [B], which become priorities.
+
+        Parameters
+        ----------
+        out_tm1 : Tensor
+            Outputs of the action taken: [B], or [B, K].
+        reward_t, discount_t : Tensor
+            [B] float32; sum of discounted rewards over the n steps, and the discount of what follows.
+        returns_t : Tensor
+            What takes over, as `returns` gives it, of one action: [B], or [B, K].
+        delta : float
+            Error at which a Huber loss turns from quadratic to linear.
+        """
+
+
+class Expected(Head):
+    """The expected return: the Huber loss of the TD error (Mnih et al. 2015)."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def returns(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def loss(
+        self, out_tm1: Tensor, reward_t: Tensor, discount_t: Tensor, returns_t: Tensor, delta: float
+    ) -> tuple[Tensor, Tensor]:
+        td = (reward_t + discount_t * returns_t).detach() - out_tm1
+        return huber(td, delta), td.abs()
+
+
+class Categorical(Head):
+    """Logits of K returns, evenly spaced from -`v_max` to `v_max` (C51, Bellemare et al. 2017).
+
+    The divergence from the projected target is loss and error.
+    """
+
+    support: Tensor
+
+    def __init__(self, atoms: int, v_max: float) -> None:
+        super().__init__(atoms)
+        self.register_buffer("support", torch.linspace(-v_max, v_max, atoms), persistent=False)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(dim=2) @ self.support
+
+    def returns(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(dim=-1)
+
+    def loss(
+        self, out_tm1: Tensor, reward_t: Tensor, discount_t: Tensor, returns_t: Tensor, delta: float
+    ) -> tuple[Tensor, Tensor]:
+        target = categorical_target(reward_t, discount_t, returns_t, self.support)
+        divergence = categorical_divergence(out_tm1, target)
+        return divergence, divergence
+
+
+class Quantile(Head):
+    """N quantiles of the return, at the midpoints of N equal shares (Dabney et al. 2018a, lemma 2).
+
+    The error is the difference of the means, |mean target - mean|: a loss over pairs does not vanish where the
+    prediction is right.
+    """
+
+    taus: Tensor
+
+    def __init__(self, atoms: int) -> None:
+        super().__init__(atoms)
+        self.register_buffer("taus", (torch.arange(atoms) + 0.5) / atoms, persistent=False)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        return outputs.mean(dim=2)
+
+    def returns(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def loss(
+        self, out_tm1: Tensor, reward_t: Tensor, discount_t: Tensor, returns_t: Tensor, delta: float
+    ) -> tuple[Tensor, Tensor]:
+        target = reward_t.unsqueeze(1) + discount_t.unsqueeze(1) * returns_t
+        error = (target.mean(dim=1) - out_tm1.mean(dim=1)).abs()
+        return quantile_huber(out_tm1, target, self.taus, delta), error
+
+
+HEADS: dict[str, Callable[[int, float], Head]] = {
+    "expected": lambda atoms, v_max: Expected(),
+    "c51": Categorical,
+    "quantile": lambda atoms, v_max: Quantile(atoms),
+}
+"""Each head by its name, made of the numbers that an action has and the largest return."""
+
+
+def build_head(name: str, atoms: int, v_max: float) -> Head:
+    """Return a head by its name; ConfigError if there is none, or it does not have that many numbers for an action."""
+    if name not in HEADS:
+        raise ConfigError(f"--head is {name!r}; give {', '.join(HEADS)}")
+    if (atoms == 1) != (name == "expected"):
+        raise ConfigError(f"--head is {name!r} with {atoms} numbers for each action; give 1 for expected, else more")
+    return HEADS[name](atoms, v_max)
