@@ -44,10 +44,12 @@ QUIET = 0.1
 """Share of the cores' time that other processes may take, or a measurement says little about other days."""
 ROUNDING = 0.03
 """Seconds by which the system's count of busy time may be off."""
-UPDATE_SECONDS = 0.25
+UPDATE_SECONDS = 0.05
 """The longest update to measure: of a longer one, the same with fewer rows."""
-EASY = 5e9
+EASY = 1e9
 """Arithmetic of an update that surely takes no longer than that: multiplications and additions."""
+MOST_PROBES, MOST_GROWTH = 3, 8
+"""Updates of few rows that are timed; how many times as many rows the next may have."""
 MOST_PARAMETERS = 30_000_000
 """Larger networks are not built once more to be measured."""
 OPEN = {"precision": "auto", "torch_threads": 0, "kernels": "auto"}
@@ -260,7 +262,7 @@ def _rows(config: DQNConfig, shapes: Shapes, rule: Choice) -> int | None:
     """Return the rows of the batch to measure, at most those of the run; None if one row is too much.
 
     An update is three forwards and a backward, about five times the arithmetic of a forward. Where that does not make
-    sure that it is short, an update of few rows is timed.
+    sure that it is short, updates of few rows are timed, and then of more: half of a short one is not its rows.
     """
     with torch.device("meta"):
         network = build_network(config, shapes.obs_shape, shapes.num_actions)
@@ -269,17 +271,21 @@ def _rows(config: DQNConfig, shapes: Shapes, rule: Choice) -> int | None:
             network.features(torch.zeros((1, *shapes.obs_shape), dtype=dtype))
     parameters = sum(p.numel() for p in network.parameters())
     arithmetic = 5 * (counter.get_total_flops() + 2 * parameters)
-    probe = int(EASY / arithmetic)
-    if parameters > MOST_PARAMETERS or probe < 1:
+    rows = int(EASY / arithmetic)
+    if parameters > MOST_PARAMETERS or rows < 1:
         return None
-    if probe >= config.batch_size:
-        return config.batch_size
-    work = _builder(config, shapes, probe)(rule)
-    work()
-    start = time.perf_counter()
-    work()
-    fits = int(probe * UPDATE_SECONDS / (time.perf_counter() - start))
-    return min(config.batch_size, max(probe, fits))
+    for _ in range(MOST_PROBES):
+        if rows >= config.batch_size:
+            break
+        work = _builder(config, shapes, rows)(rule)
+        work()
+        start = time.perf_counter()
+        work()
+        share = (time.perf_counter() - start) / UPDATE_SECONDS
+        rows = max(rows, int(rows * min(MOST_GROWTH, 1 / share)))
+        if share > 0.5:
+            break
+    return min(config.batch_size, rows)
 
 
 def _builder(config: DQNConfig, shapes: Shapes, rows: int) -> Callable[[Choice], Callable[[], object]]:
