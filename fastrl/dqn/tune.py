@@ -226,9 +226,11 @@ def measure(
 
     threads_before, start, watch = torch.get_num_threads(), time.perf_counter(), _Watch()
     try:
-        rows = _rows(config, shapes, rule)
+        rows = _rows(config, shapes, rule, start + BUDGET_SECONDS / 4)
         if rows is None:
             return None
+        if time.perf_counter() > start + BUDGET_SECONDS / 3:  # a machine that starves this process
+            return Measured(rule, False, time.perf_counter() - start)
         race = Race(_builder(config, shapes, rows), start + PLANNED * BUDGET_SECONDS)
         counts = [dataclasses.replace(rule, torch_threads=count) for count in threads]
         best = race.winner(rule, counts, until=start + BUDGET_SECONDS / 2, falling=True)
@@ -238,7 +240,8 @@ def measure(
             best = best if watch.is_busy() else found
     finally:
         torch.set_num_threads(threads_before)
-        gc.collect()  # learners hold themselves
+        if time.perf_counter() < start + PLANNED * BUDGET_SECONDS:
+            gc.collect()  # learners hold themselves; later Python finds them by itself
     return Measured(best, race.is_steady(best) and not watch.is_busy(), time.perf_counter() - start)
 
 
@@ -258,11 +261,12 @@ class _Watch:
         return of_others > QUIET * (time.perf_counter() - start) * cpu_count() + ROUNDING
 
 
-def _rows(config: DQNConfig, shapes: Shapes, rule: Choice) -> int | None:
+def _rows(config: DQNConfig, shapes: Shapes, rule: Choice, until: float = math.inf) -> int | None:
     """Return the rows of the batch to measure, at most those of the run; None if one row is too much.
 
     An update is three forwards and a backward, about five times the arithmetic of a forward. Where that does not make
-    sure that it is short, updates of few rows are timed, and then of more: half of a short one is not its rows.
+    sure that it is short, updates of few rows are timed, and then of more, if time is left: half of a short one is
+    not its rows.
     """
     with torch.device("meta"):
         network = build_network(config, shapes.obs_shape, shapes.num_actions)
@@ -275,7 +279,7 @@ def _rows(config: DQNConfig, shapes: Shapes, rule: Choice) -> int | None:
     if parameters > MOST_PARAMETERS or rows < 1:
         return None
     for _ in range(MOST_PROBES):
-        if rows >= config.batch_size:
+        if rows >= config.batch_size or time.perf_counter() > until:
             break
         work = _builder(config, shapes, rows)(rule)
         work()

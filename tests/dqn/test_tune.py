@@ -356,6 +356,33 @@ def test_of_a_long_update_fewer_rows_are_measured(monkeypatch, fixed, of_a_row, 
     assert len(built) == probes
 
 
+@pytest.mark.parametrize(("slow", "built"), [(1.1, 1), (0.6, 2)])
+def test_a_machine_that_starves_the_process_keeps_to_the_rule(monkeypatch, slow, built):
+    now, learners = [0.0], []
+
+    def builder(config, shapes, rows):
+        def build(choice):
+            learners.append(rows)
+            now[0] += slow
+
+            def work():
+                now[0] += 1e-6
+
+            return work
+
+        return build
+
+    clock = lambda: now[0]  # noqa: E731
+    monkeypatch.setattr(tune, "_builder", builder)
+    monkeypatch.setattr(tune, "time", SimpleNamespace(perf_counter=clock, process_time=clock))
+    monkeypatch.setattr(tune, "Race", None)
+    config = AUTO.replace(batch_size=1_024, trunk="nature", hidden=512)
+    found = tune.measure(config, SHAPES, RULE, [], [4, 2, 1])
+    assert found == Measured(RULE, False, now[0])
+    assert now[0] <= tune.BUDGET_SECONDS
+    assert len(learners) == built
+
+
 def test_a_network_that_takes_seconds_to_build_is_not_measured(monkeypatch):
     large = AUTO.replace(trunk="impala", width=16, hidden=8_192)
     monkeypatch.setattr(tune, "_builder", None)
