@@ -1,5 +1,5 @@
 # Chores. `make build` first; every target works in a virtual environment with the extra `dev`.
-.PHONY: help build debug test test-all games asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds lint types
+.PHONY: help build debug test test-all games asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds study lint types
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/\t/'
@@ -45,6 +45,10 @@ pretrained: # RUN=runs/NAME COMMIT=HASH: make that run's best network the one th
 
 sarsa-seeds: # after how many episodes 1,000 learners solve CartPole: table, CSV and figure, some minutes
 	python bench/sarsa_seeds.py
+
+ARMS ?= examples/arms.toml
+study: # ARMS=arms.toml: train the arms of a table, one on each core; table, CSV and curves
+	python bench/study.py $(ARMS)
 
 lint: # style
 	ruff check .

@@ -43,7 +43,10 @@ Answers = dict[str, list[dict[str, Any]]]
 OPERATIONS = [f"add {n}" for n in ADDS] + [f"tree: draw {BATCH}", f"tree: update {BATCH}"]
 OPERATIONS += [f"sample {size}, n = {n}" for n in N_STEPS for size in BATCHES]
 OPERATIONS += [f"cycle {NUM_ENVS}, {BATCH}, {BATCH}, n = {n}" for n in N_STEPS]
-OVER_FLOORS = [("fastrl", "floor"), ("fastrl-out", "floor"), ("fastrl-2", "floor-2"), ("fastrl-out-2", "floor-2")]
+OVER_FLOORS = [
+    ("fastrl", "floor"), ("fastrl-out", "floor"), ("fastrl-2", "floor-2"), ("fastrl-out-2", "floor-2"),
+    ("fastrl", "floor-turns"), ("fastrl-2", "floor-turns-2"),
+]  # fmt: skip
 FACTS = {  # rows of the table on top of the operations, and how they are written
     "rows": "{:,.0f}", "bytes": "{:,.0f}", "construct": "{:.2f}", "fill": "{:.1f}", "right": "{:.1%}",
 }  # fmt: skip
@@ -162,7 +165,7 @@ def parse(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return 1 if fastrl or its floor failed: others may be missing."""
-    from conftest import machine_card
+    from machine_card import machine_card
 
     everyone = contenders()
     flags = parse(arguments, list(everyone))

@@ -22,8 +22,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from conftest import machine_card
 from loops import NEVER, run_in_progress, synchronize
+from machine_card import machine_card
 
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.replay.saves import Save

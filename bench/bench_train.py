@@ -258,7 +258,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status: 1 if a contestant failed or was off its claim."""
     flags = parse(arguments, list(contestants("cpu")))
     import torch
-    from conftest import machine_card
+    from machine_card import machine_card
 
     everyone = contestants("cuda" if torch.cuda.is_available() else "cpu")
     here = shlex.quote(str(Path(__file__).parent))

@@ -81,8 +81,8 @@ class Floor:
     about = "copies, a bare tree"
     prioritized = True
 
-    def __init__(self, rows: int, num_envs: int, n_step: int, threads: int = 1) -> None:
-        self._code, self._threads = compiled(), threads
+    def __init__(self, rows: int, num_envs: int, n_step: int, threads: int = 1, batches: int = 1) -> None:
+        self._code, self._threads, self._batches = compiled(), threads, batches
         self._per_env = rows // num_envs
         self.rows = self._per_env * num_envs
         self._ring = np.zeros((self.rows, *FRAME), np.uint8)
@@ -105,7 +105,7 @@ class Floor:
         self._t += 1
 
     def sample(self, batch_size: int) -> Drawn:
-        """Find B leaves and copy the 8 frames of B transitions, into the same memory every time."""
+        """Find B leaves and copy the 8 frames of B transitions, into each of ``batches`` pieces of memory in turn."""
         leaves = self._tree.find(batch_size)
         if batch_size not in self._pools:
             self._pools[batch_size] = self._pool(batch_size)
@@ -139,5 +139,5 @@ class Floor:
         rows = self._rng.integers(self._per_env - 2 * STACK, size=(POOL, batch_size, 1)) + STACK
         envs = self._rng.integers(len(self._cursors), size=(POOL, batch_size, 1))
         places = self._cursors[envs] + rows + self._offsets[:, None, None]  # [2, POOL, B, 4]
-        out = np.empty((2, batch_size, STACK, *FRAME), np.uint8)
-        return itertools.cycle([(np.ascontiguousarray(places[:, k]), out) for k in range(POOL)])
+        outs = [np.empty((2, batch_size, STACK, *FRAME), np.uint8) for _ in range(self._batches)]
+        return itertools.cycle([(np.ascontiguousarray(places[:, k]), outs[k % len(outs)]) for k in range(POOL)])

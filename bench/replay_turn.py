@@ -51,10 +51,12 @@ class Contender(NamedTuple):
 
 def contenders() -> dict[str, Contender]:
     """Return everyone by the name that ``--only`` knows."""
-    two, reuse = {"threads": 2}, {"reuse": True}
+    two, reuse, turns = {"threads": 2}, {"reuse": True}, {"batches": 2}
     return {
         "floor": Contender("floor", "floor:Floor"),
         "floor-2": Contender("floor, 2 threads", "floor:Floor", None, 2, two),
+        "floor-turns": Contender("floor, two batches", "floor:Floor", None, 1, turns),
+        "floor-turns-2": Contender("floor, two batches, 2 threads", "floor:Floor", None, 2, two | turns),
         "fastrl": Contender("fastrl", "peers:Fastrl", "fastrl-atari"),
         "fastrl-2": Contender("fastrl, 2 threads", "peers:Fastrl", "fastrl-atari", 2, two),
         "fastrl-out": Contender("fastrl, one batch", "peers:Fastrl", "fastrl-atari", 1, reuse),

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from conftest import machine_card
 from loops import DEVICE, NEVER, run_in_progress, seconds_of
+from machine_card import machine_card
 
 from fastrl.base.stopwatch import Stopwatch
 

@@ -189,13 +189,16 @@ cdef class Trunk:
             self.kernels.pack(l, &weight[0, 0, 0, 0], channels, scale, <void *>self.job.net[net].weight[layer],
                               <void *>self.job.back[layer] if net == 0 else NULL)
 
-    def forward(self, const uint8_t[:, :, :, ::1] obs, const uint8_t[:, :, :, ::1] next_obs):
-        """Fill `features` for observations [B, *image] uint8 and those that followed them."""
+    def forward(self, const uint8_t[:, :, :, ::1] obs, const uint8_t[:, :, :, ::1] next_obs, bint online_next=True):
+        """Fill `features` for observations [B, *image] uint8 and those that followed them.
+
+        Without ``online_next`` network 0 does not see the latter, and ``features[0][B:]`` stays as it is.
+        """
         self._image("obs", obs, self.batch)
         self._image("next_obs", next_obs, self.batch)
         self.job.obs[0], self.job.obs[1] = &obs[0, 0, 0, 0], &next_obs[0, 0, 0, 0]
         self.job.count, self.job.split, self.job.nets = 2 * self.batch, self.batch, 2
-        self._span(0, 0, 2 * self.batch, self.batch)
+        self._span(0, 0, (2 if online_next else 1) * self.batch, self.batch)
         self._span(1, self.batch, 2 * self.batch, 0)
         with nogil:
             trunk_run(self.kernels.forward, &self.job, self.parallel)

@@ -27,10 +27,17 @@ from typing import Any, NoReturn, get_args, get_origin
 from fastrl.base.commands import program
 from fastrl.base.console import print_nowhere, say, though_closed
 from fastrl.base.errors import ConfigError, RunError
-from fastrl.base.ranges import Field, fields_of
+from fastrl.base.ranges import Field, fields_of, spelled
 
 LOOK = "--help lists the flags and their values"
-_VALUE_NAMES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+_VALUE_NAMES = {
+    int: "N",
+    float: "X",
+    str: "TEXT",
+    Path: "PATH",
+    tuple[int, int]: "STEP:N",
+    tuple[int, float]: "STEP:X",
+}
 _WANTED = {int: "a whole number", float: "a number"}
 
 
@@ -157,10 +164,18 @@ def _value(field: Field, words: Any) -> Any:
         return None
     _, one = _shape(field.type)
     try:
-        return tuple(one(word) for word in words) if isinstance(words, list) else one(words)
+        return tuple(_converted(word, one) for word in words) if isinstance(words, list) else one(words)
     except ValueError:
         said = " ".join(words) if isinstance(words, list) else words
-        raise ConfigError(f"{field.flag} is {said!r}; give {_WANTED[one]}") from None
+        wanted = field.ranges[0] if isinstance(words, list) and field.ranges else _WANTED[one]
+        raise ConfigError(f"{field.flag} is {said!r}; give {wanted}") from None
+
+
+def _converted(word: str, kind: Any) -> Any:
+    """Return a word as a value of a type, which for ``STEP:VALUE`` is a tuple; ValueError if it is none."""
+    if get_origin(kind) is tuple:
+        return tuple(one(part) for one, part in zip(get_args(kind), word.split(":"), strict=True))
+    return kind(word)
 
 
 def _no_flag(flag: str, fields: Iterable[Field]) -> ConfigError:
@@ -230,7 +245,7 @@ def _with_default(text: str, value: Any) -> str:
     if isinstance(value, bool):
         value = "on" if value else "off"
     elif isinstance(value, tuple):
-        value = " ".join(map(str, value))
+        value = spelled(value)
     known = re.sub(r"\(default: [^)]*\)", f"(default: {value})", text)
     return known if known != text else f"{text} (default: {value})"
 

@@ -45,6 +45,7 @@ PROG = program("plot")
 COLUMNS = {"minutes": "time/minutes", "score": "games/return_mean_100", "evaluation": "evaluation/return_mean"}
 TITLES = {
     "time/minutes": "minutes",
+    "samples": "samples learned",
     "games/return_mean_100": "score, mean of the last 100 training games",
     "evaluation/return_mean": "score, mean of an evaluation's games",
 }
@@ -94,7 +95,7 @@ class Arguments:
     """What to draw and how."""
 
     x: str = "frames"
-    """`frames`, `minutes`, `updates`, or any column."""
+    """`frames`, `minutes`, `updates`, `samples` (learned), or any column."""
     y: str = "score"
     """`score` (the last 100 training games), `evaluation` (drawn as points), or any column."""
     out: Path | None = None
@@ -153,7 +154,31 @@ def plot(paths: Sequence[Path], args: Arguments) -> list[Path]:
     for ending in ENDINGS:
         require_place(stem.with_name(stem.name + ending), "--out")
     groups = group_runs([read_run(path, args.game) for path in paths], args.group)
-    labels, game = _labels(groups, args), _game(groups, args)
+    return draw_groups(groups, _labels(groups, args), stem, args)
+
+
+def draw_groups(
+    groups: Sequence[Sequence[MeasuredRun]], labels: Sequence[str], stem: Path, args: Arguments
+) -> list[Path]:
+    """Draw a line for each group of runs and return the two files written.
+
+    Parameters
+    ----------
+    groups : sequence of sequences of MeasuredRun
+        The seeds of each line.
+    labels : sequence of str
+        The lines' labels.
+    stem : Path
+        Where the pictures go, without .png and .svg.
+    args : Arguments
+        What to draw and how; ``out``, ``labels`` and ``group`` are not asked.
+
+    Raises
+    ------
+    ConfigError
+        If something cannot be drawn; nothing is written then.
+    """
+    game = _game(groups, args)
     bands = [band_of([_curve(run, args) for run in group]) for group in groups]
     with extra("train"):
         from matplotlib import style

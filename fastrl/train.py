@@ -7,7 +7,8 @@ python -m fastrl.train space_invaders --seed 2 --name two --quiet
 python -m fastrl.train --resume runs/NAME             resume a run
 python -m fastrl.train --resume runs/NAME --total-frames 40000000
 python -m fastrl.train my_module:make_env             a custom environment
-python -m fastrl.train catch --distributional         a tiny problem, with C51
+python -m fastrl.train breakout --agent qr-dqn        another algorithm
+python -m fastrl.train catch --head c51               a tiny problem, with C51
 python -m fastrl.train cartpole --learners 1000       SARSA on many CartPoles
 """
 
@@ -29,7 +30,18 @@ from fastrl.base import console
 from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError
 from fastrl.cli import read, refuse_others, run_command, show_help
-from fastrl.config import Device, DQNConfig, Preset, RunConfig, SarsaConfig, custom_preset, preset_for
+from fastrl.config import (
+    AgentName,
+    Device,
+    DQNConfig,
+    Preset,
+    RunConfig,
+    SarsaConfig,
+    custom_preset,
+    preset_for,
+    with_agent,
+)
+from fastrl.config.agents import NETWORK
 from fastrl.envs.make import look_at
 from fastrl.envs.names import MakeEnv, differing_rules, game_name, is_custom, name_of, same_game
 from fastrl.runs import folder
@@ -50,6 +62,9 @@ class Arguments:
 
     resume: Path | None = None
     """Folder of a run to resume from its newest checkpoint (default: start a new run)."""
+    agent: AgentName | None = None
+    """Algorithm, by its name: sets what is learned and how, on top of the preset; flags win over it (default:
+    `dueling`, what the presets are)."""
     quiet: bool = False
     """Print nothing."""
 
@@ -63,6 +78,7 @@ def train(
     what: DQNConfig | MakeEnv,
     callbacks: Sequence[Callback] = (),
     *,
+    agent: AgentName | None = None,
     resume: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     **settings: Any,
@@ -72,6 +88,7 @@ def train(  # "cartpole" gives a SarsaRun, every game a Run
     what: str | None = None,
     callbacks: Sequence[Callback] = (),
     *,
+    agent: AgentName | None = None,
     resume: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     **settings: Any,
@@ -80,6 +97,7 @@ def train(
     what: DQNConfig | SarsaConfig | str | MakeEnv | None = None,
     callbacks: Sequence[Callback] = (),
     *,
+    agent: AgentName | None = None,
     resume: str | os.PathLike[str] | None = None,
     quiet: bool = False,
     **settings: Any,
@@ -93,6 +111,8 @@ def train(
         itself, with the settings of `config_for`. Default: the settings of the run to resume.
     callbacks : sequence of Callback
         Called before the run's own, in order. SARSA has none.
+    agent : str, optional
+        An algorithm by its name, one of `fastrl.config.AGENTS`; settings win over it.
     resume : path-like, optional
         Folder of a run to resume from its newest whole checkpoint.
     quiet : bool
@@ -115,7 +135,7 @@ def train(
     config: RunConfig
     about, frames = "", settings.get("total_frames")
     if isinstance(what, RunConfig):
-        config = _changed(what, settings)
+        config = _changed(_by_agent(what, agent, settings), settings)
     elif what is None and resume is None:
         raise ConfigError("nothing is given to train on; give a DQNConfig, a game such as 'breakout', or resume=RUN")
     else:
@@ -124,7 +144,10 @@ def train(
             raise ConfigError(f"game is {settings['game']!r}, and {game} is given first; give one game")
         earlier = None if resume is None else Path(resume)
         default, about = _default(game, settings.get("device"), earlier, frames if isinstance(frames, int) else None)
-        config = _changed(default, settings)
+        config = _changed(_by_agent(default, agent, settings), settings)
+        about = _about_agent(about, agent, config, earlier)
+    if resume is not None and agent is not None:
+        _keeps_network(agent, config, resume)
     if isinstance(config, DQNConfig):
         from fastrl.dqn import run
 
@@ -146,7 +169,9 @@ def train(
     return sarsa.train(config, resume=resume, quiet=quiet)
 
 
-def config_for(game: str | MakeEnv, device: Device = "auto", **settings: Any) -> DQNConfig:
+def config_for(
+    game: str | MakeEnv, device: Device = "auto", *, agent: AgentName | None = None, **settings: Any
+) -> DQNConfig:
     """Return the settings that a game or a custom environment starts from, some of them changed.
 
     Parameters
@@ -156,18 +181,20 @@ def config_for(game: str | MakeEnv, device: Device = "auto", **settings: Any) ->
         once, to look at its observations.
     device : {"auto", "cpu", "cuda"}
         Where the network learns, which decides on the preset.
+    agent : str, optional
+        An algorithm by its name, one of `fastrl.config.AGENTS`; settings win over it.
     **settings
         Settings to change, by the names of their fields: ``total_frames=40_000``.
 
     Raises
     ------
     ConfigError
-        If there is no such game, device or setting, or the environment does not fit.
+        If there is no such game, device, agent or setting, or the environment does not fit.
     """
     name = _name(game)
     if name == "cartpole":
         raise ConfigError("game is 'cartpole', which SARSA learns; its settings are SarsaConfig()")
-    config = _changed(_default(name, device, None)[0], {"device": device} | settings)
+    config = _changed(_by_agent(_default(name, device, None)[0], agent, settings), {"device": device} | settings)
     assert isinstance(config, DQNConfig)
     return config
 
@@ -190,6 +217,33 @@ def _name(what: object) -> str:
     return name_of(cast(MakeEnv, what))
 
 
+def _by_agent(config: Config, agent: str | None, given: Mapping[str, Any]) -> Config:
+    """Return settings with an agent's laid over them, but for those that are given."""
+    if agent is None:
+        return config
+    if not isinstance(config, DQNConfig):
+        raise ConfigError(f"--agent is {agent!r}, and a cartpole run has one algorithm, SARSA; leave it out")
+    return cast(Config, with_agent(config, agent, given))
+
+
+def _about_agent(about: str, agent: str | None, config: RunConfig, resume: Path | None) -> str:
+    """Return words on a new run's settings: what a preset expects of itself holds for no other agent."""
+    if agent in (None, "dueling") or resume is not None or not isinstance(config, DQNConfig):
+        return about
+    return f"agent {agent}, {config.total_frames:,} frames"
+
+
+def _keeps_network(agent: str, config: RunConfig, resume: str | os.PathLike[str]) -> None:
+    """Raise ConfigError if an agent, with the flags beside it, would change what a checkpoint cannot."""
+    known = folder.load_config(resume)
+    found = [(name, getattr(known, name), getattr(config, name)) for name in NETWORK]
+    if changed := [f"{name} {before!r} to {after!r}" for name, before, after in found if before != after]:
+        raise ConfigError(
+            f"--agent {agent} would change the network or the optimizer of {os.fspath(resume)} ({', '.join(changed)}); "
+            "leave --agent out, or start a new run"
+        )
+
+
 def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
     """Return settings with other values in the fields named."""
     known = [field.name for field in dataclasses.fields(config)]
@@ -199,7 +253,12 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
             kind = type(config).__name__
             remedy = f"did you mean {near[0]}?" if near else f"help(fastrl.{kind}) lists them"
             raise ConfigError(f"{name} is no setting of {kind}; {remedy}")
-    return config.replace(**settings)
+    return config.replace(**_one_group(settings))
+
+
+def _one_group(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings given, with one group of games where collectors play: the groups of a preset are not for them."""
+    return {"env_groups": 1} | dict(given) if given.get("collectors") else given
 
 
 class _Callable(ModuleType):
@@ -256,15 +315,19 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Arguments, DQNConfig, SarsaConfig)
     given = dict(line.given)  # settings alone, once the others are taken out
     resume, quiet, game = given.pop("resume", None), given.pop("quiet", False), given.pop("game", line.word)
+    agent = given.pop("agent", None)
     if line.help:
-        _show_help(game, given, resume)
+        _show_help(game, given, resume, agent)
     if game is None and resume is None:
         raise ConfigError(f"no game is given first; try {PROG} breakout")
     default, about = _default(game, given.get("device"), resume, given.get("total_frames"))
     refuse_others(given, type(default), of=f"a run of {getattr(default, 'game', 'cartpole')}")
     if resume is not None and (moved := [name for name in ("runs_dir", "name") if name in given]):
         raise folder.RunFolder(resume).stays(moved[0], given[moved[0]])
-    config = default.replace(**given)
+    config = _by_agent(default, agent, given).replace(**_one_group(given))
+    about = _about_agent(about, agent, config, resume)
+    if resume is not None and agent is not None:
+        _keeps_network(agent, config, resume)
     if isinstance(config, DQNConfig):
         if not quiet and (differs := differing_rules(game or "", config)):
             console.say(differs)
@@ -275,7 +338,7 @@ def main(arguments: list[str]) -> int:
     return run.train(config, resume=resume, quiet=quiet).status
 
 
-def _show_help(game: str | None, given: dict[str, Any], resume: Path | None) -> NoReturn:
+def _show_help(game: str | None, given: dict[str, Any], resume: Path | None, agent: str | None) -> NoReturn:
     """Show the flags with the defaults that hold: of the run to resume, or of the game's preset and the protocol."""
     if resume is not None and os.path.exists(resume / "config.json"):
         default, about = _default(game, None, resume)
@@ -284,9 +347,10 @@ def _show_help(game: str | None, given: dict[str, Any], resume: Path | None) -> 
         default, about = _default(game or "breakout", given.get("device"), None)
         sarsa = "Linear SARSA(lambda) on many CartPoles."
         word, about = ("GAME", f"Preset: {about}.") if about else ("cartpole", sarsa)
+    default = _by_agent(default, agent, {})
     if "protocol" in given and isinstance(default, DQNConfig):
         default = default.replace(protocol=given["protocol"])
-    show_help(f"{PROG} {word}", __doc__, Arguments(), default, about=about)
+    show_help(f"{PROG} {word}", __doc__, Arguments(agent=cast(AgentName | None, agent)), default, about=about)
 
 
 def _default(

@@ -127,7 +127,7 @@ def test_every_command_in_a_page_is_understood(words, somewhere, monkeypatch):
     Path("runs").mkdir()
     if module == "fastrl.plot":
         for seed, name in enumerate(("NAME", "A", "B", "A-s1", "A-s2", "A-s3")):
-            record(Path("runs"), name, seed=seed)
+            record(Path("runs"), name, seed=seed, batch_size=64)
     elif "--make-env" in arguments:
         make_run(Path("runs/NAME"), game="own")
     else:

@@ -84,7 +84,7 @@ def test_names_are_what_the_rooms_have_and_what_type_checkers_read():
 def test_train_is_told_apart_from_no_function():
     train = fastrl.train
     assert str(inspect.signature(train)) == str(inspect.signature(train.train))
-    assert list(inspect.signature(train).parameters) == ["what", "callbacks", "resume", "quiet", "settings"]
+    assert list(inspect.signature(train).parameters) == ["what", "callbacks", "agent", "resume", "quiet", "settings"]
     for same in (pickle.loads(pickle.dumps(train)), copy.copy(train), copy.deepcopy(train)):
         assert same is train
     told = pydoc.plain(pydoc.render_doc(train))

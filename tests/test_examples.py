@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import replay_autoreset
 import replay_dataloader
 import torch
+
+from fastrl.runs.folder import load_dqn_config
 
 EXAMPLES = {path.stem for path in Path(__file__).parent.parent.glob("examples/*.py")}
 ELSEWHERE = {"sb3_breakout"}  # tested beside what it shows
@@ -115,6 +118,38 @@ def test_an_environment_of_ones_own_is_learned_and_looked_into(tmp_path):
     assert run.evaluation.last.mean > 100  # random play: 22
     assert list(run.folder.path.glob("q_over_time.gif"))
     assert list(run.folder.path.glob("pictures/*.gif"))
+
+
+def test_a_sweep_keeps_each_trial_as_a_run_ends_poor_ones_early_and_resumes_from_its_database(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    optuna_sweep = importlib.import_module("optuna_sweep")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna_sweep.sweep(6, tmp_path, frames=2_000)
+    states = [trial.state.name for trial in study.trials]
+    assert set(states[:4]) == {"COMPLETE"}  # enough to compare with
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+    assert all(trial.intermediate_values.keys() == {400, 800, 1_200, 1_600, 2_000} for trial in study.trials[:4])
+    again = optuna_sweep.sweep(1, tmp_path, frames=2_000)
+    assert len(again.trials) == 7
+    assert again.trials[6].params != again.trials[0].params
+    for trial in again.trials:
+        run = tmp_path / f"catch-2000-{trial.number:04d}"
+        assert load_dqn_config(run).learning_rate == pytest.approx(trial.params["learning_rate"])
+
+
+def test_a_poor_trial_is_ended_at_its_evaluation_and_a_good_one_is_not():
+    optuna = pytest.importorskip("optuna")
+    prune = importlib.import_module("optuna_sweep").Prune
+
+    def evaluated(*, poor, over):
+        reported = []
+        trial = SimpleNamespace(report=lambda score, at: reported.append((score, at)), should_prune=lambda: poor)
+        prune(trial).on_evaluation(SimpleNamespace(frames=400, over=over), SimpleNamespace(mean=0.5))
+        return reported
+
+    assert evaluated(poor=False, over=False) == evaluated(poor=True, over=True) == [(0.5, 400)]
+    with pytest.raises(optuna.TrialPruned, match=r"0\.50 after 400 frames"):
+        evaluated(poor=True, over=False)
 
 
 def test_every_example_is_tested():

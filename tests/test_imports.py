@@ -26,6 +26,7 @@ LAYERS = [
     ["config"],
     ["play", "runs", "sarsa"],
     ["dqn", "dqn.device"],
+    ["distributed"],
     ["dqn.run"],
     ["cli", "train", "evaluate", "watch", "plot", "__main__", "integrations", "integrations.sb3"],
 ]
@@ -74,7 +75,7 @@ def test_every_module_belongs_to_a_room():
 
 def test_a_glance_shows_the_house():
     assert 20 <= len(ROOMS) <= 25
-    assert len(LAYERS) <= 7
+    assert len(LAYERS) <= 8
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "fastrl"])
@@ -148,9 +149,19 @@ def test_the_package_itself_brings_in_nothing_though_it_loads_networks():
         assert not loaded_by(statement) & {"numpy", "torch", "safetensors", "fastrl.config", "fastrl.dqn"}
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if "dqn" not in m and "integrations" not in m])
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if not {"dqn", "distributed", "integrations"} & set(m.split("."))]
+)
 def test_torch_stays_in_dqn_and_integrations(module):
     assert "torch" not in loaded_by(f"import {module}")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_ray_is_imported_by_one_module_when_it_is_used(module):
+    names = {alias.name for node in ast.walk(ast.parse(source(module).read_text())) if isinstance(node, ast.Import)
+             for alias in node.names}  # fmt: skip
+    assert "ray" not in names
+    assert ('need("ray"' in source(module).read_text()) == (module == "fastrl.distributed.engine")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@
 #define V NAME(vector)
 #define VI NAME(ints)
 #define E NAME(ints)
-#define EL VL
+#define WIDEN(e) ((V)(e))
 
 #define SET portable
 #define TARGET
@@ -152,7 +152,7 @@ TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p
 #undef V
 #undef VI
 #undef E
-#undef EL
+#undef WIDEN
 
 /* --- bfloat16, with AVX-512 --------------------------------------------------------------------------- */
 
@@ -165,9 +165,11 @@ typedef int16_t bfloat16_bits __attribute__((vector_size(32)));
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
 #define T bfloat16
 #define PAIR 2
+#define VL 16
 #define V __m512
 #define E bfloat16_bits
-#define EL 16
+#define WIDEN(e) widened(e)
+#define STORE_PAIRS(p, a, b) store_pairs(p, a, b)
 #define ZERO _mm512_setzero_ps()
 #define LOAD(p) _mm512_loadu_ps((const float *)(p))
 #define LOADF(p) _mm512_loadu_ps(p)
@@ -208,9 +210,19 @@ static inline bfloat16 from_byte(uint8_t b) { /* exact: 8 bits fit into the 8 of
   return (bfloat16)(bits >> 16);
 }
 
-TARGET static void interleave4(const uint8_t *in, bfloat16 *out, size_t area) {
-  for (size_t start = 0; start < area; start += 16) {
-    const size_t i = start + 16 <= area ? start : area - 16;
+TARGET static inline __attribute__((always_inline)) __m512 widened(bfloat16_bits e) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)e), 16));
+}
+
+/* Elements of a, each beside its like of b. */
+TARGET static inline __attribute__((always_inline)) void store_pairs(bfloat16 *p, bfloat16_bits a, bfloat16_bits b) {
+  const __m512i low = _mm512_cvtepu16_epi32((__m256i)a), high = _mm512_cvtepu16_epi32((__m256i)b);
+  _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
+TARGET static void interleave4(const uint8_t *in, bfloat16 *out, size_t area, size_t count) {
+  for (size_t start = 0; start < count; start += 16) {
+    const size_t i = start + 16 <= count ? start : count - 16;
     const __m128i a = _mm_loadu_si128((const __m128i *)(in + i)), b = _mm_loadu_si128((const __m128i *)(in + area + i)),
                   c = _mm_loadu_si128((const __m128i *)(in + 2 * area + i)),
                   d = _mm_loadu_si128((const __m128i *)(in + 3 * area + i));

@@ -3,7 +3,7 @@
  *   TARGET    the attribute that lets a function use the set
  *   T, PAIR   an element, and how many of them are multiplied and summed at once
  *   VL, V     floats in a register, and its type
- *   EL, E     elements in a register, and its type: their bits as integers
+ *   E         VL elements, their bits as integers;  WIDEN(e)  V of them
  *   SPLAT(p)  V with PAIR elements at p in every lane;  LOAD(p)  V with VL * PAIR elements
  *   ZERO      V of zeros;  LOADF(p), STOREF(p, v)  floats
  *   MADD(acc, a, b)  acc + the sums over pairs of a b
@@ -14,16 +14,29 @@
  *   BACK              positions in a tile of input gradients
  */
 
-/* [planes][area] bytes -> [area][c] elements; a channel beyond the planes is zero. */
-TARGET static void NAME(interleave)(const uint8_t *restrict in, T *restrict out, int planes, int c, size_t area) {
+/* `count` bytes of each plane, `area` apart, -> [count][c] elements; a channel beyond the planes is zero. */
+TARGET static void NAME(interleave)(const uint8_t *restrict in, T *restrict out, int planes, int c, size_t area,
+                                    size_t count) {
 #ifdef INTERLEAVE4
-  if (planes == 4 && c == 4 && area >= 16) {
-    INTERLEAVE4(in, out, area);
+  if (planes == 4 && c == 4 && count >= 16) {
+    INTERLEAVE4(in, out, area, count);
+    return;
+  }
+#endif
+#if PAIR == 1
+  if (planes == 4 && c == 4) { /* bytes first, some at a time: the compiler then converts whole registers of them */
+    for (size_t start = 0; start < count; start += 64) {
+      const size_t some = count - start < 64 ? count - start : 64;
+      uint8_t beside[4 * 64];
+      for (size_t i = 0; i < some; i++)
+        for (int channel = 0; channel < 4; channel++) beside[4 * i + channel] = in[channel * area + start + i];
+      for (size_t i = 0; i < 4 * some; i++) out[4 * start + i] = FROM_BYTE(beside[i]);
+    }
     return;
   }
 #endif
   for (int channel = 0; channel < c; channel++)
-    for (size_t i = 0; i < area; i++) out[i * c + channel] = channel < planes ? FROM_BYTE(in[channel * area + i]) : (T)0;
+    for (size_t i = 0; i < count; i++) out[i * c + channel] = channel < planes ? FROM_BYTE(in[channel * area + i]) : (T)0;
 }
 
 /* Weights as a network holds them, [n][k][k][channels] floats, in the two orders in which the kernels read them; the
@@ -207,7 +220,7 @@ TARGET static void NAME(pool)(const trunk_layer *l, const T *act, T *out) {
   const size_t row = (size_t)l->wo * l->n;
   for (int y = 0; y < l->ho; y += 2, act += row) /* the inner loop takes one row, this the other */
     for (int x = 0; x < l->wo; x += 2, act += 2 * l->n, out += l->n)
-      for (int i = 0; i < l->n; i += EL) {
+      for (int i = 0; i < l->n; i += VL) {
         const T *a = act + i, *right = a + l->n;
         const E above = NAME(larger)(NAME(load_bits)(a), NAME(load_bits)(right));
         const E below = NAME(larger)(NAME(load_bits)(a + row), NAME(load_bits)(right + row));
@@ -220,7 +233,7 @@ TARGET static void NAME(unpool)(const trunk_layer *l, const T *act, const T *gra
   const size_t row = (size_t)l->wo * l->n;
   for (int y = 0; y < l->ho; y += 2, act += row, out += row)
     for (int x = 0; x < l->wo; x += 2, act += 2 * l->n, out += 2 * l->n, grad += l->n)
-      for (int i = 0; i < l->n; i += EL) {
+      for (int i = 0; i < l->n; i += VL) {
         const size_t at[4] = {i, i + l->n, i + row, i + row + l->n};
         E a[4];
         UNROLL(4) for (int p = 0; p < 4; p++) a[p] = NAME(load_bits)(act + at[p]);
@@ -235,40 +248,49 @@ TARGET static void NAME(unpool)(const trunk_layer *l, const T *act, const T *gra
 }
 
 /* Where the activation is not positive the gradient is zero. Writes it twice: rows with zeros on both sides for
- * `input_layer`, and pairs of positions for `weight_layer`; and adds it up for the biases. */
+ * `input_layer`, if `padded` is not NULL, and pairs of positions for `weight_layer`; and adds it up for the biases. */
 TARGET static void NAME(mask)(const trunk_layer *l, const T *grad, const T *act, T *padded, T *pairs, float *dbias) {
-  const int n = l->n, in_row = (l->wo + PAIR - 1) / PAIR, left = LEFT(l);
-  const size_t width = PADDED(l);
-  for (int y = 0; y < l->ho; y++) {
-    T *row = padded + y * width * n, *pair = pairs + (size_t)y * in_row * n * PAIR;
-    memset(row, 0, width * n * sizeof(T));
-    if (l->wo % PAIR) memset(pair + (size_t)(in_row - 1) * n * PAIR, 0, (size_t)n * PAIR * sizeof(T));
-    for (int x = 0; x < l->wo; x++) {
-      const T *g = grad + ((size_t)y * l->wo + x) * n, *a = act + ((size_t)y * l->wo + x) * n;
-      T *to = row + (size_t)(left + x) * n, *half = pair + (size_t)(x / PAIR) * n * PAIR + x % PAIR;
-      for (int i = 0; i < n; i++) {
-        const T e = a[i] > 0 ? g[i] : (T)0; /* bits of a bfloat16 that is not negative are positive if it is */
-        to[i] = e;
-        half[(size_t)i * PAIR] = e;
-        dbias[i] += TO_FLOAT(e);
+  const size_t n = l->n, wo = l->wo, in_row = (wo + PAIR - 1) / PAIR, left = LEFT(l), width = PADDED(l);
+  for (int y = 0; padded && y < l->ho; y++) {
+    memset(padded + y * width * n, 0, left * n * sizeof(T));
+    memset(padded + (y * width + left + wo) * n, 0, (width - left - wo) * n * sizeof(T));
+  }
+  for (size_t i = 0; i < n; i += VL) { /* VL filters at a time, so that their sum stays in a register */
+    V sum = LOADF(dbias + i);
+    for (int y = 0; y < l->ho; y++) {
+      const T *g = grad + y * wo * n + i, *a = act + y * wo * n + i;
+      T *to = padded ? padded + (y * width + left) * n + i : NULL, *pair = pairs + (y * in_row * n + i) * PAIR;
+      for (size_t x = 0; x < wo; x += PAIR, g += PAIR * n, a += PAIR * n, pair += PAIR * n) {
+        /* bits of an element are positive if it is; an activation is no NaN */
+        const E one = NAME(load_bits)(g) & (E)(NAME(load_bits)(a) > 0);
+        sum += WIDEN(one);
+        if (to) NAME(store_bits)(to + x * n, one);
+#if PAIR == 2
+        E other = {0};
+        if (x + 1 < wo) {
+          other = NAME(load_bits)(g + n) & (E)(NAME(load_bits)(a + n) > 0);
+          sum += WIDEN(other);
+          if (to) NAME(store_bits)(to + (x + 1) * n, other);
+        }
+        STORE_PAIRS(pair, one, other);
+#else
+        NAME(store_bits)(pair, one);
+#endif
       }
     }
+    STOREF(dbias + i, sum);
   }
 }
 
 #if PAIR == 2
-/* [h][w][c] -> [h][w][c][2]: each element beside the one of the next position of an output row. */
-TARGET static void NAME(pair_up)(const trunk_layer *l, const T *restrict in, T *restrict out) {
+/* A row [w c] -> [w c][2]: each element beside the one of the next position of an output row. */
+TARGET static void NAME(pair_row)(const trunk_layer *l, const T *restrict in, T *restrict out) {
   const size_t row = (size_t)l->w * l->c, apart = (size_t)l->s * l->c;
-  for (int y = 0; y < l->h; y++, in += row, out += 2 * row) {
-    for (size_t i = 0; i < row - apart; i++) {
-      out[2 * i] = in[i];
-      out[2 * i + 1] = in[i + apart];
-    }
-    for (size_t i = row - apart; i < row; i++) {
-      out[2 * i] = in[i];
-      out[2 * i + 1] = 0;
-    }
+  size_t i = 0;
+  for (; i + VL + apart <= row; i += VL) STORE_PAIRS(out + 2 * i, NAME(load_bits)(in + i), NAME(load_bits)(in + i + apart));
+  for (; i < row; i++) {
+    out[2 * i] = in[i];
+    out[2 * i + 1] = i + apart < row ? in[i + apart] : 0;
   }
 }
 #endif
@@ -282,7 +304,7 @@ TARGET static void NAME(forward)(void *argument) {
   for (int i; (i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->count;) {
     const uint8_t *bytes = i < job->split ? job->obs[0] + i * area * job->planes
                                           : job->obs[1] + (i - job->split) * area * job->planes;
-    NAME(interleave)(bytes, x, job->planes, first->c, area);
+    NAME(interleave)(bytes, x, job->planes, first->c, area, area);
     for (int k = 0; k < job->nets; k++) {
       const trunk_net *net = &job->net[k];
       if (i < net->from || i >= net->to) continue;
@@ -318,7 +340,9 @@ TARGET static void NAME(backward)(void *argument) {
     for (long i = begin; i < end; i++) {
       const uint8_t *bytes = i < job->split ? job->obs[0] + i * area * job->planes
                                             : job->obs[1] + (i - job->split) * area * job->planes;
-      NAME(interleave)(bytes, x, job->planes, first->c, area);
+#if PAIR == 1
+      NAME(interleave)(bytes, x, job->planes, first->c, area, area);
+#endif
       const trunk_layer *l = &job->layer[job->layers - 1];
       const size_t features = (size_t)l->ho * l->wo * l->n;
       const T *grad = (const T *)job->grad + i * (job->pool ? features / 4 : features);
@@ -333,11 +357,16 @@ TARGET static void NAME(backward)(void *argument) {
         T *padded = x + area * first->c + TRUNK_SLACK;
         T *pairs = padded + (size_t)l->ho * PADDED(l) * l->n + TRUNK_SLACK;
         T *passed = x + job->scratch_bytes / sizeof(T) - TRUNK_SLACK - inside; /* at the end: the next layer reads it */
-        NAME(mask)(l, grad, (const T *)job->net[0].out[j] + i * size, padded, pairs, job->dbias[j] + (size_t)part * l->n);
+        NAME(mask)(l, grad, (const T *)job->net[0].out[j] + i * size, j ? padded : NULL, pairs,
+                   job->dbias[j] + (size_t)part * l->n);
         const T *in = j ? (const T *)job->net[0].out[j - 1] + i * inside : x;
 #if PAIR == 2
         T *paired = pairs + PAIR * (size_t)l->ho * ((l->wo + 1) / PAIR) * l->n + TRUNK_SLACK;
-        NAME(pair_up)(l, in, paired);
+        const size_t row = (size_t)l->w * l->c;
+        for (int y = 0; y < l->h; y++) {
+          if (!j) NAME(interleave)(bytes + (size_t)y * l->w, x, job->planes, l->c, area, l->w);
+          NAME(pair_row)(l, j ? in + y * row : x, paired + 2 * y * row);
+        }
         in = paired;
 #endif
         NAME(weight_layer)(l, in, pairs, job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n);

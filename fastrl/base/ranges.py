@@ -16,6 +16,7 @@ fastrl.base.errors.ConfigError: --batch-size is 0; give at least 1
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import numbers
 import os
@@ -74,6 +75,65 @@ class Above:
 
     def __str__(self) -> str:
         return f"a finite number above {self.low:,}"
+
+
+@dataclass(frozen=True)
+class Points:
+    """A schedule: pairs (step, value) with whole steps that ascend from 0; no pairs are no schedule."""
+
+    values: Range
+    """What each value may be."""
+    whole: bool = False
+    """Whether values are whole numbers."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether the value is a tuple of such pairs."""
+        if not isinstance(value, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+            return False
+        steps, values = [step for step, _ in value], [one for _, one in value]
+        return (
+            all(_is_number(step, numbers.Integral) for step in steps)
+            and steps[:1] in ([], [0])
+            and all(before < after for before, after in itertools.pairwise(steps))
+            and all(_is_number(one, numbers.Integral if self.whole else numbers.Real) for one in values)
+            and all(self.values.allows(one) for one in values)
+        )
+
+    def __str__(self) -> str:
+        kind = "a whole number " if self.whole else ""
+        return f"words STEP:VALUE, where steps ascend from 0 and each value is {kind}{self.values}"
+
+
+@dataclass(frozen=True)
+class Falling:
+    """Two numbers in (0, 1], the second no larger than the first; or none."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether the value is an empty tuple, or one of two such numbers."""
+        if not isinstance(value, tuple) or not all(_is_number(one, numbers.Real) for one in value):
+            return False
+        return not value or (len(value) == 2 and 1 >= value[0] >= value[1] > 0)
+
+    def __str__(self) -> str:
+        return "two numbers, the first at most 1, the second at most the first and above 0"
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def spelled(value: Any) -> str:
+    """Return a value as messages show it: tuples as on a command line, ``0:10 200000:3``; all else as Python does."""
+    if not isinstance(value, tuple):
+        return repr(value)
+    return " ".join(":".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in value)
+
+
+def as_tuples(value: Any) -> Any:
+    """Return lists in lists as tuples in tuples, and NumPy's numbers in them as Python's."""
+    if isinstance(value, list | tuple):
+        return tuple(map(as_tuples, value))
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
 
 
 @dataclass(frozen=True)
@@ -182,7 +242,7 @@ def check(settings: Any) -> None:
     Parameters
     ----------
     settings : dataclass
-        Fields are checked in the order of their declaration. Paths and tuples are not.
+        Fields are checked in the order of their declaration. Paths are not, nor are tuples without a range.
 
     Raises
     ------
@@ -192,4 +252,4 @@ def check(settings: Any) -> None:
     for field in fields_of(type(settings)):
         value = getattr(settings, field.name)
         if wanted := field.wanted(value):
-            raise ConfigError(f"{field.flag} is {value!r}; give {wanted}")
+            raise ConfigError(f"{field.flag} is {spelled(value)}; give {wanted}")

@@ -8,12 +8,13 @@ them per step. Each field is a flag of the command line, and its docstring is th
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.ranges import Above, AtLeast, Between, OneFolder, Printable, check
+from fastrl.base.ranges import Above, AtLeast, Between, Falling, OneFolder, Points, Printable, as_tuples, check, spelled
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -28,6 +29,21 @@ def check_device(name: object) -> None:
         remedy = f"give cuda, and CUDA_VISIBLE_DEVICES={number[1]} in the environment chooses that GPU"
     raise ConfigError(f"--device is {name!r}, but networks learn on a CPU or a CUDA GPU alone; {remedy}")
 
+
+Schedule = tuple[tuple[int, float], ...]
+"""Pairs (agent steps since learning started, value): between two steps the value goes from one to the other, from the
+last on it stays. Empty: no schedule."""
+WholeSchedule = tuple[tuple[int, int], ...]
+"""A `Schedule` whose values are whole numbers."""
+
+REPLACES = {
+    "n_step_schedule": ("n_step", "n_step_end", "n_step_steps"),
+    "gamma_schedule": ("gamma",),
+    "learning_rate_schedule": ("learning_rate", "learning_rate_end", "learning_rate_steps"),
+    "epsilon_schedule": ("epsilon_start", "epsilon_end", "epsilon_steps"),
+    "epsilon_ladder": ("epsilon_start", "epsilon_end", "epsilon_steps"),
+}
+"""Settings that, where they are not off, stand for others: these are then not read."""
 
 MOST_THREADS = 1_024
 """More than any machine has use for; libraries crash without a word where the system has no more threads to give."""
@@ -61,21 +77,41 @@ class DQNConfig(Rules, RunConfig):
     """Where the network learns; `auto`: on a GPU if there is one."""
     total_frames: Annotated[int, AtLeast(1)] = 10_000_000
     """Emulator frames to play in total, `frame_skip` of them per agent step."""
+    total_samples: Annotated[int | None, AtLeast(1)] = None
+    """Samples after which the run ends, if it gets there before `total_frames`, which the schedules go by either way
+    (default: no such end)."""
 
     # Environments
     num_envs: Annotated[int, Between(1, 10_000)] = 64
-    """Games played in parallel."""
+    """Games played in parallel; with `collectors`, by each of them."""
     env_groups: Annotated[int, Between(1, 10_000)] = 1
     """Groups of games that take turns: while the games of one step, the run receives, adds and acts for another."""
     env_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
     """EnvPool's threads per group (0: one per CPU core that this process may use; on a GPU all groups share all
-    cores but one)."""
+    cores but one; in a collector one)."""
     reward_clip: bool = True
     """Learn from the sign of the reward; reported scores are never clipped."""
     max_episode_steps: Annotated[int, Between(1, MOST_STEPS_OF_A_GAME)] = 27_000
     """A game is cut off after N agent steps (27,000 = 108,000 frames)."""
     dephase_steps: Annotated[int, Between(0, 100_000)] = 128
     """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
+
+    # Collectors
+    collectors: Annotated[int, Between(0, 10_000)] = 0
+    """Processes that play games, on this machine or on a cluster; each plays `num_envs` (0: play in this process).
+    Needs the extra `distributed`."""
+    ray_address: Annotated[str | None, Printable()] = None
+    """Ray cluster on which the collectors run: `auto` or `host:port` (default: start Ray on this machine, and stop it
+    at the end)."""
+    chunk_steps: Annotated[int, Between(1, 10_000)] = 16
+    """Vector steps that a collector plays for one request; two requests are in flight."""
+    weights_every_steps: Annotated[int, AtLeast(1)] = 10_000
+    """Agent steps of all collectors after which they get new weights."""
+    collectors_in_order: bool = False
+    """Take chunks from the collectors in turn: two runs of one seed are equal to the bit, unless a chunk is lost. Every
+    collector then waits for the slowest."""
+    collector_timeout: Annotated[float, Above(0)] = 60.0
+    """Seconds without an answer after which a collector is replaced."""
 
     # Network
     trunk: Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"] = "nature"
@@ -131,8 +167,14 @@ class DQNConfig(Rules, RunConfig):
     """Rewards summed from `n_step_steps` on (default: `n_step`)."""
     n_step_steps: Annotated[int, AtLeast(0)] = 1_000_000
     """Agent steps over which n_step becomes n_step_end, once learning has started."""
+    n_step_schedule: Annotated[WholeSchedule, Points(Between(1, 10_000), whole=True)] = ()
+    """Rewards summed, as a schedule: each word is agent steps since learning started, a colon and the value then.
+    Between two words the value goes straight from one to the other, rounded. Replaces n_step, n_step_end and
+    n_step_steps. Without words: no schedule."""
     gamma: Annotated[float, Between(0, 1)] = 0.99
     """Discount per agent step."""
+    gamma_schedule: Annotated[Schedule, Points(Between(0, 0.999999))] = ()
+    """Discount as a schedule, like n_step_schedule; straight in log(1 - gamma). Replaces gamma."""
 
     # Learning
     batch_size: Annotated[int, Between(1, 16_384)] = 256
@@ -142,7 +184,10 @@ class DQNConfig(Rules, RunConfig):
     learn_start_steps: Annotated[int, AtLeast(0)] = 20_000
     """Agent steps with random actions before learning starts (at most a tenth of the run)."""
     target_period_updates: Annotated[int, AtLeast(1)] = 500
-    """Updates between two copies of the online network into the target network."""
+    """Updates between two copies of the online network into the target network; not read with `target_tau`."""
+    target_tau: Annotated[float, Between(0, 1)] = 0.0
+    """Share of the way that the target network moves towards the online network after each update (Lillicrap et al.
+    2016, algorithm 1). 0: it is copied every `target_period_updates`."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """`rmsprop` is the centred version of Mnih et al. 2015."""
     learning_rate: Annotated[float, Above(0)] = 2.5e-4
@@ -151,8 +196,11 @@ class DQNConfig(Rules, RunConfig):
     """Step size from `learning_rate_steps` on (default: `learning_rate`)."""
     learning_rate_steps: Annotated[int, AtLeast(0)] = 1_000_000
     """Agent steps over which learning_rate becomes learning_rate_end, once learning has started."""
+    learning_rate_schedule: Annotated[Schedule, Points(Above(0))] = ()
+    """Step size as a schedule, like n_step_schedule; a warm-up multiplies it. Replaces learning_rate,
+    learning_rate_end and learning_rate_steps."""
     learning_rate_warmup_steps: Annotated[int, AtLeast(0)] = 0
-    """Agent steps over which the step size rises from 0 to `learning_rate`, once learning has started."""
+    """Agent steps over which the step size rises from 0, once learning has started."""
     learning_rate_warmup_updates: Annotated[int, AtLeast(0)] = 0
     """The same, counted in updates: as many agent steps as they take at `samples_per_step`."""
     optimizer_eps: Annotated[float | None, Above(0)] = None
@@ -169,6 +217,13 @@ class DQNConfig(Rules, RunConfig):
     """Share of random actions from `epsilon_steps` on."""
     epsilon_steps: Annotated[int, AtLeast(0)] = 250_000
     """Agent steps over which epsilon falls, once learning has started (at most half of the run)."""
+    epsilon_schedule: Annotated[Schedule, Points(Between(0, 1))] = ()
+    """Share of random actions as a schedule, like n_step_schedule. Replaces epsilon_start, epsilon_end and
+    epsilon_steps."""
+    epsilon_ladder: Annotated[tuple[float, ...], Falling()] = ()
+    """Two shares of random actions, of the first game and the last; those between are spaced by equal factors, and each
+    game keeps its own (Horgan et al. 2018). Training scores are then those of the quarter of the games with the lowest.
+    Replaces epsilon_start, epsilon_end and epsilon_steps. Without values: one epsilon for all games."""
 
     # Speed
     compile: bool = True
@@ -203,9 +258,16 @@ class DQNConfig(Rules, RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in REPLACES:  # which JSON keeps as lists
+            object.__setattr__(self, name, as_tuples(getattr(self, name)))
         check_device(self.device)
         check(self)
         self._settle_head()
+        if self.collectors and self.env_groups > 1:
+            raise ConfigError(
+                f"--env-groups is {self.env_groups} and --collectors is {self.collectors}; collectors take turns by "
+                "themselves: give --env-groups 1"
+            )
         if self.num_envs % self.env_groups:
             raise ConfigError(
                 f"--env-groups is {self.env_groups}, which does not divide --num-envs {self.num_envs}; "
@@ -215,6 +277,11 @@ class DQNConfig(Rules, RunConfig):
             raise ConfigError(
                 f"--learning-rate-warmup-steps is {self.learning_rate_warmup_steps} and --learning-rate-warmup-updates "
                 f"is {self.learning_rate_warmup_updates}; give 0 for one of them"
+            )
+        if self.epsilon_ladder and self.epsilon_schedule:
+            raise ConfigError(
+                f"--epsilon-ladder is {spelled(self.epsilon_ladder)} and --epsilon-schedule is "
+                f"{spelled(self.epsilon_schedule)}; give one of them without a value, or leave it out"
             )
 
     def _settle_head(self) -> None:
@@ -233,10 +300,38 @@ class DQNConfig(Rules, RunConfig):
         """Numbers that the network gives for each action, by its head."""
         return {"expected": 1, "c51": self.atoms, "quantile": self.quantiles}[self.head]
 
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values in the named fields.
+
+        Raises
+        ------
+        ConfigError
+            If a value does not fit, or is one that a schedule replaces.
+        """
+        changed = super().replace(**changes)
+        for name, replaced in REPLACES.items():
+            for other in (other for other in replaced if getattr(changed, name) and other in changes):
+                flag, by = (f"--{each.replace('_', '-')}" for each in (other, name))
+                raise ConfigError(
+                    f"{flag} is {changes[other]!r}, and {by} {spelled(getattr(changed, name))} replaces it; leave it "
+                    f"out, or give {by} without a value"
+                )
+        return changed
+
     @property
     def group_size(self) -> int:
         """Games in one group."""
         return self.num_envs // self.env_groups
+
+    @property
+    def all_envs(self) -> int:
+        """Games of the whole run: `num_envs`, or those of all collectors. The replay has a ring for each."""
+        return self.num_envs * max(1, self.collectors)
+
+    @property
+    def first_scored_env(self) -> int:
+        """The first game whose training scores are reported, of `all_envs`: with a ladder, of the last quarter."""
+        return self.all_envs - math.ceil(self.all_envs / 4) if self.epsilon_ladder else 0
 
     @property
     def total_steps(self) -> int:
@@ -263,7 +358,29 @@ class DQNConfig(Rules, RunConfig):
     @property
     def largest_n_step(self) -> int:
         """Most rewards that are ever summed."""
-        return max(self.n_step, self.n_step_end or 0)
+        return max(value for _, value in self.n_step_points)
+
+    @property
+    def n_step_points(self) -> WholeSchedule:
+        """The schedule of n, also where the three other settings give it; of two values at one step the later holds."""
+        end = self.n_step if self.n_step_end is None else self.n_step_end
+        return self.n_step_schedule or ((0, self.n_step), (self.n_step_steps, end))
+
+    @property
+    def gamma_points(self) -> Schedule:
+        """The schedule of the discount; without one, the discount."""
+        return self.gamma_schedule or ((0, self.gamma),)
+
+    @property
+    def learning_rate_points(self) -> Schedule:
+        """The schedule of the step size, also where the three other settings give it."""
+        end = self.learning_rate if self.learning_rate_end is None else self.learning_rate_end
+        return self.learning_rate_schedule or ((0, self.learning_rate), (self.learning_rate_steps, end))
+
+    @property
+    def epsilon_points(self) -> Schedule:
+        """The schedule of epsilon, also where the three other settings give it."""
+        return self.epsilon_schedule or ((0, self.epsilon_start), (self.epsilon_decay_steps, self.epsilon_end))
 
 
 @dataclass(frozen=True, kw_only=True)

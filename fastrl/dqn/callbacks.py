@@ -50,10 +50,16 @@ class TrainingRun(Protocol):
     """Agent steps played so far."""
     abandoned: int
     """Games cut short, because a resumed run could not continue them."""
+    game_env: int
+    """Environment of the game that ended last, numbered over all groups; -1 before the first."""
 
     @property
     def frames(self) -> int:
         """Emulator frames played so far."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has come to its end, in frames or in samples: what is left is its last evaluation."""
 
     @property
     def seconds(self) -> float:
@@ -61,7 +67,7 @@ class TrainingRun(Protocol):
 
     @property
     def epsilon(self) -> float:
-        """Share of random actions now."""
+        """Share of random actions now; with a ladder of them, mean over the games whose scores are reported."""
 
     @property
     def beta(self) -> float:

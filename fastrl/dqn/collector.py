@@ -70,6 +70,12 @@ class Rows:
         """The actions that were agent steps, [at most n] int64: all but those of resets."""
         return self.action[~self.reset]
 
+    def select(self, rows: NDArray[np.bool_]) -> Rows:
+        """Return copies of some rows, given as [n] bool."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        chosen: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+        return Rows(**chosen)
+
 
 class Group:
     """Games that step together.
@@ -125,6 +131,34 @@ class Group:
         self._now, self._actions = Step(**state["now"]), state["actions"]
 
 
+class RowSource(Protocol):
+    """What a loop asks of games and acting: `Collector` is one, and so are collectors in other processes."""
+
+    envs: Envs
+    """Games to ask about shapes and actions; do not step them."""
+
+    def open_games(self) -> None:
+        """Open the games, unless they are open or continue."""
+
+    def start(self, policy: Policy) -> None:
+        """Be ready for `send`."""
+
+    def send(self, policy: Policy) -> None:
+        """Let games go on, by this policy."""
+
+    def recv(self) -> Rows:
+        """Wait for the rows of one vector step and return them."""
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the state of all games; None if they cannot be saved."""
+
+    def load_state(self, state: dict[str, Any] | None) -> bool:
+        """Continue the games from where `state` was called; return whether they can."""
+
+    def close(self) -> None:
+        """Close all games."""
+
+
 class Collector:
     """Games in this process, which run while the learner learns: `send`, learn, `recv`.
 
@@ -157,12 +191,12 @@ class Collector:
             return
         self.open_games()
         for group in list(self._groups)[1:]:
-            group.send(policy.act(group.observe()))
+            group.send(policy.act(group.observe(), group.env_id))
 
     def send(self, policy: Policy) -> None:
         """Act for one group and start its step."""
         group = self._groups[0]
-        group.send(policy.act(group.observe()))
+        group.send(policy.act(group.observe(), group.env_id))
 
     def recv(self) -> Rows:
         """Wait for the group sent longest ago and return its rows."""
@@ -221,16 +255,25 @@ def build_collector(config: DQNConfig, seed: int, device: str = "cpu") -> Collec
     if device == "cuda" and not config.env_threads:
         config = config.replace(env_threads=cores_beside_main(config.env_groups))
     seeds = np.random.SeedSequence(seed).generate_state(config.env_groups)
-    groups = [Group(build_envs(config, int(s)), number, config.stack) for number, s in enumerate(seeds)]
-    made = groups[0].envs.num_envs
-    if made != config.group_size:  # a custom vector environment decides it
-        for group in groups:
-            group.envs.close()
-        raise ConfigError(
-            f"--num-envs is {config.num_envs} in {config.env_groups} groups, and {config.game} makes {made} at a time; "
-            f"give {made * config.env_groups}"
-        )
+    with contextlib.ExitStack() as undo:
+        groups = []
+        for number, s in enumerate(seeds):
+            groups.append(build_group(config, int(s), number))
+            undo.callback(groups[-1].envs.close)
+        undo.pop_all()
     return Collector(groups)
+
+
+def build_group(config: DQNConfig, seed: int, number: int = 0) -> Group:
+    """Start the games of one group; errors as of `build_envs`, and for a vector that makes another number of games."""
+    envs = build_envs(config, seed)
+    if envs.num_envs != config.group_size:  # a custom vector environment decides it
+        envs.close()
+        raise ConfigError(
+            f"--num-envs is {config.num_envs} in {config.env_groups} groups, and {config.game} makes {envs.num_envs} "
+            f"at a time; give {envs.num_envs * config.env_groups}"
+        )
+    return Group(envs, number, config.stack)
 
 
 def build_envs(config: DQNConfig, seed: int) -> Envs:

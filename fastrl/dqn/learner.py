@@ -237,7 +237,9 @@ class Learner:
                 return
             columns = [value for name, value in self._inputs.items() if "obs" not in name]
             self._act = lambda: act_behind(trunk.act(self._frames["acting"]))
-            self._loss = lambda: loss_behind(*trunk.features(self._frames["obs"], self._frames["next_obs"]), *columns)
+            self._loss = lambda: loss_behind(
+                *trunk.features(self._frames["obs"], self._frames["next_obs"], online_next=select_online), *columns
+            )
 
         use(act_behind, loss_behind, act, loss)
         if not config.compile:
@@ -301,6 +303,10 @@ class Learner:
         values: NDArray[np.float32] = self._q_values(torch.as_tensor(obs, device=self.device)).cpu().numpy()
         return values
 
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the online network's weights, float32 by the names of its state; waits for the device."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in self.online.state_dict().items()}
+
     def _check_obs(self, obs: NDArray[Any]) -> None:
         dtype = self._wanted_dtype("obs", obs)
         if obs.shape[1:] != self._obs_shape or obs.dtype != dtype:
@@ -348,8 +354,10 @@ class Learner:
         self.updates += 1
         self._tally.updates += 1
         with torch.no_grad():
-            if self.updates % self.config.target_period_updates == 0:
-                # In place: compiled functions and CUDA graphs keep reading the same memory.
+            # In place: compiled functions and CUDA graphs keep reading the same memory.
+            if self.config.target_tau:
+                self._flat_target.values.lerp_(self._flat.values, self.config.target_tau)
+            elif self.updates % self.config.target_period_updates == 0:
                 self._flat_target.values.copy_(self._flat.values)
             if before:
                 self._tally.measure(before, self._params)

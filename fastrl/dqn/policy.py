@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,14 @@ class ActingNetwork(Protocol):
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape]."""
+
+
+@runtime_checkable
+class Published(ActingNetwork, Protocol):
+    """A network that hands its weights out, for processes that act elsewhere."""
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Return copies of its weights by name."""
 
 
 class Policy:
@@ -32,28 +40,35 @@ class Policy:
 
     Attributes
     ----------
-    epsilon : float
-        Share of random actions, in [0, 1]; the loop sets it.
+    epsilon : float or [N] float64
+        Share of random actions, in [0, 1], of all environments or of each; the loop sets it.
     rng : Generator
         As given; its state belongs to the run's.
     """
 
     def __init__(self, network: ActingNetwork, num_actions: int, rng: np.random.Generator) -> None:
         self._network, self._num_actions = network, num_actions
-        self.rng, self.epsilon = rng, 1.0
+        self.rng = rng
+        self.epsilon: float | NDArray[np.float64] = 1.0
 
     @property
     def version(self) -> int:
         """Updates that the acting weights have had."""
         return self._network.updates
 
-    def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
-        """Return actions [n] int64 for obs [n, stack, *frame_shape]."""
+    def act(self, obs: NDArray[Any], env_id: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return actions [n] int64 for obs [n, stack, *frame_shape] of the environments env_id [n] int64."""
         if not self.version:
             return self._random_actions(len(obs))
         greedy = self._network.act(obs)
-        coins = self.rng.random(len(obs)) < self.epsilon
+        epsilon = self.epsilon[env_id] if isinstance(self.epsilon, np.ndarray) else self.epsilon
+        coins = self.rng.random(len(obs)) < epsilon
         return np.where(coins, self._random_actions(len(obs)), greedy)
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the acting weights by name, for processes that act elsewhere."""
+        assert isinstance(self._network, Published)
+        return self._network.weights()
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, JSON-able: the generator's state."""

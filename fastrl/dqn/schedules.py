@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastrl.config import DQNConfig
 
@@ -25,8 +31,58 @@ def linear(start: float, end: float, duration: float, step: int) -> float:
     return start + (end - start) * step / duration
 
 
+def discounts(start: float, end: float, duration: float, step: int) -> float:
+    """Go from one discount to another as `linear` does, on a straight line in log(1 - gamma).
+
+    1 / (1 - gamma) is how many steps ahead a return looks, about; it grows by equal factors in equal times, as in
+    François-Lavet et al. 2015 (1 - gamma falls by one factor again and again) and Schwarzer et al. 2023 (BBF).
+    ``start`` and ``end`` are below 1.
+    """
+    if start == end or not 0 < step < duration:
+        return linear(start, end, duration, step)
+    return -math.expm1(linear(math.log1p(-start), math.log1p(-end), duration, step))
+
+
+def along(
+    points: Sequence[tuple[int, float]],
+    step: int,
+    between: Callable[[float, float, float, int], float] = linear,
+) -> float:
+    """Return the value of a schedule after ``step`` steps.
+
+    Parameters
+    ----------
+    points : sequence of (int, float)
+        Steps, which never descend from 0, and values; of two values at one step the later holds.
+    step : int
+        Where to look; negative counts as 0.
+    between : callable
+        Goes from one value to the next, as `linear` does.
+    """
+    step = max(step, 0)
+    reached = bisect.bisect_right(points, step, key=lambda point: point[0])
+    begun, value = points[reached - 1]
+    if reached == len(points):
+        return value
+    ends, following = points[reached]
+    return between(value, following, ends - begun, step - begun)
+
+
+def ladder(ends: Sequence[float], n: int) -> NDArray[np.float64]:
+    """Return shares of random actions of n games, [n] float64, each the same factor below the one before.
+
+    ``ends`` are those of the first game and the last: game i of N has first^(1 - x) last^x, where x = i / (N - 1).
+    Horgan et al. 2018 write it as epsilon^(1 + alpha x): their 0.4 and 7 are the ends 0.4 and 0.4^8, 0.00066. One game
+    alone has the last.
+    """
+    first, last = ends
+    return np.geomspace(first, last, n) if n > 1 else np.array([float(last)])
+
+
 class Schedules:
     """What changes over a run of deep Q-learning, by its settings and the agent steps played.
+
+    All but beta count agent steps since learning started.
 
     Warm-up, epsilon and beta depend on the length of the run. A run that is resumed with another length keeps the
     warm-up and the slope of epsilon that it was planned with, so that nothing that has ended starts again; beta goes
@@ -41,6 +97,7 @@ class Schedules:
     def __init__(self, config: DQNConfig) -> None:
         self._config = config
         self._planned = config  # of the length that the run was planned with
+        self._ladder = ladder(config.epsilon_ladder, config.all_envs) if config.epsilon_ladder else None
         self._beta_from: tuple[int, float] = (0, config.beta_start)  # steps, value
 
     @property
@@ -49,9 +106,14 @@ class Schedules:
         return self._planned.warm_up_steps
 
     def epsilon(self, steps: int) -> float:
-        """Share of random actions after ``steps`` agent steps."""
-        c = self._config
-        return linear(c.epsilon_start, c.epsilon_end, self._planned.epsilon_decay_steps, steps - self.warm_up_steps)
+        """Share of random actions after ``steps`` agent steps; with a ladder, mean over the games with scores."""
+        if self._ladder is not None:
+            return float(self._ladder[self._config.first_scored_env :].mean())
+        return float(along(self._planned.epsilon_points, self._learned(steps)))
+
+    def epsilons(self, steps: int) -> float | NDArray[np.float64]:
+        """Share of random actions of all games after ``steps`` agent steps; with a ladder, of each, [N] float64."""
+        return self.epsilon(steps) if self._ladder is None else self._ladder
 
     def beta(self, steps: int) -> float:
         """Exponent of the importance weights after ``steps`` agent steps."""
@@ -59,17 +121,21 @@ class Schedules:
 
     def n_step(self, steps: int) -> int:
         """Rewards that a return sums after ``steps`` agent steps."""
-        c = self._config
-        end = c.n_step if c.n_step_end is None else c.n_step_end
-        return round(linear(c.n_step, end, c.n_step_steps, steps - self.warm_up_steps))
+        return round(along(self._config.n_step_points, self._learned(steps)))
+
+    def gamma(self, steps: int) -> float:
+        """Discount per agent step after ``steps`` agent steps."""
+        return along(self._config.gamma_points, self._learned(steps), discounts)
 
     def learning_rate(self, steps: int) -> float:
         """Step size of the optimizer after ``steps`` agent steps."""
-        c = self._config
-        end = c.learning_rate if c.learning_rate_end is None else c.learning_rate_end
-        learned = steps - self.warm_up_steps
-        warmth = linear(0.0, 1.0, c.rate_warm_up_steps, learned)
-        return warmth * linear(c.learning_rate, end, c.learning_rate_steps, learned)
+        learned = self._learned(steps)
+        warmth = linear(0.0, 1.0, self._config.rate_warm_up_steps, learned)
+        return warmth * along(self._config.learning_rate_points, learned)
+
+    def _learned(self, steps: int) -> int:
+        """Agent steps since learning started, of ``steps``; negative before."""
+        return steps - self.warm_up_steps
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, JSON-able."""

@@ -113,19 +113,19 @@ class FastTrunk:
         self._trunk.act(self._bytes(obs))
         return self._features[0][: len(obs)]
 
-    def features(self, obs: Array, next_obs: Array) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, obs: Array, next_obs: Array, *, online_next: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Return features [B, F] of obs, which gradients pass through, of next_obs, and of next_obs by the target.
 
-        They stay until the next call of any method.
+        They stay until the next call of any method. Without ``online_next`` the second are those of the third.
         """
         for net in (0, 1):
             self._pack(net)
         now, after = self._bytes(obs), self._bytes(next_obs)
-        self._trunk.forward(now, after)
+        self._trunk.forward(now, after, online_next)
         b = self._batch_size
         online, target = self._features
         result: Tensor = _Features.apply(online[:b], self, now, *self.weights)  # type: ignore[no-untyped-call]
-        return result, online[b : 2 * b], target
+        return result, online[b : 2 * b] if online_next else target, target
 
     def gradients(self, obs: Array, grad: Tensor) -> list[Tensor]:
         """Return the gradients of `weights`, after `features` of the same observations."""

@@ -56,7 +56,7 @@ OPEN = {"precision": "auto", "torch_threads": 0, "kernels": "auto"}
 """What leaves a setting open."""
 DECISIVE = (
     "trunk", "width", "hidden", "dueling", "double", "head", "atoms", "quantiles", "munchausen", "batch_size",
-    "optimizer", *OPEN,
+    "target_tau", "optimizer", *OPEN,
 )  # fmt: skip
 """Settings that the time of an update depends on; part of the cache's key."""
 

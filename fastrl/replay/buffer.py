@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastrl.base import forks
-from fastrl.base.checks import assert_that, integer
+from fastrl.base.checks import assert_that, integer, number
 from fastrl.replay.arrays import as_bytes, from_list
 from fastrl.replay.batch import Batch, BatchPool
 from fastrl.replay.checks import Autoreset, Seed, StepRows, check_index, check_rows, check_settings, generator
@@ -330,6 +330,20 @@ class ReplayBuffer:
             self._weigh(changed)
             self._set_kernels()
 
+    def set_gamma(self, gamma: float) -> None:
+        """Discount rewards by ``gamma`` per step from now on, in every row; costs O(n_step), reads no row.
+
+        A batch that was prefetched was drawn before and keeps its returns.
+
+        Raises
+        ------
+        ValueError
+            If ``gamma`` is no number from 0 to 1. Nothing has changed then.
+        """
+        gamma = number("gamma", gamma, 1.0)
+        with self._lock:
+            self._take_settings(self.settings | {"gamma": gamma})
+
     def age(self, index: ArrayLike) -> NDArray[np.int64]:
         """Return how many rows their environments have added since the rows named ``index [B]``, ``[B] int64``."""
         with self._lock:
@@ -509,12 +523,16 @@ class ReplayBuffer:
 
     def _set_kernels(self) -> None:
         """Make the kernels that draw and add in one call; the latter writes into the memory of a `RamStore` alone."""
-        zero = self.settings["stack_padding"] == "zero"
-        self._drawer = self._ring.drawer(self._tree, self.settings["gamma"], zero=zero)
+        self._take_settings(self.settings)
         self._appender = None
         if type(self._store) is RamStore:
             frames, no_rows = self._store.bytes, self._store.frames[:0]
             self._appender = self._ring.appender(frames, self._tree, no_rows, final_inside=self._final_inside)
+
+    def _take_settings(self, settings: dict[str, Any]) -> None:
+        """Make the kernel that draws by these settings; if it cannot be made, nothing changes."""
+        drawer = self._ring.drawer(self._tree, settings["gamma"], zero=settings["stack_padding"] == "zero")
+        self.settings, self._drawer = settings, drawer
 
     def _wait_for_readers(self) -> None:
         """Wait until no reader has yet to read a frame that the next rows overwrite."""

@@ -54,7 +54,13 @@ class MeasuredRun:
         ------
         ConfigError
             If there is no such column, or a cell of it is no number; the message names ``flag``.
+
+        Notes
+        -----
+        ``"samples"``, which no run writes, is ``updates`` times the run's batch size.
         """
+        if name == "samples" and name not in self.columns and "batch_size" in self.settings:
+            return self.column("updates", flag) * float(self.settings["batch_size"])
         if name not in self.columns:
             raise ConfigError(f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(self.columns)}")
         try:
@@ -211,7 +217,7 @@ def curve_of(run: MeasuredRun, x: str, y: str) -> Curve:
     ConfigError
         If a column is missing, or no row has both.
     """
-    xs, ys = _filled(run, x), run.column(y, "--y")
+    xs, ys = filled(run, x), run.column(y, "--y")
     measured = np.isfinite(xs) & np.isfinite(ys)
     if not measured.any():
         raise ConfigError(f"{run.path} has no row with both {x} and {y}; give another --x or --y, or wait for one")
@@ -220,7 +226,7 @@ def curve_of(run: MeasuredRun, x: str, y: str) -> Curve:
     return Curve(xs, ys[measured][last_first][at])
 
 
-def _filled(run: MeasuredRun, x: str) -> Floats:
+def filled(run: MeasuredRun, x: str) -> Floats:
     """Return column ``x`` as ``[R]`` with its gaps filled over the first column, NaN before and after all of it."""
     xs, first = run.column(x, "--x"), run.column(run.columns[0], "--x")
     known, gap = np.isfinite(xs) & np.isfinite(first), ~np.isfinite(xs)

@@ -76,6 +76,8 @@ class Rows(Plain):
             yield from self._shares(width, ascii_only)
         if fields:
             yield from self._flow("now", [Text(words) for words in named(fields)], width)
+        for label, pieces in self.extras.more.items():
+            yield from self._flow(label, [Text(words) for words in pieces], width)
 
     def _progress(self, width: int, ascii_only: bool) -> Text:
         share = min(self.at / self.total, 1.0) if self.total else 1.0

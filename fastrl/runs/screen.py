@@ -29,6 +29,8 @@ class Extras:
     """Stages of the loop and their shares of its time, in [0, 1]."""
     due: dict[str, int] = field(default_factory=dict)
     """What comes next, and where in the run."""
+    more: dict[str, Sequence[str]] = field(default_factory=dict)
+    """More rows, by labels of at most 9 characters: pieces of text, the most important first."""
 
 
 class Silent:

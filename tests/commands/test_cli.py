@@ -207,3 +207,28 @@ def test_a_switch_with_another_value_is_refused_with_its_values(word):
 
 def test_negative_numbers_with_an_exponent_are_numbers():
     assert read(["--rate", "-1e-3", "--size", "8", "-1e0"], Flags).given == {"rate": -1e-3, "size": (8.0, -1.0)}
+
+
+def test_a_schedule_is_words_of_steps_and_values():
+    line = read("catch --n-step-schedule 0:10 200_000:3 --gamma-schedule 0:.97 5:1e-1 --name x".split(), DQNConfig)
+    assert line.given == {
+        "n_step_schedule": ((0, 10), (200_000, 3)), "gamma_schedule": ((0, 0.97), (5, 0.1)), "name": "x",
+    }  # fmt: skip
+    assert read(["--n-step-schedule", "--seed", "1"], DQNConfig).given == {"n_step_schedule": (), "seed": 1}
+    assert line.word == "catch"
+
+
+def test_help_shows_a_schedule_as_it_is_given(capsys):
+    with pytest.raises(SystemExit):
+        show_help("train", "Train.", DQNConfig(n_step_schedule=((0, 10), (5, 3)), gamma_schedule=((0, 0.5),)))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--n-step-schedule [STEP:N ...]" in said
+    assert "no schedule. (default: 0:10 5:3)" in said
+    assert "Replaces gamma. (default: 0:0.5)" in said
+
+
+@pytest.mark.parametrize("words", ["x", "0", "0:1:2", "0:", ":1", "0:1.5", "0:1 catch", "0.5:1"])
+def test_words_that_are_no_schedule_are_refused_with_what_to_give(words):
+    told = re.escape(f"--n-step-schedule is '{words}'; give words STEP:VALUE, where steps ascend from 0 and each value")
+    with pytest.raises(ConfigError, match=told):
+        read(["--n-step-schedule", *words.split()], DQNConfig)

@@ -105,6 +105,7 @@ class TestPictures:
         assert axes.get_xlabel() == "frames (millions)"
         assert axes.xaxis.get_major_formatter()(2_500_000) == "2.5"
         assert figure_of(make("c"), "--x", "minutes").axes[0].get_xlabel() == "minutes"
+        assert figure_of(make("d", batch_size=64), "--x", "samples").axes[0].get_xlabel() == "samples learned"
 
     def test_a_curve_of_one_point_is_seen(self, make, tmp_path):
         folder = make("a", f"frames,updates,{SCORE}\n100,0,1.0\n")

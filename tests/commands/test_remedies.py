@@ -18,7 +18,7 @@ pytest.importorskip("envpool")
 from fastrl import __main__ as front
 from fastrl import evaluate, plot, train, watch
 from fastrl.base.errors import ConfigError, RunError
-from fastrl.base.ranges import fields_of
+from fastrl.base.ranges import Falling, Points, fields_of
 from fastrl.config import PRESETS, DQNConfig, SarsaConfig
 
 MODULES = {"train": train, "evaluate": evaluate, "watch": watch, "plot": plot}
@@ -72,6 +72,15 @@ def remedies(line: Line, message: str) -> Iterator[Line]:
             yield with_value(line, flag, value.replace(",", "").rstrip("."))
     if found := re.search(r"give a finite number above ([\d.]+)", message):
         yield with_value(line, flag, str(float(found[1]) + 1e-3))
+    if "give two numbers, the first at most 1" in message:
+        yield with_value(line, flag, "1", "1e-3")
+    if "give one of them without a value, or leave it out" in message:
+        yield from (with_value(line, one) for one in ("--epsilon-ladder", "--epsilon-schedule"))
+        yield without_flag(line, "--epsilon-schedule")
+    if "give words STEP:VALUE" in message:
+        yield with_value(line, flag, "0:1" if "a whole number" in message else "0:0.5")
+    if found := re.search(r"or give (--[\w-]+) without a value", message):
+        yield with_value(line, found[1])
     if "give a whole number" in message:
         yield with_value(line, flag, "3")
     if re.search(r"give a number(;|$)", message):
@@ -238,6 +247,8 @@ def stop(*_, **__):
         "train catch --seed",
         "train catch --seed x",
         "train catch --gamma x",
+        "train catch --n-step 3 --n-step-schedule 0:5 9:2",
+        "train catch --epsilon-schedule 0:1 9:0.1 --epsilon-ladder 0.4 0.01",
         "train catch --compile=1",
         "train catch --compile=None",
         "train catch --learners 3",
@@ -301,6 +312,10 @@ def bad_values(field) -> Iterator[str]:
         yield from ("x", "-1", str(10**24))
     elif field.type is float:
         yield from ("x", "nan", "-1")
+    elif any(isinstance(allowed, Points) for allowed in field.ranges):
+        yield from ("x", "0:x", "0", "0:-1", "1:0.5", "0:nan")
+    elif any(isinstance(allowed, Falling) for allowed in field.ranges):
+        yield from ("x", "0.5", "nan")
 
 
 COMMANDS = {

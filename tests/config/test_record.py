@@ -102,6 +102,14 @@ def test_numbers_of_numpys_are_recorded_as_pythons():
     assert (record["num_envs"], record["gamma"], record["seed"]) == (8, 0.5, 3)
 
 
+def test_schedules_are_recorded_as_lists_and_read_back():
+    config = DQNConfig(n_step_schedule=[(np.int64(0), 10), [5, 3]], gamma_schedule=((0, np.float32(0.5)),))
+    assert config.n_step_schedule == ((0, 10), (5, 3))
+    record = json.loads(json.dumps(to_record(config)))
+    assert (record["n_step_schedule"], record["gamma_schedule"]) == ([[0, 10], [5, 3]], [[0, 0.5]])
+    assert from_record(record, HERE) == config
+
+
 def test_a_folder_inside_a_run_leads_to_the_run(tmp_path):
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError) as refused:

@@ -82,7 +82,7 @@ class Loops:
             for other in target:
                 u = other - theta
                 huber = u**2 / 2 if abs(u) <= 1 else abs(u) - 0.5
-                loss += abs((i + 0.5) / N - (u < 0)) * huber / N / N
+                loss += abs((i + 0.5) / N - (u < 0)) * huber / N
         return loss, abs(np.mean(target) - np.mean(mine))
 
 

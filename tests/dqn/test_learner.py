@@ -74,6 +74,21 @@ def test_it_overfits_one_batch(optimizer, dueling):
     np.testing.assert_array_equal(index, batch.index)
 
 
+def test_with_tau_the_target_network_moves_a_share_of_the_way_after_every_update():
+    learner = make(TINY.replace(target_tau=0.25, target_period_updates=1))
+    for seed in range(3):
+        before = {name: t.clone() for name, t in learner.target.state_dict().items()}
+        learner.learn(make_batch(seed))
+        online, target = learner.online.state_dict(), learner.target.state_dict()
+        for name, old in before.items():
+            torch.testing.assert_close(target[name], 0.75 * old + 0.25 * online[name], rtol=1e-5, atol=1e-7)
+            assert not torch.equal(online[name], old)
+    other = make(TINY.replace(target_tau=0.25), seed=9)
+    other.load_state(learner.state())
+    np.testing.assert_array_equal(learner.learn(make_batch(7))[1], other.learn(make_batch(7))[1])
+    assert same(learner.target.state_dict(), other.target.state_dict())
+
+
 def test_priorities_are_the_absolute_td_errors_before_the_update():
     learner, batch = make(), make_batch()
     q_tm1, q_t = learner.q_values(batch.obs), learner.q_values(batch.next_obs)  # target = online at first

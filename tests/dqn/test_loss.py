@@ -119,7 +119,7 @@ def test_a_policy_takes_the_mean_over_actions_of_values_and_of_each_number():
 # --- quantiles ----------------------------------------------------------------------------------------
 
 
-def test_the_quantile_loss_is_the_mean_over_all_pairs_of_the_weighted_huber_loss():
+def test_the_quantile_loss_is_the_mean_over_targets_of_the_weighted_huber_loss_summed_over_quantiles():
     # Two quantiles, at 0 and 1 with taus 0.25 and 0.75, three targets. u = target - theta:
     #   theta 0:  -1   0.5  3     huber 0.5  0.125  2.5     share 0.75  0.25  0.25
     #   theta 1:  -2  -0.5  2     huber 1.5  0.125  1.5     share 0.25  0.25  0.75
@@ -128,10 +128,10 @@ def test_the_quantile_loss_is_the_mean_over_all_pairs_of_the_weighted_huber_loss
     loss = quantile_huber(theta, target, torch.tensor([0.25, 0.75]), 1.0)
     first = 0.75 * 0.5 + 0.25 * 0.125 + 0.25 * 2.5
     second = 0.25 * 1.5 + 0.25 * 0.125 + 0.75 * 1.5
-    torch.testing.assert_close(loss, torch.tensor([(first + second) / 6]))
+    torch.testing.assert_close(loss, torch.tensor([(first + second) / 3]))
     loss.sum().backward()
     # d/dtheta: -share * clipped u, over all pairs.
-    expected = [(0.75 * 1 - 0.25 * 0.5 - 0.25 * 1) / 6, (0.25 * 1 + 0.25 * 0.5 - 0.75 * 1) / 6]
+    expected = [(0.75 * 1 - 0.25 * 0.5 - 0.25 * 1) / 3, (0.25 * 1 + 0.25 * 0.5 - 0.75 * 1) / 3]
     torch.testing.assert_close(theta.grad, torch.tensor([expected]))
     assert target.grad is None
 
@@ -163,7 +163,7 @@ def test_the_quantile_loss_of_random_numbers_is_that_of_loops():
             for j in range(4):
                 u = target[b, j] - theta[b, i]
                 loss = u**2 / 2 if abs(u) <= 0.5 else 0.5 * (abs(u) - 0.25)
-                wanted[b] += abs(taus[i] - (u < 0)) * loss / 0.5 / 28
+                wanted[b] += abs(taus[i] - (u < 0)) * loss / 0.5 / 4
     found = quantile_huber(*(torch.from_numpy(x) for x in (theta, target, taus)), 0.5)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
 
@@ -196,13 +196,13 @@ def test_the_error_of_quantiles_is_the_difference_of_the_means():
     assert losses[1] > 0
 
 
-def test_the_size_of_the_quantile_losses_gradient_does_not_grow_with_their_number():
-    """All quantiles moved together, as a last layer's input moves them: N = 200 as N = 2, half of the Huber loss's."""
+def test_each_quantile_has_a_gradient_of_the_size_of_the_huber_losses_whatever_their_number():
+    """All quantiles moved together, as a last layer's input moves them: half of the Huber loss's for each."""
     for n in (2, 32, 200):
         shift = torch.zeros(1, requires_grad=True)
         losses, _ = Quantile(n).loss(shift + torch.zeros(1, n), torch.ones(1), torch.zeros(1), torch.zeros(1, n), 1.0)
         losses.sum().backward()
-        torch.testing.assert_close(shift.grad, torch.tensor([-0.5]))
+        torch.testing.assert_close(shift.grad, torch.tensor([-0.5 * n]))
 
 
 # --- Munchausen ---------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import types
+import typing
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastrl.config import PRESETS
+from fastrl.config import PRESETS, DQNConfig
 from fastrl.dqn import _trunk, trunk
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.learner import Learner
@@ -121,6 +122,20 @@ def test_features_and_gradients_are_those_of_autograd(kernels, shape, trunk, wid
 
 
 @pytest.mark.parametrize("kernels", SETS)
+def test_features_of_the_next_observations_by_the_online_network_are_left_out_where_not_needed(kernels):
+    mine = fast(networks(SHAPES["smallest"]), kernels)
+    obs, after = observations(SHAPES["smallest"])
+    wanted = [t.detach().clone() for t in mine.features(obs, after)]
+    mine._trunk.features[0][:] = 0
+    mine._trunk.features[1][:] = 0
+    now, then, target = mine.features(obs, after, online_next=False)
+    assert torch.equal(now.detach(), wanted[0])
+    assert torch.equal(target, wanted[2])
+    assert then is target
+    assert not mine._trunk.features[0][B:].any()
+
+
+@pytest.mark.parametrize("kernels", SETS)
 @pytest.mark.parametrize("layers", ["small", "pooled"])
 def test_acting_gives_the_features_of_learning_for_any_number_of_observations(kernels, layers):
     mine = fast(networks(SHAPES["Atari"], layers), kernels)
@@ -171,31 +186,26 @@ def test_threads_share_the_work_and_the_result_does_not_depend_on_which_takes_wh
         assert all(torch.equal(a, b) for a, b in zip(gradients, runs[0][1], strict=True))
 
 
+LEARNER = PRESETS["cpu"].config.replace(
+    batch_size=8, compile=False, hidden=32, device="cpu", num_envs=4, target_period_updates=3, learning_rate=1e-4
+)
+
+
+def batch(seed, shape=SHAPES["Atari"]):
+    rng = np.random.default_rng(seed)
+    obs, after = observations(shape, rows=8, seed=seed)
+    return types.SimpleNamespace(
+        obs=obs, next_obs=after, action=rng.integers(0, 4, 8), reward=rng.random(8).astype(np.float32),
+        discount=np.full(8, 0.9, np.float32), weight=rng.random(8).astype(np.float32), index=np.arange(8),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layers", ["small", "pooled", "residual"])
 def test_a_learner_with_the_fast_trunk_learns_what_the_eager_one_learns(monkeypatch, precision, layers):
     if pick_kernels(precision == "bfloat16") is None:
         pytest.skip("no kernels for bfloat16")
-    config = PRESETS["cpu"].config.replace(
-        trunk=layers,
-        batch_size=8,
-        precision=precision,
-        compile=False,
-        hidden=32,
-        device="cpu",
-        num_envs=4,
-        target_period_updates=3,
-        learning_rate=1e-4,
-    )
-
-    def batch(seed):
-        rng = np.random.default_rng(seed)
-        obs, after = observations(SHAPES["Atari"], rows=8, seed=seed)
-        return types.SimpleNamespace(
-            obs=obs, next_obs=after, action=rng.integers(0, 4, 8), reward=rng.random(8).astype(np.float32),
-            discount=np.full(8, 0.9, np.float32), weight=rng.random(8).astype(np.float32), index=np.arange(8),
-        )  # fmt: skip
-
+    config = LEARNER.replace(trunk=layers, precision=precision)
     mine = Learner(config, SHAPES["Atari"], np.uint8, 4, CPU, 0)
     assert mine._trunk is not None
     monkeypatch.setattr(Learner, "_fast_trunk", lambda *_: None)
@@ -211,6 +221,48 @@ def test_a_learner_with_the_fast_trunk_learns_what_the_eager_one_learns(monkeypa
         for name, value in mine.online.state_dict().items():
             torch.testing.assert_close(value, eager.online.state_dict()[name], rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(mine.act(batch(9).obs[:4]), eager.act(batch(9).obs[:4]))
+
+
+@pytest.mark.parametrize("layers", ["pooled", "residual"])
+@pytest.mark.parametrize("head", typing.get_args(typing.get_type_hints(DQNConfig)["head"]))
+def test_acting_on_the_fast_trunk_takes_the_best_action_of_every_head(layers, head):
+    config = LEARNER.replace(trunk=layers, precision="float32", head=head, atoms=7, quantiles=7)
+    learner = Learner(config, SHAPES["smallest"], np.uint8, 4, CPU, 0)
+    obs = batch(1, SHAPES["smallest"]).obs
+    for _ in range(3):
+        learner.learn(batch(0, SHAPES["smallest"]))
+    np.testing.assert_array_equal(learner.act(obs[:4]), learner.q_values(obs[:4]).argmax(axis=1))  # by the eager trunk
+
+
+@pytest.mark.parametrize("layers", ["pooled", "residual"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_state_of_the_fast_trunk_is_taken_over_to_the_bit(layers, precision):
+    if pick_kernels(precision == "bfloat16") is None:
+        pytest.skip("no kernels for bfloat16")
+    config = LEARNER.replace(trunk=layers, precision=precision)
+    one, other = (Learner(config, SHAPES["smallest"], np.uint8, 4, CPU, seed) for seed in (0, 1))
+    for seed in range(4):
+        one.learn(batch(seed, SHAPES["smallest"]))
+    other.load_state(one.state())
+    for seed in range(4, 8):
+        now = batch(seed, SHAPES["smallest"])
+        np.testing.assert_array_equal(one.learn(now)[1], other.learn(now)[1])
+    for name, value in one.online.state_dict().items():
+        assert torch.equal(value, other.online.state_dict()[name])
+
+
+@pytest.mark.slow
+def test_the_block_behind_the_fast_trunk_compiles():
+    config = LEARNER.replace(trunk="residual", precision="float32")
+    eager, compiled = (
+        Learner(config.replace(compile=compile_), SHAPES["smallest"], np.uint8, 4, CPU, 0) for compile_ in (False, True)
+    )
+    for seed in range(3):
+        now = batch(seed, SHAPES["smallest"])
+        np.testing.assert_allclose(compiled.learn(now)[1], eager.learn(now)[1], atol=1e-5)
+        np.testing.assert_array_equal(compiled.act(now.obs[:4]), eager.act(now.obs[:4]))
+    for name, value in compiled.online.state_dict().items():
+        torch.testing.assert_close(value, eager.online.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

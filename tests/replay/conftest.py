@@ -6,7 +6,7 @@ import pytest
 from kernels import COMPILED, REFERENCE
 
 from fastrl.replay import Lz4Store, reference, ring, sum_tree
-from fastrl.replay.stores import ram
+from fastrl.replay.stores import copy_threads
 from fastrl.replay.stores.by_name import STORES
 
 
@@ -23,7 +23,7 @@ def kernels(request, monkeypatch):
         monkeypatch.setattr(ring, "_ring", reference)
         monkeypatch.setattr(ring, "_append", reference)
         monkeypatch.setattr(ring, "_draw", reference)
-        monkeypatch.setattr(ram, "_frames", reference)
+        monkeypatch.setattr(copy_threads, "_frames", reference)
         return REFERENCE
     return COMPILED
 

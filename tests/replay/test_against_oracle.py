@@ -182,6 +182,11 @@ class BufferMachine(RuleBasedStateMachine):
         self.buffer.set_n_step(n_step)
         self.oracle.set_n_step(n_step)
 
+    @rule(gamma=st.sampled_from([0, 0.5, GAMMA, 1.0]))
+    def change_gamma(self, gamma):
+        self.buffer.set_gamma(gamma)
+        self.oracle.gamma = gamma
+
     @rule(late=st.booleans(), scale=st.sampled_from([1.0, 0.0, 30.0]))
     def update(self, late, scale):
         if self.alpha is None or not hasattr(self, "last"):

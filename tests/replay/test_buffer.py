@@ -5,7 +5,7 @@ import inspect
 
 import numpy as np
 import pytest
-from make import NO, filled, small
+from make import NO, filled, refused, small
 
 from fastrl.replay import Batch, PrioritizedReplayBuffer, ReplayBuffer
 
@@ -338,3 +338,25 @@ def test_draws_out_of_range_are_refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             buffer.sample(*arguments[0], **arguments[1])
+
+
+def test_gamma_may_change_between_two_draws():
+    buffer = small(capacity=8, num_envs=1, obs_shape=(), stack=1, n_step=2)
+    for reward, ends in [(1.0, False), (2.0, False), (4.0, True), (0.0, False)]:
+        buffer.add(np.uint8([reward]), [0], [reward], [ends], [False])
+    for gamma, returns, discounts in [(0.5, [2, 4, 4], [0.25, 0, 0]), (0.25, [1.5, 3, 4], [0.0625, 0, 0])]:
+        buffer.set_gamma(gamma)  # r + gamma r', then gamma^2 of the state two steps later; the last two have an end
+        batch = buffer.sample(3)
+        assert (batch.reward.tolist(), batch.discount.tolist()) == (returns, discounts)
+    buffer.prefetch(3)
+    buffer.set_gamma(0)
+    assert buffer.sample(3).reward.tolist() == [1.5, 3, 4]  # drawn before
+    assert buffer.sample(3).reward.tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("gamma", [1.1, -0.1, None, True, float("nan"), "0.9"])
+def test_a_gamma_out_of_range_changes_nothing(gamma):
+    buffer = filled()
+    with refused(buffer, "gamma is .*; give a number from 0 to 1"):
+        buffer.set_gamma(gamma)
+    assert buffer.sample(4).discount.tolist() == [0.5] * 4

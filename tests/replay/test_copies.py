@@ -28,6 +28,7 @@ def test_what_is_done_to_a_copy_of_a_buffer_does_not_reach_the_original(copied, 
         other.add(**step(t))
         other.update_priorities(other.sample(5).index, np.full(5, 7.0))
     other.set_n_step(1)
+    other.set_gamma(0.25)
     for name, value in snapshot(buffer).items():
         assert np.array_equal(value, before[name]), name
     go_on_alike(buffer, untouched)

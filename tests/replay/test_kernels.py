@@ -62,7 +62,7 @@ def test_push_and_reads_agree_to_the_last_bit(seed):
 
 
 def test_gather_copies_numbered_frames_and_zeros(kernels):
-    frames = np.arange(5 * 3, dtype=np.uint8).reshape(5, 3)
+    frames = np.arange(-3, 5 * 3).astype(np.uint8).reshape(6, 3)[1:]  # what lies before them is no frame of zeros
     out = np.full((6, 3), 99, np.uint8)
     kernels.gather(frames, np.array([[1, 2], [4, -1], [0, 4]]), out, 1, 3)
     assert out.tolist() == [[99] * 3, [99] * 3, [12, 13, 14], [0, 0, 0], [0, 1, 2], [12, 13, 14]]
@@ -72,7 +72,7 @@ def test_gather_copies_numbered_frames_and_zeros(kernels):
 def test_gathering_both_in_one_pass_is_gathering_each(seed):
     """Numbers of few frames, so that stacks share none, some or all of theirs, in and out of order."""
     rng = np.random.default_rng(seed)
-    frames, numbers = rng.integers(256, size=(5, 3), dtype=np.uint8), rng.integers(-1, 5, size=(2, 200, 3))
+    frames, numbers = rng.integers(256, size=(6, 3), dtype=np.uint8)[1:], rng.integers(-1, 5, size=(2, 200, 3))
     begin, end = sorted(rng.integers(200, size=2).tolist())
     outs = np.full((2, 2, 600, 3), 99, np.uint8)
     for out, kernels in zip(outs, (COMPILED, REFERENCE), strict=True):

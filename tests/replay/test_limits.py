@@ -196,21 +196,20 @@ def test_a_draw_without_its_threads_was_none(monkeypatch):
     go_on_alike(buffer, untouched)
 
 
-def test_what_is_in_progress_ends_before_the_lack_of_a_thread_is_told():
-    lacking, ended = threading.Event(), []
-
-    def work(begin, end):
-        assert lacking.wait(20)
-        ended.append(begin)
-
-    several = Team(3)
+def test_a_team_that_lacks_a_thread_copies_nothing_and_lets_the_others_go(monkeypatch):
+    monkeypatch.setattr(copy_threads, "PAYS_BYTES", 1)
+    team, before = Team(3), set(threading.enumerate())
+    frames, ids, out = np.ones((4, 9), np.uint8), np.zeros((1, 8, 2), np.int64), np.zeros((16, 9), np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        thread_limit(patch, 1, lacking.set)
+        thread_limit(patch, 1)
         with pytest.raises(RuntimeError, match="can't start new thread"):
-            several.share(work, 3, copy_threads.PAYS_BYTES)
-    assert ended == [1]  # the one other part that had a thread
-    several.share(work, 3, copy_threads.PAYS_BYTES)
-    assert sorted(ended) == [0, 1, 1, 2]
+            team.gather(frames, ids, out)
+    assert not out.any()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+    assert set(threading.enumerate()) <= before
+    team.gather(frames, ids, out)
+    assert out.all()
 
 
 # --- 64 bits ------------------------------------------------------------------------------------------

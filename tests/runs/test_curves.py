@@ -109,6 +109,16 @@ class TestReading:
         assert curve.x.tolist() == [0, 5]
         assert curve.y.tolist() == [2, 4]
 
+    def test_samples_are_updates_of_the_runs_batch_size_and_evaluations_get_theirs_from_the_rows_around(self, make):
+        curve = curve_of(read_run(make("a", batch_size=64)), "samples", SCORE)
+        assert (curve.x.tolist(), curve.y.tolist()) == ([0, 320], [2, 4])
+        curve = curve_of(read_run(make("b", batch_size=64)), "samples", EVALUATION)
+        assert (curve.x.tolist(), curve.y.tolist()) == ([160, 576], [7, 9])
+
+    def test_a_run_that_does_not_tell_its_batch_size_has_no_samples(self, make):
+        with pytest.raises(ConfigError, match=r"--x asks for samples, which .* has not; it has frames, updates"):
+            curve_of(read_run(make("a")), "samples", SCORE)
+
     def test_a_row_that_is_being_written_is_left_out(self, make):
         for name, torn in (("a", "500,9,5"), ("b", "500,9,5.0,7.0,1"), ("c", "500\n")):
             assert curve_of(read_run(make(name, TABLE + torn)), "frames", SCORE).x[-1] == 300

@@ -60,7 +60,7 @@ def find_replay(
     have, if those are more. Errors as of `load_replay` and `build_replay`.
     """
     earlier = None if found is None else found / REPLAY
-    if earlier is not None and earlier.exists():
+    if earlier is not None and earlier.exists() and not _is_left_out(earlier, config, notes):
         try:
             return FoundReplay(*load_replay(earlier, config, envs, device, warm_up_steps, grow=grow), earlier)
         except DamageError as error:
@@ -114,9 +114,11 @@ def load_replay(
         saved = PrioritizedReplayBuffer.saved_settings(path)
         own: dict[str, Any] = _settings(config, envs)
         own |= {"obs_dtype": envs.frame_dtype.str, "obs_shape": list(envs.frame_shape)}
-        del own["n_step"]  # the run changes it as it advances
+        del own["n_step"], own["gamma"]  # the run sets them as it advances
         for name, value in own.items():
             if saved[name] != value:
+                if name == "num_envs" and (refused := _other_games(path, saved[name], config)):
+                    raise refused
                 remedy = ", or delete it to resume with an empty replay"
                 if name in ("obs_shape", "obs_dtype", "stack"):  # the network was made for them too
                     remedy = ", or start a new run of another --name"
@@ -132,6 +134,32 @@ def load_replay(
         raise DamageError(str(error)) from error
     words = describe(plan, buffer.nbytes)
     return buffer, words if plan.capacity == saved["capacity"] else f"{words}, {saved['capacity']:,} before"
+
+
+def _is_left_out(path: Path, config: DQNConfig, notes: list[str]) -> bool:
+    """Whether a saved replay of another number of games is not loaded, because the run keeps none any more."""
+    if config.checkpoint_replay or not config.collectors:
+        return False
+    try:
+        games = PrioritizedReplayBuffer.saved_settings(path)["num_envs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # loading it will say what is wrong
+    if games == config.all_envs:
+        return False
+    notes.append(f"the replay of {games} games is left out: there are {config.all_envs} now")
+    return True
+
+
+def _other_games(path: Path, games: int, config: DQNConfig) -> ConfigError | None:
+    """Return the error for a replay of another number of games, where the number of collectors is the reason."""
+    if not config.collectors:
+        return None
+    fits = games % config.num_envs == 0
+    remedy = f"--collectors {games // config.num_envs}" if fits else f"--collectors 1 --num-envs {games}"
+    return ConfigError(
+        f"--collectors is {config.collectors}, with {config.num_envs} games each, and {path} holds the replay of "
+        f"{games} games; give {remedy}, or resume with an empty replay by --no-checkpoint-replay"
+    )
 
 
 def require_disk(
@@ -193,8 +221,8 @@ def _plan(
         math.prod(envs.frame_shape) * envs.frame_dtype.itemsize,
         available_bytes(),
         None if device.type == "cpu" else gpu_free_bytes(device),
-        lz4_installed=_lz4_installed(),
-        compressed_bytes=lambda: _compressed_bytes(config),
+        lz4_installed=lz4_installed(),
+        compressed_bytes=lambda: compressed_bytes(config),
         saved=saved,
         warm_up_steps=warm_up_steps,
     )
@@ -208,7 +236,7 @@ def _store(plan: ReplayPlan, device: torch.device) -> str | MakeStore:
     return partial(DeviceStore, device=device) if plan.store == "device" else plan.store
 
 
-def _lz4_installed() -> bool:
+def lz4_installed() -> bool:
     try:
         need("lz4.block", "lz4")
     except ImportError:
@@ -216,13 +244,13 @@ def _lz4_installed() -> bool:
     return True
 
 
-def _compressed_bytes(config: DQNConfig) -> int:
+def compressed_bytes(config: DQNConfig) -> int:
     """Return what to expect of a frame in an `Lz4Store`: twice the mean of random play, measured here and now.
 
     Twice, because better play sees other frames, those of the network that ships for Breakout up to 1.4 times as
     large, and because memory is handed out in pieces that do not quite fit.
     """
-    envs = build_envs(config.replace(num_envs=8, env_groups=1), seed=0)
+    envs = build_envs(config.replace(num_envs=8, env_groups=1, collectors=0), seed=0)
     num_envs, steps = envs.num_envs, 50
     store, rng = Lz4Store(num_envs * steps, envs.frame_shape, envs.frame_dtype), np.random.default_rng(0)
     shown = envs.reset()
@@ -236,7 +264,7 @@ def _compressed_bytes(config: DQNConfig) -> int:
 
 def _settings(config: DQNConfig, envs: Envs) -> dict[str, Any]:
     return {
-        "num_envs": config.num_envs,
+        "num_envs": config.all_envs,
         "obs_shape": envs.frame_shape,
         "obs_dtype": envs.frame_dtype,
         "stack": config.stack,

@@ -35,7 +35,7 @@ class Checkpoints(Callback):
 
     def on_step(self, run: TrainingRun, actions: np.ndarray[Any, Any]) -> None:
         run.settle(wait=False)
-        if run.frames >= run.config.total_frames:
+        if run.over:
             return
         if self._clock.due(run.frames):
             self._save(run, timed=False)

@@ -56,7 +56,7 @@ class Evaluation(Callback):
             self.films.settle(run)
 
     def _evaluate_if_due(self, run: TrainingRun) -> None:
-        if self._due and run.frames < run.config.total_frames:
+        if self._due and not run.over:
             self._evaluate(run, run.config.evaluate_episodes)
         self._due = False
         announce(run, "evaluation", self._clock)

@@ -14,19 +14,22 @@ from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
+from fastrl.distributed.engine import build_collectors
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback, check_callbacks, named
-from fastrl.dqn.collector import build_collector
+from fastrl.dqn.collector import RowSource, build_collector
 from fastrl.dqn.device.device import forget_compiled, pick_device
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.pace import Pace
 from fastrl.dqn.policy import Policy
 from fastrl.dqn.run.build import find_replay, require_disk
 from fastrl.dqn.run.checkpointing import Checkpoints
+from fastrl.dqn.run.collecting import CollectorReport
 from fastrl.dqn.run.evaluation import Evaluation
 from fastrl.dqn.run.faults import NotFiniteError
 from fastrl.dqn.run.loop import Loop
 from fastrl.dqn.run.metrics import Metrics
+from fastrl.dqn.run.replay_plan import check_rings
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
 from fastrl.dqn.tune import Shapes, settle
@@ -43,7 +46,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Train an agent until ``config.total_frames`` or a signal.
+    """Train an agent until ``config.total_frames``, ``config.total_samples`` or a signal.
 
     Parameters
     ----------
@@ -150,12 +153,20 @@ class Run(Loop):
             need(package, "train")
         device = pick_device(config.device)
         self._last.callback(forget_compiled)
-        collector = build_collector(config, seeds[1], device.type)
+        collector: RowSource
+        if config.collectors:
+            collector = remote = build_collectors(config, seeds[1], stop.check)
+            notes = [*remote.notes, *notes]
+            callbacks.append(CollectorReport(remote))
+        else:
+            collector = build_collector(config, seeds[1], device.type)
         self._last.callback(collector.close)
         envs = collector.envs
         if new:  # one that was trained so goes on so
             _refuse_two_stacks(config, envs)
         replay = find_replay(found, config, envs, seeds[2], device, notes, schedules.warm_up_steps, grow=longer)
+        if config.collectors:
+            notes += check_rings(config, replay.buffer.settings["capacity"])
         replay_words = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
         obs_shape = (config.stack, *envs.frame_shape)
         # Before anything is written, since what is chosen belongs to the settings.
@@ -185,7 +196,7 @@ class Run(Loop):
         )
         self._last.callback(self.saver.wait)
         games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
-        if is_custom(config.game):
+        if is_custom(config.game) or config.collectors:
             collector.open_games()  # which may fail: before anything is written
         folder.open(config, new=new)
         self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
@@ -195,10 +206,15 @@ class Run(Loop):
         if device.type == "cuda":
             no = config.precision == "auto" and learner.precision == "float32"
             arithmetic = f" in {learner.precision}{' (this GPU has no bfloat16)' if no else ''}"
-        games = f"{config.game} on {device}{arithmetic}, {config.num_envs} games side by side{rules}"
+        side_by_side = f"{config.num_envs} games side by side"
+        if config.collectors:
+            side_by_side += f" in each of {config.collectors} collectors"
+        games = f"{config.game} on {device}{arithmetic}, {side_by_side}{rules}"
         self.reporter.line(f"{games}; {replay_words}; {folder}")
+        for note in notes if found is None else [*notes, *folder.set_aside(found)]:
+            self.reporter.line(note)
         if found is not None:
-            self._say_what_is_resumed(found, [*notes, *folder.set_aside(found)], games_continue)
+            self._say_what_is_resumed(found, games_continue)
         if longer:
             self.reporter.line(
                 f"the run has {config.total_frames:,} frames now; epsilon ({self.epsilon:.2f}), n-step and learning "
@@ -206,14 +222,13 @@ class Run(Loop):
                 "is left"
             )
 
-    def _say_what_is_resumed(self, found: Path, notes: list[str], games_continue: bool) -> None:
-        for note in notes:
-            self.reporter.line(note)
+    def _say_what_is_resumed(self, found: Path, games_continue: bool) -> None:
         kept = "with its replay" if len(self.buffer) else "without its replay"
         games = "games continue" if games_continue else "games start anew"
         self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
-        if self.frames >= self.config.total_frames:
-            self.reporter.line("the run has ended: nothing is left to play; a larger --total-frames makes it longer")
+        if self.over:
+            flag = "--total-frames" if self.frames >= self.config.total_frames else "--total-samples"
+            self.reporter.line(f"the run has ended: nothing is left to play; a larger {flag} makes it longer")
 
     def _restore(self, found: Path, state: dict[str, Any], *, pace: bool) -> bool:
         """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue."""
@@ -229,7 +244,7 @@ class Run(Loop):
             callback.load_state(state["callbacks"].get(name, {}))
         games_continue = self.collector.load_state(checkpoint.load_games(found))
         if not games_continue and self.steps:
-            self.abandoned += self.config.num_envs
+            self.abandoned += self.config.all_envs
         return games_continue
 
     def play(self) -> None:
@@ -237,7 +252,7 @@ class Run(Loop):
         try:
             with contextlib.suppress(Stopped):
                 self.start()
-                while self.frames < self.config.total_frames and not self.stop:
+                while not self.over and not self.stop:
                     self.step()
             for callback in self.callbacks:
                 try:

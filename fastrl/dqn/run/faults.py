@@ -54,6 +54,8 @@ def not_finite(
     """
     ends = {"--learning-rate": config.learning_rate, "--learning-rate-end": config.learning_rate_end}
     smaller = [f"{flag} {rate / 4:g}" for flag, rate in ends.items() if rate is not None]
+    if points := config.learning_rate_schedule:
+        smaller = ["--learning-rate-schedule", *(f"{step}:{rate / 4:g}" for step, rate in points)]
     if folder.numbered():
         again = f"resume the last one with steps of a quarter: {folder.resume_command} {' '.join(smaller)}"
     else:

@@ -13,7 +13,7 @@ from fastrl.base.stop import Stop
 from fastrl.base.stopwatch import Stopwatch
 from fastrl.config import DQNConfig
 from fastrl.dqn.callbacks import Callback, states
-from fastrl.dqn.collector import Collector, Rows
+from fastrl.dqn.collector import Rows, RowSource
 from fastrl.dqn.learner import Learner, Priorities
 from fastrl.dqn.pace import Pace
 from fastrl.dqn.policy import Policy
@@ -60,7 +60,7 @@ class Loop:
         stop: Stop,
         callbacks: list[Callback],
         *,
-        collector: Collector,
+        collector: RowSource,
         policy: Policy,
         pace: Pace,
         learner: Learner,
@@ -76,6 +76,7 @@ class Loop:
         self.schedules, self.envs = schedules, collector.envs
         self.saver = Saver(folder, config.keep_checkpoints, earlier, self._on_checkpoint)
         self.steps, self.abandoned = steps, abandoned
+        self.game_env = -1
         self.lap = Stopwatch()
         self._seconds_before, self._started = seconds, time.monotonic()
         self._recent: deque[Batch] = deque(maxlen=2 if learner.delayed else 1)  # whose errors may not be known
@@ -86,8 +87,19 @@ class Loop:
         return self.steps * self.config.frame_skip
 
     @property
+    def samples(self) -> int:
+        """Samples learned so far."""
+        return self.learner.updates * self.config.batch_size
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has come to its end, in frames or in samples."""
+        total_samples = self.config.total_samples
+        return self.frames >= self.config.total_frames or (total_samples is not None and self.samples >= total_samples)
+
+    @property
     def epsilon(self) -> float:
-        """Share of random actions now."""
+        """Share of random actions now; see `TrainingRun`."""
         return self.schedules.epsilon(self.steps)
 
     @property
@@ -104,13 +116,13 @@ class Loop:
         """Open the games, unless they continue."""
         for callback in self.callbacks:
             callback.on_start(self)
-        self.policy.epsilon = self.epsilon
+        self.policy.epsilon = self.schedules.epsilons(self.steps)
         self.collector.start(self.policy)
         self.lap = Stopwatch()
 
     def step(self) -> None:
         """Act, learn, receive, add, count: once in one group of games."""
-        self.policy.epsilon = self.epsilon
+        self.policy.epsilon = self.schedules.epsilons(self.steps)
         self.collector.send(self.policy)
         self.lap("act")
         self._learn()  # while the games step
@@ -128,6 +140,9 @@ class Loop:
         n_step = self.schedules.n_step(self.steps)
         if n_step != self.buffer.settings["n_step"]:
             self.buffer.set_n_step(n_step)
+        gamma = self.schedules.gamma(self.steps)
+        if gamma != self.buffer.settings["gamma"]:
+            self.buffer.set_gamma(gamma)
         self.learner.set_learning_rate(self.schedules.learning_rate(self.steps))
         while self.pace.due():
             batch = self.buffer.sample(self.config.batch_size, self.beta)
@@ -157,6 +172,7 @@ class Loop:
         self.steps += len(counted)
         self.pace.added(len(counted), self.buffer.drawable)
         for i in np.flatnonzero(rows.game_over):
+            self.game_env = int(rows.env_id[i])
             for callback in self.callbacks:
                 callback.on_game(self, float(rows.score[i]), int(rows.length[i]))
         for callback in self.callbacks:

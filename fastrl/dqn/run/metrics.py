@@ -25,11 +25,14 @@ class Metrics(Callback):
         self._actions: list[np.ndarray[Any, Any]] = []
         self._look, self._seen = True, dict[str, float]()  # at the next batch; what was seen of one since the last line
         self._shown: dict[str, float | str] = {}
+        self._warned = False
 
     def on_start(self, run: TrainingRun) -> None:
         self._clock = Clock(run.config.log_every_frames)
         self._clock.set(run.frames)
         self._mark = (time.monotonic(), run.frames)
+        scored = run.config.all_envs - run.config.first_scored_env
+        self._of = "" if scored == run.config.all_envs else f" of {scored} with the lowest epsilon"
         run.reporter.extras.scores = self._scores
         self._show_score()
 
@@ -44,9 +47,11 @@ class Metrics(Callback):
             self._look, self._seen = False, self._look_at(batch, run)
 
     def on_game(self, run: TrainingRun, score: float, length: int) -> None:
+        self._games += 1
+        if run.game_env < run.config.first_scored_env:
+            return
         self._scores.append(score)
         self._lengths.append(length)
-        self._games += 1
         self._show_score()
 
     def on_end(self, run: TrainingRun) -> None:
@@ -77,6 +82,8 @@ class Metrics(Callback):
             "replay/drawable": float(run.buffer.drawable),
             "replay/max_priority": run.buffer.max_priority,
         }
+        if run.config.gamma_schedule:
+            metrics["replay/gamma"] = float(run.buffer.settings["gamma"])
         taken = np.concatenate(self._actions)
         self._actions.clear()
         for action, name in enumerate(run.envs.action_names):
@@ -94,6 +101,19 @@ class Metrics(Callback):
             callback.on_log(run, metrics)
         run.reporter.write(metrics, run.frames)
         self._show(metrics)
+        self._warn_of_values(metrics, run)
+
+    def _warn_of_values(self, metrics: dict[str, float], run: TrainingRun) -> None:
+        """Say once that values are larger than any return can be: rewards are at most 1, so it is 1 / (1 - gamma)."""
+        gamma, largest = run.buffer.settings["gamma"], metrics.get("train/q_max", 0.0)
+        if self._warned or not run.config.reward_clip or gamma >= 1 or largest * (1 - gamma) <= 1:
+            return
+        self._warned = True
+        run.reporter.line(
+            f"warning: train/q_max is {largest:.4g} after {run.frames:,} frames, and no state is worth more than "
+            f"{1 / (1 - gamma):.4g} (rewards are clipped to 1, gamma is {gamma:g}): some values diverge. If the score "
+            "falls too, start a run with a lower --learning-rate or a longer --target-period-updates"
+        )
 
     def _look_at(self, batch: Batch, run: TrainingRun) -> dict[str, float]:
         """Write how a batch is distributed, the first one after each line, and return means."""
@@ -110,7 +130,7 @@ class Metrics(Callback):
 
     def _show_score(self) -> None:
         if self._scores:
-            self._shown["score"] = f"{np.mean(self._scores):.1f} (last {len(self._scores)} games)"
+            self._shown["score"] = f"{np.mean(self._scores):.1f} (last {len(self._scores)} games{self._of})"
 
     def _show(self, metrics: dict[str, float]) -> None:
         self._shown["epsilon"] = f"{metrics['explore/epsilon']:.2f}"
@@ -127,6 +147,7 @@ class Metrics(Callback):
             "look": self._look,
             "seen": self._seen,
             "shown": self._shown,
+            "warned": self._warned,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -137,3 +158,4 @@ class Metrics(Callback):
         self._actions = [np.repeat(np.arange(len(taken)), taken)] if taken else []
         self._look, self._seen = state.get("look", True), state.get("seen", {})
         self._shown = state.get("shown", {})
+        self._warned = state.get("warned", False)

@@ -25,6 +25,7 @@ DEFAULT_CAPACITY = 1_000_000  # rows
 # Shares of the free memory: for a capacity that the plan chooses, and for one that a setting or a save gives. The
 # network, its batches and everything else that the process still allocates come out of the rest.
 DEFAULT_SHARE, LARGEST_SHARE = 0.6, 0.9
+FEW_ROWS = 200  # of a game's ring, below which a warning is due
 BYTES_BESIDE_FRAME = 32  # columns and tree of one row: 24 to 26
 
 
@@ -352,7 +353,27 @@ def disk_refusal(plan: DiskPlan, run_folder: Path) -> ConfigError | None:
 def least_capacity(config: DQNConfig, warm_up_steps: int | None = None) -> int:
     """Return rows enough for the warm-up: reset rows, open windows and cut stacks cannot be drawn."""
     steps = config.warm_up_steps if warm_up_steps is None else warm_up_steps
-    return math.ceil(steps * 1.25) + 2 * config.num_envs * (config.stack + config.largest_n_step + 1)
+    return math.ceil(steps * 1.25) + 2 * config.all_envs * (config.stack + config.largest_n_step + 1)
+
+
+def check_rings(config: DQNConfig, capacity: int) -> list[str]:
+    """Return a warning if the games of all collectors leave each ring of the replay few rows.
+
+    Raises
+    ------
+    ConfigError
+        If rings are so short that no row of theirs could be drawn.
+    """
+    rows, least = capacity // config.all_envs, config.stack + config.largest_n_step + 1
+    games = f"--collectors {config.collectors} times --num-envs {config.num_envs} share a replay of {capacity:,} rows"
+    if rows < least:
+        raise ConfigError(
+            f"{games}, {rows} for each game; give --capacity {least * config.all_envs} or more, since a stack and a "
+            f"return take {least}"
+        )
+    if rows >= FEW_ROWS:
+        return []
+    return [f"{games}, only {rows} for each game: longer episodes lose their beginnings; fewer games leave more"]
 
 
 def most_rows(steps: int) -> int:

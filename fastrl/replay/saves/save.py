@@ -188,7 +188,7 @@ class Save:
             self._written.notify_all()
 
 
-_MAY_CHANGE = {"n_step": 0, "capacity": 0}
+_MAY_CHANGE = {"n_step": 0, "gamma": 0, "capacity": 0}
 """Settings that may change from save to save: rows keep their numbers, and frames their files."""
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.replay import _frames
 from fastrl.replay.stores.copy_threads import Team
 
 
 class RamStore:
-    """Frames as one array in memory, ``[count, *shape]``: a gather is one ``memcpy`` per frame.
+    """Frames as one array in memory, ``[count, *shape]``: a gather is one ``memcpy`` per piece of a stack.
 
     Parameters
     ----------
@@ -51,12 +49,7 @@ class RamStore:
 
     def gather(self, ids: NDArray[np.int64], *outs: NDArray[Any]) -> None:
         """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``, one or two of them; -1 is a frame of zeros."""
-        frames, parts = self.bytes, [out.reshape(ids[0].size, -1).view(np.uint8) for out in outs]
-        if len(parts) == 1:
-            work = partial(_frames.gather, frames, ids[0], parts[0])
-        else:
-            work = partial(_frames.gather_both, frames, ids, parts[0], parts[1])
-        self._team.share(work, ids.shape[1], ids.size * frames.shape[1])
+        self._team.gather(self.bytes, ids, *[out.reshape(ids[0].size, -1).view(np.uint8) for out in outs])
 
     @property
     def nbytes(self) -> int:

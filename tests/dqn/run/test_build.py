@@ -31,7 +31,7 @@ def free(monkeypatch):
     sizes = SimpleNamespace(host=10**9, gpu=10**9)
     monkeypatch.setattr(build, "available_bytes", lambda: sizes.host)
     monkeypatch.setattr(build, "gpu_free_bytes", lambda device: sizes.gpu)
-    monkeypatch.setattr(build, "_compressed_bytes", lambda config: 1_000)
+    monkeypatch.setattr(build, "compressed_bytes", lambda config: 1_000)
     monkeypatch.setattr(build, "DeviceStore", lambda *shape, device: DeviceStore(*shape, CPU))
     return sizes
 
@@ -166,7 +166,7 @@ def test_without_lz4_there_are_fewer_frames_and_a_word_on_what_it_would_bring(fr
 
 @pytest.mark.parametrize(("game", "frame_skip", "least", "most"), [("breakout", 4, 350, 600), ("catch", 1, 50, 90)])
 def test_what_compressed_frames_take_is_measured_on_the_game_itself(game, frame_skip, least, most):
-    assert 2 * least < build._compressed_bytes(CONFIG.replace(game=game, frame_skip=frame_skip)) < 2 * most
+    assert 2 * least < build.compressed_bytes(CONFIG.replace(game=game, frame_skip=frame_skip)) < 2 * most
 
 
 def test_what_disk_checkpoints_need_is_said_and_asked_for(monkeypatch, tmp_path):

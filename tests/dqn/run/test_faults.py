@@ -337,6 +337,16 @@ def test_numbers_that_are_none_before_the_first_checkpoint_name_no_resume(tmp_pa
     assert RunFolder(tmp_path / "run").numbered() == []
 
 
+def test_of_a_schedule_of_the_rate_a_quarter_is_advised(tmp_path):
+    def spoil(run):
+        with torch.no_grad():
+            run.learner._params[0][0] = torch.nan
+
+    config = SMALL.replace(learning_rate_schedule=((0, 4e-3), (900, 1e-3)))
+    with pytest.raises(NotFiniteError, match=r"a quarter: --learning-rate-schedule 0:0.001 900:0.00025; and with"):
+        play(tmp_path / "run", config=config, hooks=[At(100, spoil, update=True)])
+
+
 def test_an_environment_that_raises_costs_nothing_that_was_learnt(tmp_path, capsys):
     calls = iter(range(50))
 

@@ -305,8 +305,8 @@ def test_an_existing_run_is_not_written_over(finished):
 def test_another_network_does_not_go_on_with_these_weights(finished):
     with pytest.raises(ConfigError, match=r"weight .* in the saved state"):
         experiment.train(finished[0].config.replace(hidden=32), resume=finished[0].folder, quiet=True)
-    with pytest.raises(ConfigError, match=r"gamma 0.99, this run has 0.9"):
-        experiment.train(finished[0].config.replace(gamma=0.9), resume=finished[0].folder, quiet=True)
+    with pytest.raises(ConfigError, match=r"alpha 0.6, this run has 0.5"):
+        experiment.train(finished[0].config.replace(alpha=0.5), resume=finished[0].folder, quiet=True)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -128,6 +128,20 @@ def test_a_save_writes_new_rows_alone_and_shares_the_files_of_others(tmp_path):
 
 
 @pytest.mark.usefixtures("tiny_pieces")
+@pytest.mark.parametrize("change", [lambda buffer: buffer.set_gamma(0.75), lambda buffer: buffer.set_n_step(2)])
+def test_a_save_shares_files_with_an_earlier_one_of_another_gamma_or_n(tmp_path, change):
+    buffer = filled(15, store=Counting)
+    first = save(buffer, tmp_path / "first")
+    change(buffer)
+    buffer.add(**step())
+    second = save(buffer, tmp_path / "second", first)
+    assert buffer._store.gathered == 30 + 2 + 2  # the last small file, and two new rows
+    loaded = PrioritizedReplayBuffer.load(second)
+    assert_equal(loaded, buffer)
+    go_on_alike(loaded, buffer, steps=3)
+
+
+@pytest.mark.usefixtures("tiny_pieces")
 def test_files_of_a_save_in_format_1_are_shared_too(tmp_path):
     buffer = filled(15)
     first = save(buffer, tmp_path / "first")

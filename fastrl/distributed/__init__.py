@@ -1,0 +1,1 @@
+"""Games beyond this process: collectors on this machine or on a cluster."""

@@ -1,0 +1,159 @@
+"""What a collector does on its node: it owns games, a copy of the network, and a policy with a generator of its own.
+
+Nothing here knows of Ray: `fastrl.distributed.engine` runs an `Actor` in a process of its own.
+"""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import fastrl
+from fastrl.base.errors import ConfigError
+from fastrl.config import DQNConfig, from_record
+from fastrl.distributed.chunk import Chunk, pack
+from fastrl.dqn.collector import Collector, build_group
+from fastrl.dqn.network import QNetwork, build_network
+from fastrl.dqn.policy import Policy
+
+Weights = dict[str, NDArray[Any]]
+"""Of the online network, by the names of its state."""
+
+
+class Request(NamedTuple):
+    """What a collector is asked to play."""
+
+    steps: int
+    """Vector steps."""
+    epsilon: float | NDArray[np.float64]
+    """Share of random actions, of all its games or [num_envs] of each."""
+    version: int
+    """Updates that the weights have had; at 0 all actions are random and no weights are needed."""
+
+
+def versions() -> dict[str, str]:
+    """Return what must be the same wherever a run's processes are."""
+    return {"fastrl": fastrl.__version__, "Python": ".".join(platform.python_version_tuple()[:2])}
+
+
+class CopiedNetwork:
+    """The learner's network, as it was at one update: eager, in float32, on the CPU.
+
+    Attributes
+    ----------
+    updates : int
+        Updates that its weights have had; 0 until `load`.
+    """
+
+    def __init__(self, network: QNetwork) -> None:
+        self._network, self.updates = network.eval(), 0
+        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def load(self, weights: Weights, updates: int) -> None:
+        """Take over weights, unless they are those of before."""
+        if updates != self.updates:
+            self._network.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+            self.updates = updates
+
+    def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape]."""
+        with torch.inference_mode():
+            best: NDArray[np.int64] = self._network(torch.from_numpy(obs)).argmax(dim=1).numpy()
+        return best
+
+
+class Actor:
+    """Plays games on request. Its arguments are plain, so that a node with another version can say so.
+
+    Parameters
+    ----------
+    record : dict
+        The settings, as `fastrl.config.to_record` has them.
+    seed, number : int
+        Of the run; of this collector.
+    wanted : dict
+        `versions` of the learner.
+    again : bool
+        Whether this process replaces an earlier one. The first is seeded, so that a run repeats itself; a later one
+        must not repeat what the first played, and draws fresh entropy.
+
+    Raises
+    ------
+    ConfigError
+        By `open_games` and `collect`, if this node has other versions, or for the reasons of `build_group`.
+    """
+
+    def __init__(self, record: dict[str, Any], seed: int, number: int, wanted: dict[str, str], *, again: bool) -> None:
+        self._record, self._seed, self._number, self._wanted, self._again = record, seed, number, wanted, again
+        self._born, self._seq = secrets.randbits(62), 0
+        self._collector: Collector | None = None
+
+    def open_games(self) -> dict[str, Any]:
+        """Open the games, unless they are open; return what the learner must agree with."""
+        for name, version in versions().items():
+            if version != self._wanted[name]:
+                raise ConfigError(
+                    f"collector {self._number} runs on {platform.node()} with {name} {version}, and the learner has "
+                    f"{self._wanted[name]}; install the same version on every node"
+                )
+        if self._collector is None:
+            self._build()
+        assert self._collector is not None
+        return facts(self._collector.envs)
+
+    def collect(self, request: Request, weights: Weights | None) -> Chunk:
+        """Play vector steps and return them.
+
+        Parameters
+        ----------
+        request : Request
+            How many, and how.
+        weights : dict or None
+            Those of the request's version.
+        """
+        self.open_games()
+        assert self._collector is not None
+        if weights is not None:
+            self._network.load(weights, request.version)
+        self._policy.epsilon = request.epsilon
+        rows = []
+        for _ in range(request.steps):
+            self._collector.send(self._policy)
+            rows.append(self._collector.recv())
+        self._seq += 1
+        return pack(rows, number=self._number, born=self._born, seq=self._seq, version=self._network.updates)
+
+    def close(self) -> None:
+        """Close the games."""
+        if self._collector is not None:
+            self._collector.close()
+
+    def _build(self) -> None:
+        config = from_record(self._record, Path("the learner's config.json"))
+        assert isinstance(config, DQNConfig)
+        entropy = np.random.SeedSequence() if self._again else np.random.SeedSequence([self._seed, self._number, 0])
+        games, coins = (int(s) for s in entropy.generate_state(2))
+        group = build_group(config.replace(env_threads=config.env_threads or 1), games)  # a collector is one core
+        envs = group.envs
+        network = build_network(config, (config.stack, *envs.frame_shape), envs.num_actions)
+        self._network = CopiedNetwork(network)
+        self._policy = Policy(self._network, envs.num_actions, np.random.default_rng(coins))
+        collector = Collector([group])
+        collector.start(self._policy)
+        self._collector = collector
+
+
+def facts(envs: Any) -> dict[str, Any]:
+    """Return what a collector's games and the learner must agree about."""
+    return {
+        "actions": envs.action_names,
+        "frames": f"{envs.frame_dtype} {list(envs.frame_shape)}",
+        "frame_skip": envs.frame_skip,
+        "autoreset": envs.autoreset,
+    }

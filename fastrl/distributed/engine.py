@@ -1,0 +1,304 @@
+"""Ray: starts collectors, here or on a cluster, and carries questions and answers. The only module that imports it.
+
+Ray's services listen on every interface of a machine and unpickle what they are sent. A token keeps others out, but has
+no place on an open network: see docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.base.errors import ConfigError, RunError, in_words
+from fastrl.base.extras import need
+from fastrl.base.machine import cpu_count
+from fastrl.config import DQNConfig, to_record
+from fastrl.distributed.actor import Actor, Request, facts, versions
+from fastrl.distributed.collectors import Collectors, LostError
+from fastrl.dqn import collector
+from fastrl.envs.names import is_custom
+from fastrl.envs.step import Envs
+
+CONNECT_SECONDS = 5
+"""Time for an address to answer."""
+CLOSE_SECONDS = 5.0
+"""Time for collectors to close their games, before they are ended."""
+TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Variables of the environment that say where Ray's token is."""
+
+
+class RayEngine:
+    """Collectors as Ray's actors, which Ray restarts where there is room: a `fastrl.distributed.collectors.Engine`.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        All settings; `ray_address` says where they run.
+    seed : int
+        Of the collectors.
+    frame_bytes : int
+        Bytes of a plain frame, to know how much shared memory chunks need.
+
+    Raises
+    ------
+    ConfigError
+        If nothing answers at the address, the cluster refuses, or Ray cannot be started.
+    ImportError
+        If Ray is not installed; the message names the extra.
+    """
+
+    def __init__(self, config: DQNConfig, seed: int, frame_bytes: int) -> None:
+        _set_environment(config.ray_address)
+        self._ray = need("ray", "distributed")
+        self._seed, self._record = seed, to_record(config)
+        self._actors: dict[int, Any] = {}
+        self._was_there = bool(self._ray.is_initialized())  # by the program that this process is
+        if not self._was_there:
+            chunk_bytes = config.chunk_steps * config.num_envs * frame_bytes
+            with _our_signals():
+                _connect(self._ray, config, chunk_bytes)
+        self.notes, cores = [], float(self._ray.cluster_resources().get("CPU", 0.0))
+        share = 1.0
+        if config.collectors > cores:
+            share = math.floor(cores / config.collectors * 1_000) / 1_000
+            self.notes.append(
+                f"--collectors is {config.collectors}, and Ray has {cores:g} cores: they share them; more cores play "
+                "more games, more collectors do not"
+            )
+        options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "num_cpus": share}
+        self._class = self._ray.remote(RayActor).options(scheduling_strategy="SPREAD", **options)
+
+    def start(self, number: int, *, again: bool = False) -> None:
+        """Start a collector; see `Engine`."""
+        self._actors[number] = self._class.remote(self._record, self._seed, number, versions(), again=again)
+
+    def open_games(self, number: int) -> Any:
+        """Ask for `Actor.open_games`."""
+        return self._actors[number].open_games.remote()
+
+    def collect(self, number: int, request: Request, weights: Any) -> Any:
+        """Ask for `Actor.collect`."""
+        return self._actors[number].collect.remote(tuple(request), weights)
+
+    def put(self, weights: Mapping[str, NDArray[Any]]) -> Any:
+        """Store weights for all collectors."""
+        return self._ray.put(dict(weights))
+
+    def wait(self, refs: Sequence[Any], seconds: float) -> list[Any]:
+        """Return the refs whose answers are there, or wait for one."""
+        if not refs:
+            time.sleep(seconds)
+            return []
+        ready: list[Any] = self._ray.wait(list(refs), num_returns=len(refs), timeout=0)[0]
+        return ready or list(self._ray.wait(list(refs), num_returns=1, timeout=seconds)[0])
+
+    def get(self, number: int, ref: Any) -> Any:
+        """Return an answer; see `Engine`."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(ref)
+        except errors.RayTaskError as error:
+            raise _of_collector(number, error.cause if error.cause is not None else error) from None
+        except errors.ActorDiedError as error:  # for good: Ray restarts it no more
+            with contextlib.suppress(errors.RayError, ValueError):
+                self._ray.kill(self._actors[number])
+            self.start(number, again=True)
+            raise LostError(type(error).__name__) from error
+        except errors.RuntimeEnvSetupError as error:
+            raise ConfigError(f"the module of the environment cannot be sent to a node: {in_words(error)}") from error
+        except errors.RayError as error:
+            raise LostError(type(error).__name__) from error
+
+    def restart(self, number: int) -> None:
+        """End a collector's process, however it hangs; Ray starts a new one."""
+        self._ray.kill(self._actors[number], no_restart=False)
+
+    def close(self) -> None:
+        """End all collectors, and Ray if it was started here."""
+        with contextlib.suppress(Exception):  # Ray may be gone, and so are they
+            refs = [actor.close.remote() for actor in self._actors.values()]
+            if refs:
+                self._ray.wait(refs, num_returns=len(refs), timeout=CLOSE_SECONDS)
+            for actor in self._actors.values():
+                self._ray.kill(actor)
+        self._actors.clear()
+        if not self._was_there:
+            self._ray.shutdown()  # of a Ray that was running already, only this process leaves
+
+
+class RayActor(Actor):
+    """An `Actor` in a process of Ray's."""
+
+    def __init__(self, record: dict[str, Any], seed: int, number: int, wanted: dict[str, str], *, again: bool) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # a collector is one core
+        context = need("ray", "distributed").get_runtime_context()
+        super().__init__(record, seed, number, wanted, again=again or context.was_current_actor_reconstructed)
+
+    def collect(self, request: Any, weights: Any) -> Any:
+        """Play, by a request that came as a plain tuple."""
+        return super().collect(Request(*request), weights)
+
+
+def build_collectors(config: DQNConfig, seed: int, check: Callable[[], None]) -> Collectors:
+    """Connect to the place where the collectors that the settings ask for will run.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        All settings.
+    seed : int
+        Of the collectors.
+    check : callable
+        As of `Collectors`.
+
+    Raises
+    ------
+    ConfigError
+        If a setting does not fit the game, or for the reasons of `RayEngine`.
+    ImportError
+        If Ray is not installed; the message names the extra.
+    """
+    envs = collector.build_envs(
+        config.replace(collectors=0, num_envs=1, env_groups=1, env_threads=1, dephase_steps=0), seed
+    )
+    try:
+        made: Any = getattr(envs, "is_vector", False) and envs.num_envs
+        if made and made != config.num_envs:
+            raise ConfigError(f"--num-envs is {config.num_envs}, and {config.game} makes {made} at a time; give {made}")
+        engine = RayEngine(config, seed, _frame_bytes(envs))
+    except BaseException:
+        envs.close()
+        raise
+    return Collectors(config, engine, envs, facts(envs), check=check)
+
+
+def _frame_bytes(envs: Envs) -> int:
+    return math.prod(envs.frame_shape) * np.dtype(envs.frame_dtype).itemsize
+
+
+def _of_collector(number: int, cause: BaseException) -> Exception:
+    """Return the error to raise here for one that a collector raised."""
+    if isinstance(cause, ConfigError):
+        return ConfigError(str(cause))
+    if isinstance(cause, RunError):
+        return RunError(str(cause))
+    return RunError(f"collector {number} failed ({in_words(cause)}); its log is in Ray's folder, /tmp/ray on its node")
+
+
+# --- connecting ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _our_signals() -> Iterator[None]:
+    """Put back the handlers of signals that Ray replaces; outside the main thread it replaces none."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _set_environment(address: str | None) -> None:
+    """Ask Ray for a token, no reports and no limit of memory of its own; it reads the environment as it is imported."""
+    if "ray" in sys.modules:  # by this program, with what it wants; or by an earlier run, with these
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address is None:
+        if not any(name in os.environ for name in TOKEN):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this process and its children, in no file
+        os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # the replay's plan has asked for memory already
+
+
+def _connect(ray: Any, config: DQNConfig, chunk_bytes: int) -> None:
+    """Start Ray on this machine, or join the one at the address."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if is_custom(config.game) and (module := _module(config.game)) is not None:
+        quiet["runtime_env"] = {"py_modules": [str(module)]}
+    if config.ray_address is not None:
+        _join(ray, config.ray_address, quiet)
+        return
+    store = min((256 << 20) + 3 * config.collectors * chunk_bytes, 4 << 30)
+    try:
+        ray.init(address="local", num_cpus=cpu_count(), include_dashboard=False, object_store_memory=store, **quiet)
+    except Exception as error:
+        raise ConfigError(
+            f"--collectors is {config.collectors}, and Ray cannot be started on this machine ({in_words(error)}); give "
+            "--collectors 0, or --ray-address of a cluster"
+        ) from error
+
+
+def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
+    """Join a cluster that runs; its token is the user's."""
+    said = f"--ray-address is {address!r}"
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    if address != "auto":
+        _ask_address(said, address)
+    try:
+        ray.init(address=address, **quiet)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"{said}, and the cluster takes no process without its token; copy the token that `ray get-auth-token` "
+            "shows on the head into ~/.ray/auth_token, readable by you alone, or set RAY_AUTH_MODE=disabled for a "
+            "cluster without one"
+        ) from error
+    except ConnectionError as error:
+        remedy = "start one with `ray start --head`, or give host:port" if address == "auto" else "see its logs there"
+        raise ConfigError(f"{said}, and no Ray that runs is found ({in_words(error)}); {remedy}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"{said}, and the cluster cannot be joined ({in_words(error)}); this machine must be a node of it (`ray "
+            "start --address=HOST:PORT`), with the same versions of Ray and Python"
+        ) from error
+
+
+def _ask_address(said: str, address: str) -> None:
+    """Raise ConfigError unless something listens at ``host:port``."""
+    parts = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d+)", address)
+    if parts is None:
+        raise ConfigError(f"{said}; give auto, or host:port of the cluster's head, such as 10.0.0.2:6379")
+    try:
+        socket.create_connection((parts[1], int(parts[2])), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"{said}, and nothing answers there ({in_words(error)}); start Ray on it with `ray start --head`, or give "
+            "the address that this prints"
+        ) from error
+
+
+def _module(game: str) -> Path | None:
+    """Return the file or folder that nodes need to import a custom environment; None where it is installed.
+
+    It goes along with the collectors: a module of one file as that file, a module inside a package as the package.
+    """
+    top = game.partition(":")[0].partition(".")[0]
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if main is not None and Path(main).stem == top:
+        return Path(main).resolve()
+    found = importlib.util.find_spec(top)
+    origin = None if found is None else found.origin
+    if origin is None or "site-packages" in origin or "dist-packages" in origin or found is None:
+        return None
+    path = Path(origin).resolve()
+    return path.parent if found.submodule_search_locations else path

@@ -1,0 +1,52 @@
+"""A run says once that its values are larger than its rewards can pay."""
+
+from __future__ import annotations
+
+import pytest
+from quick_run import QUICK
+
+from fastrl.dqn.callbacks import Callback
+from fastrl.dqn.run import train
+
+SHORT = QUICK.replace(total_frames=2_000, evaluate_every_frames=10**6, final_episodes=1)
+
+
+class Values(Callback):
+    """Shows other values than the learner's."""
+
+    def __init__(self, largest):
+        self._largest = iter(largest)
+
+    def on_log(self, run, metrics):
+        if "train/q_max" in metrics:
+            metrics["train/q_max"] = next(self._largest, 0.0)
+
+
+def warnings_of(config, largest, tmp_path, capsys, **options):
+    train(config.replace(runs_dir=str(tmp_path), name="run"), [Values(largest)], **options)
+    return [line for line in capsys.readouterr().out.splitlines() if "warning: train/q_max" in line]
+
+
+def test_it_warns_once_with_the_value_the_bound_and_a_remedy(tmp_path, capsys):
+    (line,) = warnings_of(SHORT, [99.9, 150.0, 160.0], tmp_path, capsys)
+    assert "train/q_max is 150 after " in line
+    assert "worth more than 100 (rewards are clipped to 1, gamma is 0.99)" in line
+    assert "lower --learning-rate" in line
+
+
+@pytest.mark.parametrize(
+    "settings", [{"reward_clip": False}, {"gamma": 1.0}, {"gamma": 0.999}], ids=["unclipped", "endless", "larger bound"]
+)
+def test_it_says_nothing_where_rewards_could_pay_that(settings, tmp_path, capsys):
+    assert not warnings_of(SHORT.replace(**settings), [150.0] * 9, tmp_path, capsys)
+
+
+def test_values_of_a_sound_run_are_no_reason(tmp_path, capsys):
+    train(SHORT.replace(runs_dir=str(tmp_path), name="run"))
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_resumed_run_does_not_say_it_again(tmp_path, capsys):
+    assert len(warnings_of(SHORT, [150.0] * 9, tmp_path, capsys)) == 1
+    longer = SHORT.replace(total_frames=3_000)
+    assert not warnings_of(longer, [150.0] * 9, tmp_path, capsys, resume=tmp_path / "run")
