@@ -28,14 +28,14 @@ cdef extern from "adam/adam.h":
         double *sums
         float scale, rate, eps, beta2, less1, less2
         int next
-    ctypedef void (*adam_parallel)(void (*)(void *), void *, unsigned, unsigned) nogil
+    ctypedef void (*openmp_parallel)(void (*)(void *), void *, unsigned, unsigned) nogil
     ctypedef struct adam_kernels:
         const char *name
         int (*supported)()
     const adam_kernels adam_all[]
     const int adam_all_count
     size_t adam_blocks(const adam_job *job)
-    float adam_step(const adam_kernels *, adam_job *, float max_norm, unsigned threads, adam_parallel) nogil
+    float adam_step(const adam_kernels *, adam_job *, float max_norm, unsigned threads, openmp_parallel) nogil
 
 
 def supported():
@@ -71,7 +71,7 @@ cdef class Adam:
 
     cdef adam_job job
     cdef const adam_kernels *kernels
-    cdef adam_parallel parallel
+    cdef openmp_parallel parallel
     cdef unsigned threads
     cdef list held
     cdef object pieces, sums
@@ -106,7 +106,7 @@ cdef class Adam:
                 piece.copy = <uint16_t *>self._address(f"copies[{i}]", copies[i], np.uint16, counts[i])
         self.sums = np.zeros(adam_blocks(&self.job), np.float64)
         self.job.sums = <double *><uintptr_t>self.sums.ctypes.data
-        self.threads, self.parallel = threads, <adam_parallel><void *>parallel
+        self.threads, self.parallel = threads, <openmp_parallel><void *>parallel
 
     def step(self, list grads, long count, double rate, double beta1, double beta2, double eps, float max_norm):
         """Take step number ``count`` and return the norm that the gradients had.

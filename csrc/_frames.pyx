@@ -85,11 +85,11 @@ def gather_both(const uint8_t[:, ::1] frames, const int64_t[:, :, ::1] numbers, 
 @cython.final
 @cython.auto_pickle(False)
 cdef class Crew:
-    """Threads that share a gather. None of them needs the GIL, and nobody waits for one that wakes late.
+    """Threads that share a gather. They need no GIL, and a gather does not wait for a thread that wakes late.
 
-    The rows are taken piece by piece, by whoever is awake: the caller of `gather`, and the threads inside `serve`, which
-    sleep between gathers. ``lock`` guards all numbers below. ``wake`` and ``done`` are held but for a moment: to release
-    one wakes a thread, or the caller.
+    The caller of `gather` and the threads inside `serve` take the rows piece by piece. These threads sleep between
+    gathers. ``lock`` guards all numbers below. ``wake`` and ``done`` are held but for a moment: to release one wakes a
+    thread, or the caller.
 
     The arrays are kept only during a gather: a pool lends a batch again once nothing refers to it.
 
@@ -103,7 +103,7 @@ cdef class Crew:
     cdef const uint8_t[:, ::1] frames
     cdef const int64_t[:, :, ::1] numbers
     cdef uint8_t[:, ::1] one, other
-    cdef Py_ssize_t next, end, piece  # rows: the first that nobody has taken, all, and how many to take at once
+    cdef Py_ssize_t next, end, piece  # rows: the first that is not taken, all, and how many to take at once
     cdef Py_ssize_t asleep, at_work  # threads
     cdef long looks
     cdef bint woken, waiting, over  # a thread was woken and has not said so; the caller sleeps; `stop` was called
@@ -160,7 +160,7 @@ cdef class Crew:
             PyThread_release_lock(self.busy)
 
     cdef int _share(self, Py_ssize_t rows, Py_ssize_t piece) except -1 nogil:
-        """Copy all rows; return when nobody copies any more."""
+        """Copy all rows; return when all threads have copied theirs."""
         cdef long looks = 0
         cdef int pauses
         PyThread_acquire_lock(self.lock, WAIT_LOCK)
@@ -190,7 +190,7 @@ cdef class Crew:
             PyThread_acquire_lock(self.lock, WAIT_LOCK)
             self.asleep += 1
             if self.over:
-                self._wake_one()  # me, if nobody else
+                self._wake_one()  # this thread, if no other
             PyThread_release_lock(self.lock)
             PyThread_acquire_lock(self.wake, WAIT_LOCK)
             PyThread_acquire_lock(self.lock, WAIT_LOCK)

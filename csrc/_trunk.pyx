@@ -36,7 +36,7 @@ cdef extern from "trunk/trunk.h":
         int parts
         char *scratch
         size_t scratch_bytes
-    ctypedef void (*trunk_parallel)(void (*)(void *), void *, unsigned, unsigned) nogil
+    ctypedef void (*openmp_parallel)(void (*)(void *), void *, unsigned, unsigned) nogil
     ctypedef struct trunk_kernels:
         const char *name
         int pair
@@ -48,7 +48,7 @@ cdef extern from "trunk/trunk.h":
     const int trunk_all_count
     size_t trunk_scratch_bytes(const trunk_job *) noexcept nogil
     void trunk_gradient(const trunk_job *, int, int, float, float *, float *) noexcept nogil
-    void trunk_run(void (*)(void *) noexcept nogil, trunk_job *, trunk_parallel) noexcept nogil
+    void trunk_run(void (*)(void *) noexcept nogil, trunk_job *, openmp_parallel) noexcept nogil
 
 
 def supported():
@@ -97,7 +97,7 @@ cdef class Trunk:
 
     cdef trunk_job job
     cdef const trunk_kernels *kernels
-    cdef trunk_parallel parallel
+    cdef openmp_parallel parallel
     cdef int batch, most
     cdef list memory
     cdef readonly list features
@@ -133,7 +133,7 @@ cdef class Trunk:
                 raise ValueError(f"pool is True, and the last layer gives [{h}, {w}]; give one that gives [2, 2] or more")
         self.job.pool = pool
         self.image, self.batch, self.most = image, batch, most
-        self.parallel = <trunk_parallel><void *>parallel
+        self.parallel = <openmp_parallel><void *>parallel
         self.dtype = np.dtype(np.uint16 if self.kernels.pair == 2 else np.float32)
         self.memory, self.features = [], []
         self._allocate()

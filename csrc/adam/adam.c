@@ -6,20 +6,6 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE float of_bfloat16(uint16_t e) {
-  const uint32_t bits = (uint32_t)e << 16;
-  float f;
-  memcpy(&f, &bits, sizeof f);
-  return f;
-}
-
-INLINE uint16_t to_bfloat16(float f) { /* to nearest, ties to even; NaN stays */
-  uint32_t bits;
-  memcpy(&bits, &f, sizeof bits);
-  const uint32_t near = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return (uint16_t)(f != f ? bits >> 16 | 0x40 : near);
-}
-
 /* Two times eight sums side by side, whatever the instruction set: the result is always the same. */
 enum { LANES = 8 };
 typedef float lanes __attribute__((vector_size(LANES * 4)));
@@ -52,7 +38,7 @@ INLINE double squares_of(const void *grad, int bfloat16, size_t from, size_t to)
   size_t i = from;
   if (bfloat16) {
     const uint16_t *g = grad;
-    SQUARES(load_bfloat16, of_bfloat16)
+    SQUARES(load_bfloat16, float_of_bfloat16)
   } else {
     const float *g = grad;
     SQUARES(load_float, )
@@ -85,14 +71,14 @@ INLINE void step_block(const adam_job *job, const adam_piece *piece, size_t from
   if (piece->bfloat16) {
     const uint16_t *restrict grad = (const uint16_t *)piece->grad + from;
     if (copy) {
-      STEP_LOOP(of_bfloat16(grad[i]), copy[i] = to_bfloat16(p))
+      STEP_LOOP(float_of_bfloat16(grad[i]), copy[i] = bfloat16_of_float(p))
     } else {
-      STEP_LOOP(of_bfloat16(grad[i]), (void)0)
+      STEP_LOOP(float_of_bfloat16(grad[i]), (void)0)
     }
   } else {
     const float *restrict grad = (const float *)piece->grad + from;
     if (copy) {
-      STEP_LOOP(grad[i], copy[i] = to_bfloat16(p))
+      STEP_LOOP(grad[i], copy[i] = bfloat16_of_float(p))
     } else {
       STEP_LOOP(grad[i], (void)0)
     }
@@ -128,17 +114,8 @@ PASSES(avx2, __attribute__((target("avx2"))))
 PASSES(avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,prefer-vector-width=512"))))
 #endif
 
-static int always(void) { return 1; }
-#if defined(__x86_64__)
-static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
-static int has_avx512(void) {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-#endif
-
 const adam_kernels adam_all[] = {
-    {"portable", always, norm_portable, step_portable},
+    {"portable", has_portable, norm_portable, step_portable},
 #if defined(__x86_64__)
     {"avx2", has_avx2, norm_avx2, step_avx2},
     {"avx512", has_avx512, norm_avx512, step_avx512},
@@ -152,21 +129,15 @@ size_t adam_blocks(const adam_job *job) {
   return blocks;
 }
 
-static void run(void (*work)(void *), adam_job *job, unsigned threads, adam_parallel parallel) {
-  job->next = 0;
-  if (parallel && threads > 1)
-    parallel(work, job, threads, 0);
-  else
-    work(job);
-}
-
-float adam_step(const adam_kernels *kernels, adam_job *job, float max_norm, unsigned threads, adam_parallel parallel) {
+float adam_step(const adam_kernels *kernels, adam_job *job, float max_norm, unsigned threads, openmp_parallel parallel) {
   const size_t blocks = adam_blocks(job);
-  run(kernels->norm, job, threads, parallel);
+  job->next = 0;
+  run_on_threads(kernels->norm, job, threads, parallel);
   double sum = 0;
   for (size_t i = 0; i < blocks; i++) sum += job->sums[i];
   const float norm = (float)sqrt(sum);
   job->scale = norm > max_norm ? max_norm / (norm + 1e-6f) : 1.0f;
-  run(kernels->step, job, threads, parallel);
+  job->next = 0;
+  run_on_threads(kernels->step, job, threads, parallel);
   return norm;
 }

@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "processor.h"
+
 enum { ADAM_BLOCK = 8192 };
 
 typedef struct {
@@ -42,10 +44,7 @@ extern const int adam_all_count;
 
 size_t adam_blocks(const adam_job *job);
 
-/* OpenMP's GOMP_parallel, as in trunk.h. */
-typedef void (*adam_parallel)(void (*work)(void *), void *job, unsigned threads, unsigned flags);
-
 /* Take a step and return the norm that the gradients had before they were scaled down to max_norm. */
-float adam_step(const adam_kernels *kernels, adam_job *job, float max_norm, unsigned threads, adam_parallel parallel);
+float adam_step(const adam_kernels *kernels, adam_job *job, float max_norm, unsigned threads, openmp_parallel parallel);
 
 #endif

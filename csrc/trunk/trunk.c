@@ -178,8 +178,8 @@ typedef int16_t bfloat16_bits __attribute__((vector_size(32)));
 #define SPLAT(p) pair_of(p)
 #define MADD(acc, a, b) _mm512_dpbf16_ps(acc, (__m512bh)(a), (__m512bh)(b))
 #define RELU(v) _mm512_max_ps(v, ZERO)
-#define TO_FLOAT(e) to_float(e)
-#define ROUND(f) rounded(f)
+#define TO_FLOAT(e) float_of_bfloat16(e)
+#define ROUND(f) bfloat16_of_float(f)
 #define FROM_BYTE(b) from_byte(b)
 #define INTERLEAVE4 interleave4
 
@@ -187,20 +187,6 @@ TARGET static inline __attribute__((always_inline)) __m512 pair_of(const bfloat1
   int32_t pair;
   memcpy(&pair, p, sizeof pair);
   return (__m512)_mm512_set1_epi32(pair);
-}
-
-static inline float to_float(bfloat16 e) {
-  const uint32_t bits = (uint32_t)e << 16;
-  float f;
-  memcpy(&f, &bits, sizeof f);
-  return f;
-}
-
-static inline bfloat16 rounded(float f) { /* to nearest, ties to even, as the processor's instruction does; NaN stays */
-  uint32_t bits;
-  memcpy(&bits, &f, sizeof bits);
-  if (f != f) return (bfloat16)(bits >> 16 | 0x40);
-  return (bfloat16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 static inline bfloat16 from_byte(uint8_t b) { /* exact: 8 bits fit into the 8 of the significand */
@@ -245,18 +231,12 @@ TARGET static void interleave4(const uint8_t *in, bfloat16 *out, size_t area, si
 
 /* --- which there are ------------------------------------------------------------------------------------ */
 
-static int always(void) { return 1; }
 #if defined(__x86_64__)
-static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-static int has_avx512(void) {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
 static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 const trunk_kernels trunk_all[] = {
-    {"portable", 1, always, pack_portable, forward_portable, backward_portable},
+    {"portable", 1, has_portable, pack_portable, forward_portable, backward_portable},
 #if defined(__x86_64__)
     {"avx2", 1, has_avx2, pack_avx2, forward_avx2, backward_avx2},
     {"avx512", 1, has_avx512, pack_avx512, forward_avx512, backward_avx512},
@@ -281,12 +261,9 @@ size_t trunk_scratch_bytes(const trunk_job *job) {
   return (bytes + 4095) / 4096 * 4096;
 }
 
-void trunk_run(void (*work)(void *), trunk_job *job, trunk_parallel parallel) {
+void trunk_run(void (*work)(void *), trunk_job *job, openmp_parallel parallel) {
   job->next = job->worker = 0;
-  if (parallel && job->parts > 1)
-    parallel(work, job, (unsigned)job->parts, 0);
-  else
-    work(job);
+  run_on_threads(work, job, (unsigned)job->parts, parallel);
 }
 
 void trunk_gradient(const trunk_job *job, int j, int channels, float scale, float *weight, float *bias) {

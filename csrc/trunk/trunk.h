@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "processor.h"
+
 enum { TRUNK_LAYERS = 4, TRUNK_NETS = 2 };
 
 /* A convolution without padding, and a ReLU: [h][w][c] elements -> [ho][wo][n]. */
@@ -68,10 +70,7 @@ size_t trunk_scratch_bytes(const trunk_job *job);
 /* Add the parts of a layer's gradients up, in order: weight [n][k][k][channels], times scale, and bias [n]. */
 void trunk_gradient(const trunk_job *job, int layer, int channels, float scale, float *weight, float *bias);
 
-/* OpenMP's GOMP_parallel of the library that the process has loaded already, so that its threads are shared. */
-typedef void (*trunk_parallel)(void (*work)(void *), void *job, unsigned threads, unsigned flags);
-
 /* Run a job with as many workers as it has parts: in one thread where `parallel` is NULL. */
-void trunk_run(void (*work)(void *), trunk_job *job, trunk_parallel parallel);
+void trunk_run(void (*work)(void *), trunk_job *job, openmp_parallel parallel);
 
 #endif
