@@ -24,19 +24,18 @@ checkpoints, which are not due in the measured rounds for anyone. Equal samples 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from side_by_side import Contestant, Result, quartiles, ratio, side_by_side
+from timed_run import TimedRun
 
 CAPACITY = 50_000
 FILL_STEPS = 10_000
@@ -46,7 +45,6 @@ FRAMES_PER_STEP = 4
 TOLERANCE = 0.05
 QUIET_SHARE = 0.1  # of one core, for all that is not part of this
 BATCH_SIZE, TRAIN_EVERY_STEPS = 32, 4  # of the loops with one game
-NEVER = 10**12
 ABOUT = (
     "samples_per_step batch_size num_envs trunk hidden n_step dueling double prioritized "
     "precision torch_threads kernels"
@@ -84,49 +82,28 @@ def contestants(device: str) -> dict[str, Contestant]:
     }
 
 
-class Fastrl:
+class Fastrl(TimedRun):
     """fastrl's Run with the preset for a device and some other settings; see `side_by_side.Loop`."""
 
     def __init__(self, device: str, settings: dict[str, Any]) -> None:
-        from fastrl.base.stop import Stop
         from fastrl.config import preset_for
-        from fastrl.dqn.run import Run
 
         os.environ["FASTRL_TUNE"] = "off"  # precision, threads and kernels by the rule, the same in each round
-
-        self._left_behind = contextlib.ExitStack()
-        runs_dir = self._left_behind.enter_context(tempfile.TemporaryDirectory())
-        config = self._config = preset_for("breakout", device).config.replace(
-            device=device, capacity=CAPACITY, learn_start_steps=FILL_STEPS, dephase_steps=0, epsilon_start=EPSILON,
-            epsilon_end=EPSILON, total_frames=NEVER, log_every_frames=NEVER, evaluate_every_frames=NEVER,
-            checkpoint_every_frames=NEVER, runs_dir=runs_dir, **settings,
+        self._device = device
+        config = preset_for("breakout", device).config.replace(
+            device=device, capacity=CAPACITY, learn_start_steps=FILL_STEPS, epsilon_start=EPSILON, epsilon_end=EPSILON,
+            **settings,
         )  # fmt: skip
-        n = config.group_size
-        self.unit = n * max(1, round(config.batch_size / config.samples_per_step / n))
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # it could not compile: another program than the one meant
-            self._run = Run(config, [], Stop(), resume=None, quiet=True)
-        self._left_behind.callback(self._run.close)
-        self._left_behind.enter_context(self._run.reporter)
+            super().__init__(config, WARM_UPDATES)
         self.about = {what: getattr(self._run.config, what) for what in ABOUT}
         self.about["bytes_per_row"] = self._run.buffer.nbytes / config.capacity
-        self._run.start()
-        while self._run.learner.updates < WARM_UPDATES:
-            self._run.step()
 
     def play(self, steps: int) -> None:
         """Play whole vector steps."""
-        for _ in range(-(-steps // self._config.group_size)):
-            self._run.step()
-        _synchronize(self._config.device)
-
-    def counts(self) -> dict[str, int]:
-        """Return agent steps (rows that only reset a game are none) and samples learned so far."""
-        return {"steps": self._run.steps, "samples": self._run.learner.updates * self._config.batch_size}
-
-    def close(self) -> None:
-        """Free the games and the run's folder."""
-        self._left_behind.close()
+        super().play(steps)
+        _synchronize(self._device)
 
 
 class StableBaselines3:

@@ -32,12 +32,10 @@ import difflib
 import io
 import itertools
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 import types
@@ -49,6 +47,7 @@ from typing import Any
 import numpy as np
 from machine_card import machine_card
 from side_by_side import Contestant, quartiles, side_by_side
+from timed_run import TimedRun
 
 import fastrl
 from fastrl import plot
@@ -62,10 +61,10 @@ from fastrl.cli import run_command
 from fastrl.config import DQNConfig, from_record, to_record
 from fastrl.dqn.checkpoint import load_state
 from fastrl.dqn.collector import build_envs
-from fastrl.dqn.device.device import has_bfloat16, pick_device
-from fastrl.dqn.run import Run
+from fastrl.dqn.device.device import pick_device, pick_precision
 from fastrl.dqn.run.build import compressed_bytes, lz4_installed
 from fastrl.dqn.run.replay_plan import ReplayPlan, plan_disk, plan_replay, refusal
+from fastrl.envs.step import frame_bytes
 from fastrl.runs import checkpoints
 from fastrl.runs.curves import MeasuredRun, curve_of, filled, read_run
 from fastrl.runs.folder import RunFolder, load_dqn_config
@@ -83,7 +82,6 @@ SAY_EVERY_SECONDS = 60.0
 SPEED = "speed.json"
 TIMED_ROWS, TIMED_UPDATES = 20_000, 20
 """Rows of replay of a loop that is timed, a tenth of them before it learns; updates that it makes before."""
-NEVER = 10**12
 Row = dict[str, Any]
 
 
@@ -328,8 +326,7 @@ def check_room(study: Study) -> None:
             raise ConfigError(f"{study.table}: arm {arm.key}, {jobs} at once: {error}")
         arm.fix("capacity", plan.capacity)
         arm.fix("frame_store", plan.store)
-        if config.precision == "auto":
-            arm.fix("precision", "bfloat16" if has_bfloat16(pick_device("cpu")) else "float32")
+        arm.fix("precision", pick_precision(config.precision, pick_device("cpu")))
         if config.checkpoint_replay:
             needed = plan_disk(config, sizes[kind], plan.capacity, disk, held=0, steps=0, share_files=links).needed
             there = sum(path.stat().st_size for path in arm.folder.path.rglob("*") if path.is_file())
@@ -345,7 +342,7 @@ def check_room(study: Study) -> None:
 def _frame_bytes(config: DQNConfig) -> int:
     envs = build_envs(config.replace(num_envs=1, env_groups=1), seed=0)
     try:
-        return math.prod(envs.frame_shape) * envs.frame_dtype.itemsize
+        return frame_bytes(envs)
     finally:
         envs.close()
 
@@ -480,41 +477,16 @@ def progress(arm: Arm) -> str:
 # --- how fast they are --------------------------------------------------------------------------------
 
 
-class Timed:
+class Timed(TimedRun):
     """The loop of an arm, to be timed beside those of others; see `side_by_side.Loop`."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         config = from_record(record, Path("arm"))
         assert isinstance(config, DQNConfig)
-        self._left_behind = contextlib.ExitStack()
-        self._config = config.replace(
-            capacity=TIMED_ROWS, learn_start_steps=TIMED_ROWS // 10, total_frames=NEVER, total_samples=None,
-            log_every_frames=NEVER, evaluate_every_frames=NEVER, checkpoint_every_frames=NEVER,
-            checkpoint_every_minutes=0.0, checkpoint_replay=False, dephase_steps=0, name=None,
-            runs_dir=self._left_behind.enter_context(tempfile.TemporaryDirectory()),
-        )  # fmt: skip
-        self.about: dict[str, Any] = {}
-        n = config.group_size
-        self.unit = n * max(1, round(config.batch_size / config.samples_per_step / n))
-        self._run = Run(self._config, [], Stop(), resume=None, quiet=True)
-        self._left_behind.callback(self._run.close)
-        self._left_behind.enter_context(self._run.reporter)
-        self._run.start()
-        while self._run.learner.updates < TIMED_UPDATES:
-            self._run.step()
-
-    def play(self, steps: int) -> None:
-        """Play whole vector steps."""
-        for _ in range(-(-steps // self._config.group_size)):
-            self._run.step()
-
-    def counts(self) -> dict[str, int]:
-        """Return what was done so far."""
-        return {"steps": self._run.steps, "frames": self._run.frames, "samples": self._run.samples}
-
-    def close(self) -> None:
-        """Free the games and the run's folder."""
-        self._left_behind.close()
+        rows = {"capacity": TIMED_ROWS, "learn_start_steps": TIMED_ROWS // 10}
+        super().__init__(
+            config.replace(checkpoint_every_minutes=0.0, checkpoint_replay=False, name=None, **rows), TIMED_UPDATES
+        )
 
 
 def measure_speed(study: Study, rounds: int, seconds: float) -> int:

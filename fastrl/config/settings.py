@@ -30,6 +30,8 @@ def check_device(name: object) -> None:
     raise ConfigError(f"--device is {name!r}, but networks learn on a CPU or a CUDA GPU alone; {remedy}")
 
 
+Trunk = Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"]
+
 Schedule = tuple[tuple[int, float], ...]
 """Pairs (agent steps since learning started, value): between two steps the value goes from one to the other, from the
 last on it stays. Empty: no schedule."""
@@ -114,7 +116,7 @@ class DQNConfig(Rules, RunConfig):
     """Seconds without an answer after which a collector is replaced."""
 
     # Network
-    trunk: Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"] = "nature"
+    trunk: Trunk = "nature"
     """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `pooled` (`small` and a 2x2
     max-pool), `residual` (`pooled` with a residual block before the pool), `minatar` (one 3x3 convolution, for small
     images, Young & Tian 2019), `impala` (residual, Espeholt et al. 2018; many times the arithmetic), `impala-pooled`

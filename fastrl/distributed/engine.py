@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.base.errors import ConfigError, RunError, in_words
@@ -32,7 +31,7 @@ from fastrl.distributed.actor import Actor, Request, facts, versions
 from fastrl.distributed.collectors import Collectors, LostError
 from fastrl.dqn import collector
 from fastrl.envs.names import is_custom
-from fastrl.envs.step import Envs
+from fastrl.envs.step import frame_bytes
 
 CONNECT_SECONDS = 5
 """Time for an address to answer."""
@@ -182,15 +181,11 @@ def build_collectors(config: DQNConfig, seed: int, check: Callable[[], None]) ->
         made: Any = getattr(envs, "is_vector", False) and envs.num_envs
         if made and made != config.num_envs:
             raise ConfigError(f"--num-envs is {config.num_envs}, and {config.game} makes {made} at a time; give {made}")
-        engine = RayEngine(config, seed, _frame_bytes(envs))
+        engine = RayEngine(config, seed, frame_bytes(envs))
     except BaseException:
         envs.close()
         raise
     return Collectors(config, engine, envs, facts(envs), check=check)
-
-
-def _frame_bytes(envs: Envs) -> int:
-    return math.prod(envs.frame_shape) * np.dtype(envs.frame_dtype).itemsize
 
 
 def _of_collector(number: int, cause: BaseException) -> Exception:

@@ -21,7 +21,7 @@ from fastrl.config import DQNConfig
 from fastrl.dqn.policy import Policy
 from fastrl.envs.frame_stack import FrameStack
 from fastrl.envs.make import make_envs
-from fastrl.envs.step import Envs, Step
+from fastrl.envs.step import Envs, Step, selected
 
 Array = NDArray[Any]
 
@@ -72,9 +72,7 @@ class Rows:
 
     def select(self, rows: NDArray[np.bool_]) -> Rows:
         """Return copies of some rows, given as [n] bool."""
-        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        chosen: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
-        return Rows(**chosen)
+        return selected(self, rows)
 
 
 class Group:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 ALIGNED = 32
@@ -58,3 +60,9 @@ class FlatParameters:
         return [
             flat.as_strided(p.shape, p.stride(), start) for p, start in zip(self._parameters, self.starts, strict=True)
         ]
+
+
+def as_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor on a CPU as NumPy sees it, in the same memory; bfloat16 as uint16, which NumPy has."""
+    array: NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array

@@ -21,7 +21,7 @@ from fastrl.base.errors import ConfigError
 from fastrl.base.machine import cpu_count, keep_freed_memory
 from fastrl.config import DQNConfig
 from fastrl.dqn.device import cuda_graph
-from fastrl.dqn.device.device import has_bfloat16
+from fastrl.dqn.device.device import pick_precision
 from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.device.transfer import Download, Upload
 from fastrl.dqn.flat import FlatParameters
@@ -111,8 +111,7 @@ class Learner:
         torch.set_num_threads(config.torch_threads or (1 if on_gpu else cpu_count()))
         keep_freed_memory()
         self.config, self.device = config, device
-        low = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
-        self.precision = "bfloat16" if low else "float32"
+        self.precision = pick_precision(config.precision, device)
         self.updates = 0
         self.delayed = on_gpu if delayed is None else delayed
         self._obs_shape, self._obs_dtype = tuple(obs_shape), np.dtype(obs_dtype)

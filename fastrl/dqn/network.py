@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
+from fastrl.config.settings import Trunk
 from fastrl.dqn.heads import build_head
 
 
@@ -34,7 +35,6 @@ IMAGE_TRUNKS = {
     "residual": PlainTrunk(_SMALL, pooled=True, residual=True),
     "minatar": PlainTrunk(((16, 3, 1),)),  # Young & Tian 2019, for images of 10 x 10
 }
-Trunk = Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"]
 FALLBACKS: tuple[Trunk, ...] = ("small", "minatar")
 # Filters of the residual trunk's three sections (Espeholt et al. 2018, figure 3, right).
 IMPALA_FILTERS = (16, 32, 32)

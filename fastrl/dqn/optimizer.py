@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
-from fastrl.dqn.flat import FlatParameters
+from fastrl.dqn.flat import FlatParameters, as_numpy
 from fastrl.dqn.openmp import openmp_parallel
 
 try:
@@ -235,9 +235,7 @@ def in_memory(tensor: Tensor, like: Tensor | None = None) -> NDArray[Any]:
     """Return the elements of a tensor in the order in which they lie, or those of `like` do, as float32 or uint16."""
     if like is not None and tensor.stride() != like.stride():
         tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-    flat = tensor.detach().as_strided((tensor.numel(),), (1,))
-    array: NDArray[Any] = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
-    return array
+    return as_numpy(tensor.detach().as_strided((tensor.numel(),), (1,)))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastrl.dqn.flat import FlatParameters
+from fastrl.dqn.flat import FlatParameters, as_numpy
 from fastrl.dqn.network import QNetwork
 from fastrl.dqn.openmp import openmp_parallel
 
@@ -130,7 +130,7 @@ class FastTrunk:
     def gradients(self, obs: Array, grad: Tensor) -> list[Tensor]:
         """Return the gradients of `weights`, after `features` of the same observations."""
         grad = grad.to(self._element).contiguous()
-        self._trunk.backward(obs, _as_numpy(grad))
+        self._trunk.backward(obs, as_numpy(grad))
         found: list[Tensor] = []
         for layer, parameters in enumerate(self._convolutions[0]):
             weight, bias = (torch.empty_like(p, requires_grad=False) for p in parameters)  # channels last, as they are
@@ -209,9 +209,4 @@ class Dense(torch.autograd.Function):
 def _positions_first(weight: Tensor) -> Array:
     """Return weights [n, c, k, k] in channels-last memory as [n, k, k, c]."""
     array: Array = weight.permute(0, 2, 3, 1).numpy()
-    return array
-
-
-def _as_numpy(tensor: Tensor) -> Array:
-    array: Array = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array

@@ -28,7 +28,7 @@ from fastrl.base.cache import cached, keep
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import busy_seconds, cpu_count, processor
 from fastrl.config import DQNConfig
-from fastrl.dqn.device.device import has_bfloat16
+from fastrl.dqn.device.device import has_bfloat16, pick_precision
 from fastrl.dqn.learner import Learner, pick_fast_kernels
 from fastrl.dqn.network import build_network
 from fastrl.dqn.race import Race
@@ -158,9 +158,7 @@ def _unsuited(choice: Choice) -> list[str]:
 
 def by_rule(config: DQNConfig, shapes: Shapes) -> Choice:
     """Return what a CPU takes without a measurement: what the settings say, and the rule for what they leave open."""
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if has_bfloat16(CPU) else "float32"
+    precision = pick_precision(config.precision, CPU)
     kernels = config.kernels
     if kernels == "auto":
         kernels = "fastrl" if _fits(config.replace(precision=precision), shapes) else "torch"
@@ -169,7 +167,7 @@ def by_rule(config: DQNConfig, shapes: Shapes) -> Choice:
 
 def _fits(config: DQNConfig, shapes: Shapes, device: torch.device = CPU) -> bool:
     """Whether there are own kernels for a run in the precision that the settings say."""
-    low = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
+    low = pick_precision(config.precision, device) == "bfloat16"
     return pick_fast_kernels(config, shapes.obs_dtype, device, low) is not None
 
 

@@ -7,9 +7,10 @@ Letters in shapes: ``N`` environments, ``n`` rows of one call (``n = N`` unless 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -59,9 +60,17 @@ class Step:
 
     def select(self, rows: Array) -> Step:
         """Return a step with copies of some rows, given by their positions [m] integers."""
-        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        chosen: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
-        return Step(**chosen)
+        return selected(self, rows)
+
+
+Record = TypeVar("Record", bound=Any)
+
+
+def selected(record: Record, rows: Array) -> Record:
+    """Return a dataclass of columns with copies of some rows, given by positions or as bool; None stays None."""
+    columns = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    chosen: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+    return dataclasses.replace(record, **chosen)
 
 
 class Envs(Protocol):
@@ -80,6 +89,11 @@ class Envs(Protocol):
     def send(self, actions: npt.ArrayLike) -> None: ...
     def recv(self) -> Step: ...
     def close(self) -> None: ...
+
+
+def frame_bytes(envs: Envs) -> int:
+    """Return the bytes of one frame of these environments."""
+    return math.prod(envs.frame_shape) * envs.frame_dtype.itemsize
 
 
 class GameEnvs(Envs, Protocol):

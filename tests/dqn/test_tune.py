@@ -12,6 +12,7 @@ import torch
 from fastrl.base.errors import ConfigError
 from fastrl.config import PRESETS
 from fastrl.dqn import race, tune
+from fastrl.dqn.device import device
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.tune import Choice, Measured, Shapes, settle
 
@@ -35,7 +36,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.delenv(tune.SWITCH)
     monkeypatch.setattr(tune, "measure", measure)
-    monkeypatch.setattr(tune, "has_bfloat16", lambda device: known.bfloat16)
+    for module in (tune, device):
+        monkeypatch.setattr(module, "has_bfloat16", lambda device: known.bfloat16)
     monkeypatch.setattr(tune, "cpu_count", lambda: known.cores)
     fits = lambda config, dtype, device, low: "fast" if known.kernels and device == CPU else None  # noqa: E731
     monkeypatch.setattr(tune, "pick_fast_kernels", fits)

@@ -37,6 +37,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
+def pick_precision(asked: str, device: torch.device) -> str:
+    """Return the precision that a setting asks for: of "auto", "bfloat16" where the device has it, else "float32"."""
+    if asked != "auto":
+        return asked
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
 def gpu_free_bytes(device: torch.device) -> int:
     """Return the free bytes of a GPU's memory."""
     return torch.cuda.mem_get_info(device)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from fastrl.dqn.run.replay_plan import (
     plan_replay,
     refusal,
 )
-from fastrl.envs.step import Envs
+from fastrl.envs.step import Envs, frame_bytes
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer
 from fastrl.replay.saves import segments
 from fastrl.runs.checkpoints import REPLAY
@@ -218,7 +217,7 @@ def _plan(
     """Plan the replay for the memory that is free now, or raise what refuses the plan."""
     plan = plan_replay(
         config,
-        math.prod(envs.frame_shape) * envs.frame_dtype.itemsize,
+        frame_bytes(envs),
         available_bytes(),
         None if device.type == "cpu" else gpu_free_bytes(device),
         lz4_installed=lz4_installed(),
