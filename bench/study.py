@@ -56,7 +56,7 @@ from fastrl.base.console import say
 from fastrl.base.errors import ConfigError, DamageError
 from fastrl.base.files import why_no_place, write_atomically
 from fastrl.base.machine import available_bytes, bytes_in_words, free_disk_bytes, has_hard_links
-from fastrl.base.ranges import OneFolder
+from fastrl.base.ranges import OneFolder, as_tuples, spelled
 from fastrl.base.stop import Stop
 from fastrl.cli import run_command
 from fastrl.config import DQNConfig, from_record, to_record
@@ -72,7 +72,7 @@ from fastrl.runs.folder import RunFolder, load_dqn_config
 from fastrl.train import config_for
 
 PROG = "python bench/study.py"
-PINNED: dict[str, Any] = {"device": "cpu", "torch_threads": 1, "env_threads": 1}
+PINNED: dict[str, Any] = {"device": "cpu", "torch_threads": 1, "env_threads": 1, "collectors": 0}
 """Settings of every arm: one core, one thread."""
 PLACED = ("seed", "name", "runs_dir", "game")
 """Settings that the rest of the table says."""
@@ -161,7 +161,7 @@ def as_flag(name: str, value: Any) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
-    return [flag, *map(str, value)] if isinstance(value, tuple) else [f"{flag}={value}"]
+    return [flag, *spelled(value).split()] if isinstance(value, tuple) else [f"{flag}={value}"]
 
 
 def read_table(path: Path, jobs: int | None = None) -> Study:
@@ -232,9 +232,11 @@ def _arm(study: Study, where: str, name: str, game: str, seed: Any, given: Mappi
             )
         if key in PINNED:
             raise ConfigError(f"{where}: flags has {key}, but an arm has one core and one thread; leave it out")
+        if isinstance(given[key], list) and any(isinstance(one, str) for one in given[key]):
+            raise ConfigError(f"{where}: {key} is {given[key]}; give numbers, a schedule as [[0, 3], [600_000, 1]]")
     folder = study.folder / f"{name}-s{seed}"
     flags: dict[str, Any] = {"films": False}
-    flags |= {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    flags |= {key: as_tuples(value) for key, value in given.items()}
     flags |= {**PINNED, "seed": seed, "runs_dir": str(study.folder), "name": folder.name}
     try:
         config = config_for(game, **flags)

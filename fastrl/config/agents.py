@@ -8,12 +8,13 @@ sizes of Adam are the preset's: those of a paper belong to its one game at a tim
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from fastrl.base.errors import ConfigError
-from fastrl.config.settings import DQNConfig
+from fastrl.config.settings import REPLACES, DQNConfig
 from fastrl.envs.names import is_custom
 
 AgentName = Literal["dqn2015", "double", "dueling", "c51", "qr-dqn", "m-dqn"]
@@ -106,7 +107,7 @@ NETWORK = ("trunk", "width", "hidden", "dueling", "head", "atoms", "v_max", "qua
 """Settings of agents that a checkpoint's networks and optimizer hold: no resume can change them."""
 
 
-def with_agent(config: DQNConfig, name: str, given: Collection[str] = ()) -> DQNConfig:
+def with_agent(config: DQNConfig, name: str, given: Mapping[str, Any] = MappingProxyType({})) -> DQNConfig:
     """Return settings with an agent's laid over them.
 
     Parameters
@@ -115,8 +116,8 @@ def with_agent(config: DQNConfig, name: str, given: Collection[str] = ()) -> DQN
         A preset's settings.
     name : str
         The agent's name.
-    given : collection of str
-        Names of settings that flags say: the agent leaves them alone.
+    given : mapping
+        Settings that flags say: the agent leaves them alone, and what a schedule among them replaces.
 
     Raises
     ------
@@ -132,4 +133,9 @@ def with_agent(config: DQNConfig, name: str, given: Collection[str] = ()) -> DQN
     if config.game != "catch" and not is_custom(config.game):
         settings |= agent.atari
     said = {"head", *given} if "distributional" in given else set(given)
+    for schedule, replaced in REPLACES.items():
+        if given.get(schedule):
+            said |= set(replaced)
+        elif settings.keys() & set(replaced):
+            settings[schedule] = ()  # the preset's
     return config.replace(**{key: value for key, value in settings.items() if key not in said})

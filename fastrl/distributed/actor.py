@@ -96,7 +96,7 @@ class Actor:
     Raises
     ------
     ConfigError
-        By `open` and `collect`, if this node has other versions, or for the reasons of `build_group`.
+        By `open_games` and `collect`, if this node has other versions, or for the reasons of `build_group`.
     """
 
     def __init__(self, record: dict[str, Any], seed: int, number: int, wanted: dict[str, str], *, again: bool) -> None:
@@ -104,7 +104,7 @@ class Actor:
         self._born, self._seq = secrets.randbits(62), 0
         self._collector: Collector | None = None
 
-    def open(self) -> dict[str, Any]:
+    def open_games(self) -> dict[str, Any]:
         """Open the games, unless they are open; return what the learner must agree with."""
         for name, version in versions().items():
             if version != self._wanted[name]:
@@ -127,7 +127,7 @@ class Actor:
         weights : dict or None
             Those of the request's version.
         """
-        self.open()
+        self.open_games()
         assert self._collector is not None
         if weights is not None:
             self._network.load(weights, request.version)

@@ -45,8 +45,8 @@ class Engine(Protocol):
     def start(self, number: int) -> None:
         """Start a collector."""
 
-    def open(self, number: int) -> Any:
-        """Ask for `Actor.open`; return the ref."""
+    def open_games(self, number: int) -> Any:
+        """Ask for `Actor.open_games`; return the ref."""
 
     def collect(self, number: int, request: Request, weights: Any) -> Any:
         """Ask for `Actor.collect`, `weights` as `put` returned it, or None; return the ref."""
@@ -122,7 +122,7 @@ class Collectors:
     envs : Envs
         Games of this process, to ask about shapes and actions; they are closed by `close`.
     wanted : dict
-        What `Actor.open` of every collector must answer.
+        What `Actor.open_games` of every collector must answer.
     check : callable
         Called at least every `POLL_SECONDS` while rows are waited for; raises to leave.
     clock : callable
@@ -179,7 +179,7 @@ class Collectors:
             return
         for slot in self._slots:
             self._engine.start(slot.number)
-        refs = {slot.number: self._engine.open(slot.number) for slot in self._slots}
+        refs = {slot.number: self._engine.open_games(slot.number) for slot in self._slots}
         until = self._clock() + START_SECONDS + self._config.collector_timeout
         while refs:
             self._check()
@@ -188,7 +188,7 @@ class Collectors:
                 try:
                     found = self._engine.get(number, ref)
                 except LostError:
-                    refs[number] = self._engine.open(number)  # of the process that replaces it
+                    refs[number] = self._engine.open_games(number)  # of the process that replaces it
                     continue
                 del refs[number]
                 self._compare(number, found)

@@ -87,9 +87,9 @@ class RayEngine:
         """Start a collector; see `Engine`."""
         self._actors[number] = self._class.remote(self._record, self._seed, number, versions(), again=again)
 
-    def open(self, number: int) -> Any:
-        """Ask for `Actor.open`."""
-        return self._actors[number].open.remote()
+    def open_games(self, number: int) -> Any:
+        """Ask for `Actor.open_games`."""
+        return self._actors[number].open_games.remote()
 
     def collect(self, number: int, request: Request, weights: Any) -> Any:
         """Ask for `Actor.collect`."""

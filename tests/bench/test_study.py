@@ -348,6 +348,12 @@ def test_disk_for_the_arms_that_run_at_once_is_asked_first(table, monkeypatch):
             "arms.toml, arm one: flags has seed, which game, seeds, name",
         ),
         (f"{ARM}flags = {{ torch_threads = 2 }}\n", QUICK, "arms.toml, arm one: flags has torch_threads, but an arm"),
+        (f"{ARM}flags = {{ collectors = 2 }}\n", QUICK, "arms.toml, arm one: flags has collectors, but an arm"),
+        (
+            f'{ARM}flags = {{ n_step_schedule = ["0:3"] }}\n',
+            QUICK,
+            r"one: n_step_schedule is \['0:3'\]; give numbers, a schedule as \[\[0, 3\], \[600_000, 1\]\]",
+        ),
         (f"{ARM}gamma = 0.5\n", QUICK, "arms.toml, arm one: there is no key gamma; .* settings stand under flags"),
     ],
 )
@@ -442,4 +448,33 @@ def test_values_of_every_type_become_flags():
     assert study.as_flag("double", True) == ["--double"]
     assert study.as_flag("total_frames", 3) == ["--total-frames=3"]
     assert study.as_flag("films", False) == ["--no-films"]
-    assert study.as_flag("steps", ("1", "2")) == ["--steps", "1", "2"]
+    assert study.as_flag("epsilon_ladder", (0.4, 0.01)) == ["--epsilon-ladder", "0.4", "0.01"]
+    assert study.as_flag("n_step_schedule", ((0, 10), (9, 1))) == ["--n-step-schedule", "0:10", "9:1"]
+    assert study.as_flag("n_step_schedule", ()) == ["--n-step-schedule"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "n_step_schedule = [[0, 10], [2_000, 3]], gamma_schedule = [[0, 0.97], [500, 0.99]], learning_rate = 2e-3",
+        "epsilon_ladder = [0.4, 0.01], optimizer_eps = 2e-5, double = false",
+        'agent = "qr-dqn", quantiles = 8, learning_rate_schedule = [[0, 1e-3]]',
+        'agent = "dqn2015", capacity = 4_000',
+    ],
+)
+def test_the_command_of_an_arm_gives_the_settings_of_its_table(table, monkeypatch, flags):
+    from fastrl import train
+    from fastrl.dqn import run
+
+    wanted = study.read_table(table(f"{ARM}flags = {{ {flags} }}\n"))
+    study.check_room(wanted)
+    reached = []
+
+    def begin(config, **_):
+        reached.append(config)
+        raise ConfigError("begun")
+
+    monkeypatch.setattr(run, "train", begin)
+    with pytest.raises(ConfigError, match="begun"):
+        train.main(wanted.arms[0].command()[3:])
+    assert reached == [wanted.arms[0].config]

@@ -80,10 +80,25 @@ def test_a_trunk_of_atari_games_is_not_forced_on_other_frames():
 
 
 def test_what_is_given_wins():
-    config = with_agent(CPU, "dqn2015", given=("double", "trunk", "learning_rate"))
+    config = with_agent(CPU, "dqn2015", given=dict.fromkeys(("double", "trunk", "learning_rate")))
     assert (config.double, config.trunk, config.learning_rate) == (CPU.double, CPU.trunk, CPU.learning_rate)
     assert not config.dueling
-    assert with_agent(CPU, "qr-dqn", given=("distributional",)).replace(distributional=True).head == "c51"
+    assert with_agent(CPU, "qr-dqn", given={"distributional": True}).replace(distributional=True).head == "c51"
+
+
+def test_a_schedule_of_the_preset_gives_way_to_an_agent_and_one_that_is_given_does_not():
+    ten = ((0, 10), (1_000, 3))
+    assert with_agent(CPU.replace(n_step_schedule=ten), "c51").n_step_schedule == ()
+    assert with_agent(CPU.replace(learning_rate_schedule=((0, 0.1),)), "double").learning_rate_schedule == ()
+    kept = CPU.replace(n_step_schedule=ten, gamma_schedule=((0, 0.9),), epsilon_schedule=((0, 0.5),))
+    assert with_agent(kept, "dueling") == kept
+    assert with_agent(kept, "c51").gamma_schedule == ((0, 0.9),)
+    config = with_agent(CPU, "c51", given={"n_step_schedule": ten}).replace(n_step_schedule=ten)
+    assert (config.n_step_schedule, config.head) == (ten, "c51")
+    both = with_agent(kept, "c51", given={"n_step_schedule": ten})  # instead of a schedule that is there
+    assert (both.n_step_schedule, both.n_step) == (ten, CPU.n_step)
+    config = with_agent(CPU, "c51", given={"n_step_schedule": ()}).replace(n_step_schedule=())
+    assert (config.n_step, config.n_step_end) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def actor(config, seed, number, *, again):
     from fastrl.config import to_record
     from fastrl.distributed.actor import versions
 
-    return Actor(to_record(config), seed, number, versions(), again=again).open()["actions"]
+    return Actor(to_record(config), seed, number, versions(), again=again).open_games()["actions"]
 
 
 def test_weights_are_put_once_per_interval_and_every_request_carries_the_newest():
@@ -238,7 +238,7 @@ def test_errors_of_games_come_out_and_a_collector_that_keeps_failing_is_asked_le
 def test_collectors_with_other_versions_or_games_are_refused_by_name():
     wanted = {"fastrl": "0.0", "Python": "3.11"}
     with pytest.raises(ConfigError, match=r"collector 2 runs on .* with fastrl .*, and the learner has 0\.0; install"):
-        Actor({}, 0, 2, wanted, again=False).open()
+        Actor({}, 0, 2, wanted, again=False).open_games()
     engine, envs = FakeEngine(CONFIG, 7), LedgerGames(Ledger(), 4, 0)
     with patch.object(collector, "build_envs", lambda config, seed: LedgerGames(Ledger(), 4, seed)):
         collectors = Collectors(CONFIG, engine, envs, facts(envs) | {"frame_skip": 9}, clock=engine.clock)
@@ -248,7 +248,8 @@ def test_collectors_with_other_versions_or_games_are_refused_by_name():
 
 def test_collectors_that_never_start_are_counted():
     engine = FakeEngine(CONFIG, 7)
-    engine.open = lambda number, open_=engine.open: setattr(ref := open_(number), "due", [0, 0, 1e9][number]) or ref
+    usual = engine.open_games
+    engine.open_games = lambda number: setattr(ref := usual(number), "due", [0, 0, 1e9][number]) or ref
     with patch.object(collector, "build_envs", lambda config, seed: LedgerGames(Ledger(), 4, seed)):
         collectors = ledger_collectors(CONFIG, Ledger(), "next_step", engine)
         with pytest.raises(ConfigError, match=r"--collectors is 3, and 1 of them have not started .*; give at most 2"):

@@ -43,8 +43,8 @@ class FakeEngine:
         self.newest[number] = None
         self.hangs.discard(number)
 
-    def open(self, number):
-        return Ref(number, self.free_at[number], self.actors[number].open())
+    def open_games(self, number):
+        return Ref(number, self.free_at[number], self.actors[number].open_games())
 
     def collect(self, number, request, weights):
         refs, odds, rng = self.newest.setdefault(number, None), self._trouble, self._rng
