@@ -108,14 +108,16 @@ cdef class Crew:
     cdef long looks
     cdef bint woken, waiting, over  # a thread was woken and has not said so; the caller sleeps; `stop` was called
 
-    def __cinit__(self, long looks):
-        self.looks = looks
+    def __cinit__(self, *_):
         self.lock, self.wake = PyThread_allocate_lock(), PyThread_allocate_lock()
         self.done, self.busy = PyThread_allocate_lock(), PyThread_allocate_lock()
         if self.lock == NULL or self.wake == NULL or self.done == NULL or self.busy == NULL:
             raise MemoryError("too little memory for a lock")
         PyThread_acquire_lock(self.wake, WAIT_LOCK)
         PyThread_acquire_lock(self.done, WAIT_LOCK)
+
+    def __init__(self, long looks):
+        self.looks = looks
 
     def __dealloc__(self):
         cdef PyThread_type_lock *locks = [self.lock, self.wake, self.done, self.busy]

@@ -242,6 +242,8 @@ class Learner:
             grads = torch.autograd.grad(value, leaves)
             with torch.no_grad():
                 self._tally.add(stats, optimizer.step(grads))
+                if config.target_tau:  # theta' += tau (theta - theta'), a part of what a CUDA graph records
+                    self._flat_target.values.lerp_(self._flat.values, config.target_tau)
             if trunk is not None:
                 trunk.learned(copied=optimizer.keeps_copies)
             return errors
@@ -305,7 +307,7 @@ class Learner:
 
     def _tensors(self) -> list[Tensor]:
         """Return all tensors that an update changes."""
-        return [*self._params, *self._optimizer.tensors(), self._tally.totals]
+        return [*self._params, self._flat_target.values, *self._optimizer.tensors(), self._tally.totals]
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group.
@@ -394,10 +396,8 @@ class Learner:
         self.updates += 1
         self._tally.updates += 1
         with torch.no_grad():
-            # In place: compiled functions and CUDA graphs keep reading the same memory.
-            if self.config.target_tau:
-                self._flat_target.values.lerp_(self._flat.values, self.config.target_tau)
-            elif self.updates % self.config.target_period_updates == 0:
+            if not self.config.target_tau and self.updates % self.config.target_period_updates == 0:
+                # In place: compiled functions and CUDA graphs keep reading the same memory.
                 self._flat_target.values.copy_(self._flat.values)
             if before:
                 self._tally.measure(before, self._params)

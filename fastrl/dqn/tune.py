@@ -44,16 +44,19 @@ QUIET = 0.1
 """Share of the cores' time that other processes may take, or a measurement says little about other days."""
 ROUNDING = 0.03
 """Seconds by which the system's count of busy time may be off."""
-UPDATE_SECONDS = 0.25
+UPDATE_SECONDS = 0.05
 """The longest update to measure: of a longer one, the same with fewer rows."""
-EASY = 5e9
+EASY = 1e9
 """Arithmetic of an update that surely takes no longer than that: multiplications and additions."""
+MOST_PROBES, MOST_GROWTH = 3, 8
+"""Updates of few rows that are timed; how many times as many rows the next may have."""
 MOST_PARAMETERS = 30_000_000
 """Larger networks are not built once more to be measured."""
 OPEN = {"precision": "auto", "torch_threads": 0, "kernels": "auto"}
 """What leaves a setting open."""
 DECISIVE = (
-    "trunk", "width", "hidden", "dueling", "double", "distributional", "atoms", "batch_size", "optimizer", *OPEN,
+    "trunk", "width", "hidden", "dueling", "double", "head", "atoms", "quantiles", "munchausen", "batch_size",
+    "target_tau", "optimizer", *OPEN,
 )  # fmt: skip
 """Settings that the time of an update depends on; part of the cache's key."""
 
@@ -223,9 +226,11 @@ def measure(
 
     threads_before, start, watch = torch.get_num_threads(), time.perf_counter(), _Watch()
     try:
-        rows = _rows(config, shapes, rule)
+        rows = _rows(config, shapes, rule, start + BUDGET_SECONDS / 4)
         if rows is None:
             return None
+        if time.perf_counter() > start + BUDGET_SECONDS / 3:  # a machine that starves this process
+            return Measured(rule, False, time.perf_counter() - start)
         race = Race(_builder(config, shapes, rows), start + PLANNED * BUDGET_SECONDS)
         counts = [dataclasses.replace(rule, torch_threads=count) for count in threads]
         best = race.winner(rule, counts, until=start + BUDGET_SECONDS / 2, falling=True)
@@ -235,7 +240,8 @@ def measure(
             best = best if watch.is_busy() else found
     finally:
         torch.set_num_threads(threads_before)
-        gc.collect()  # learners hold themselves
+        if time.perf_counter() < start + PLANNED * BUDGET_SECONDS:
+            gc.collect()  # learners hold themselves; later Python finds them by itself
     return Measured(best, race.is_steady(best) and not watch.is_busy(), time.perf_counter() - start)
 
 
@@ -255,11 +261,12 @@ class _Watch:
         return of_others > QUIET * (time.perf_counter() - start) * cpu_count() + ROUNDING
 
 
-def _rows(config: DQNConfig, shapes: Shapes, rule: Choice) -> int | None:
+def _rows(config: DQNConfig, shapes: Shapes, rule: Choice, until: float = math.inf) -> int | None:
     """Return the rows of the batch to measure, at most those of the run; None if one row is too much.
 
     An update is three forwards and a backward, about five times the arithmetic of a forward. Where that does not make
-    sure that it is short, an update of few rows is timed.
+    sure that it is short, updates of few rows are timed, and then of more, if time is left: half of a short one is
+    not its rows.
     """
     with torch.device("meta"):
         network = build_network(config, shapes.obs_shape, shapes.num_actions)
@@ -268,17 +275,21 @@ def _rows(config: DQNConfig, shapes: Shapes, rule: Choice) -> int | None:
             network.features(torch.zeros((1, *shapes.obs_shape), dtype=dtype))
     parameters = sum(p.numel() for p in network.parameters())
     arithmetic = 5 * (counter.get_total_flops() + 2 * parameters)
-    probe = int(EASY / arithmetic)
-    if parameters > MOST_PARAMETERS or probe < 1:
+    rows = int(EASY / arithmetic)
+    if parameters > MOST_PARAMETERS or rows < 1:
         return None
-    if probe >= config.batch_size:
-        return config.batch_size
-    work = _builder(config, shapes, probe)(rule)
-    work()
-    start = time.perf_counter()
-    work()
-    fits = int(probe * UPDATE_SECONDS / (time.perf_counter() - start))
-    return min(config.batch_size, max(probe, fits))
+    for _ in range(MOST_PROBES):
+        if rows >= config.batch_size or time.perf_counter() > until:
+            break
+        work = _builder(config, shapes, rows)(rule)
+        work()
+        start = time.perf_counter()
+        work()
+        share = (time.perf_counter() - start) / UPDATE_SECONDS
+        rows = max(rows, int(rows * min(MOST_GROWTH, 1 / share)))
+        if share > 0.5:
+            break
+    return min(config.batch_size, rows)
 
 
 def _builder(config: DQNConfig, shapes: Shapes, rows: int) -> Callable[[Choice], Callable[[], object]]:

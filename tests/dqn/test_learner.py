@@ -89,6 +89,19 @@ def test_with_tau_the_target_network_moves_a_share_of_the_way_after_every_update
     assert same(learner.target.state_dict(), other.target.state_dict())
 
 
+def test_a_soft_target_goes_its_share_of_the_way_by_numbers_made_by_hand():
+    learner = make(TINY.replace(target_tau=0.25))
+    learner.set_learning_rate(1e-30)  # 1 stays 1
+    with torch.no_grad():
+        for online, target in zip(learner.online.parameters(), learner.target.parameters(), strict=True):
+            online.fill_(1)
+            target.fill_(0)
+    for update, expected in enumerate([0.25, 0.4375, 0.578125, 0.68359375, 0.7626953125, 0.822021484375]):  # 1 - 0.75^n
+        learner.learn(make_batch(update))
+        assert all((p == 1).all() for p in learner.online.parameters())
+        assert all((p == expected).all() for p in learner.target.parameters())
+
+
 def test_priorities_are_the_absolute_td_errors_before_the_update():
     learner, batch = make(), make_batch()
     q_tm1, q_t = learner.q_values(batch.obs), learner.q_values(batch.next_obs)  # target = online at first

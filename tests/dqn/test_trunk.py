@@ -293,6 +293,33 @@ def test_the_block_behind_the_fast_trunk_compiles():
         torch.testing.assert_close(value, eager.online.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_fast_trunk_takes_over_a_soft_target_after_each_update(precision):
+    if pick_kernels(precision == "bfloat16") is None:
+        pytest.skip("no kernels for bfloat16")
+    config = PRESETS["cpu"].config.replace(
+        batch_size=8, precision=precision, compile=False, hidden=32, device="cpu", num_envs=4, learning_rate=1e-2,
+        target_tau=0.5,
+    )  # fmt: skip
+    learner = Learner(config, SHAPES["Atari"], np.uint8, 4, CPU, 0)
+    obs, after = observations(SHAPES["Atari"], rows=8)
+    rest = {name: np.ones(8, np.float32) for name in ("reward", "discount", "weight")}
+    rest |= {"action": np.zeros(8, np.int64), "index": np.arange(8)}
+    before = None
+    for _ in range(3):
+        learner.learn(types.SimpleNamespace(obs=obs, next_obs=after, **rest))
+        _, _, found = learner._trunk.features(obs, after)
+        with torch.no_grad():
+            wanted = learner.target.features(torch.from_numpy(after))
+        tolerance = 1e-4 if precision == "float32" else 0.05
+        torch.testing.assert_close(found.float(), wanted, rtol=tolerance, atol=tolerance)
+        assert before is None or not torch.allclose(before, wanted, rtol=2 * tolerance, atol=2 * tolerance)
+        before = wanted
+        if precision == "bfloat16":
+            copied = [p.to(torch.bfloat16) for p in (learner.target.hidden.weight, learner.target.hidden.bias)]
+            assert all(torch.equal(a, b) for a, b in zip(learner._trunk.hidden[1], copied, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_dense_layer_is_a_linear_one_with_a_relu(dtype):
     generator = torch.Generator().manual_seed(0)

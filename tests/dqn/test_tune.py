@@ -257,9 +257,9 @@ def test_pytorchs_kernels_are_taken_where_they_are_asked_for():
 
 # --- the measurement itself -------------------------------------------------------------------------
 
-# Rows of the Nature network whose update has 5e9 multiplications and additions, at five forwards of 15.47 million and
+# Rows of the Nature network whose update has 1e9 multiplications and additions, at five forwards of 15.47 million and
 # as many passes over 3.29 million parameters, two operations each.
-PROBE = int(5e9 / (5 * (15.474688e6 + 2 * 3.292837e6)))
+PROBE = int(1e9 / (5 * (15.474688e6 + 2 * 3.292837e6)))
 SMALL = AUTO.replace(trunk="minatar", hidden=8, batch_size=4, num_envs=2)
 IMAGE = Shapes((2, 10, 10), np.uint8, 3)
 
@@ -325,25 +325,62 @@ def test_threads_race_first_and_then_precision_and_kernels_within_the_budget(
 
 
 @pytest.mark.parametrize(
-    ("seconds_of_a_row", "batch_size", "measured"),
-    [(0.0001, 1_024, 1_024), (0.001, 1_024, 250), (0.01, 1_024, PROBE), (1.0, 32, 32), (1.0, PROBE, PROBE)],
+    ("fixed", "of_a_row", "batch_size", "measured", "probes"),
+    [
+        (0.0, 1e-6, 16_384, PROBE * 8**3, 3),
+        (0.0, 1e-6, 8 * PROBE, 8 * PROBE, 1),  # eight times as many are sure to be short
+        (0.0, 1e-3, 1_024, 50, 2),
+        (0.02, 1e-4, 1_024, 95, 3),  # of 300 that would fit, where one probe of 9 says 21
+        (0.0, 0.1, 1_024, PROBE, 1),
+        (0.0, 1.0, PROBE, PROBE, 0),
+    ],
 )
-def test_of_a_long_update_fewer_rows_are_measured(monkeypatch, seconds_of_a_row, batch_size, measured):
+def test_of_a_long_update_fewer_rows_are_measured(monkeypatch, fixed, of_a_row, batch_size, measured, probes):
     now, built = [0.0], []
 
     def builder(config, shapes, rows):
         built.append(rows)
 
         def work():
-            now[0] += seconds_of_a_row * rows
+            now[0] += fixed + of_a_row * rows
 
         return lambda choice: work
 
     monkeypatch.setattr(tune, "_builder", builder)
     monkeypatch.setattr(tune, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     config = AUTO.replace(batch_size=batch_size, trunk="nature", hidden=512)
-    assert tune._rows(config, SHAPES, RULE) == pytest.approx(measured, abs=1)
-    assert built == ([PROBE] if batch_size > PROBE else [])
+    rows = tune._rows(config, SHAPES, RULE)
+    assert rows == pytest.approx(measured, abs=1)
+    assert rows <= max(PROBE, (tune.UPDATE_SECONDS - fixed) / of_a_row)
+    assert built[:1] == [PROBE][:probes]
+    assert len(built) == probes
+
+
+@pytest.mark.parametrize(("slow", "built"), [(1.1, 1), (0.6, 2)])
+def test_a_machine_that_starves_the_process_keeps_to_the_rule(monkeypatch, slow, built):
+    now, learners = [0.0], []
+
+    def builder(config, shapes, rows):
+        def build(choice):
+            learners.append(rows)
+            now[0] += slow
+
+            def work():
+                now[0] += 1e-6
+
+            return work
+
+        return build
+
+    clock = lambda: now[0]  # noqa: E731
+    monkeypatch.setattr(tune, "_builder", builder)
+    monkeypatch.setattr(tune, "time", SimpleNamespace(perf_counter=clock, process_time=clock))
+    monkeypatch.setattr(tune, "Race", None)
+    config = AUTO.replace(batch_size=1_024, trunk="nature", hidden=512)
+    found = tune.measure(config, SHAPES, RULE, [], [4, 2, 1])
+    assert found == Measured(RULE, False, now[0])
+    assert now[0] <= tune.BUDGET_SECONDS
+    assert len(learners) == built
 
 
 def test_a_network_that_takes_seconds_to_build_is_not_measured(monkeypatch):

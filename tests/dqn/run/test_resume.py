@@ -148,7 +148,7 @@ def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_a
             "learning_rate_schedule": ((0, 1e-3), (300, 4e-3), (900, 1e-4)),
             "epsilon_schedule": ((0, 1.0), (50, 0.5), (900, 0.1)),
         },
-        {"env_groups": 2, "epsilon_ladder": (0.5, 0.01)},
+        {"env_groups": 2, "epsilon_ladder": (0.5, 0.01), "target_tau": 0.05},
         pytest.param({"compile": True}, marks=pytest.mark.slow),
     ],
     ids=[
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_a
         "quantile, munchausen",
         "iqn, noisy",
         "schedules",
-        "ladder",
+        "ladder, tau",
         "compiled",
     ],
 )
