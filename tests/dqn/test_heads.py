@@ -13,6 +13,7 @@ from test_learner import ACTIONS, CPU, IMAGE, TINY, B, make, make_batch, same, w
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import PRESETS
+from fastrl.dqn.device.device import forget_compiled
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.noisy import NoisyLinear
 
@@ -224,6 +225,7 @@ def test_munchausen_needs_no_online_forward_of_the_next_observations(head, monke
     ids=str,
 )
 def test_compiled_and_eager_agree_on_images(settings, precision):
+    forget_compiled()  # PyTorch keeps eight versions of a function
     config = TINY.replace(trunk="small", learning_rate=1e-3, precision=precision, **settings)
     eager, compiled = (Learner(config.replace(compile=c), IMAGE, "uint8", ACTIONS, CPU, 1) for c in (False, True))
     tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision == "float32" else {"rtol": 0.05, "atol": 0.02}
