@@ -17,7 +17,7 @@ from fastrl.base.errors import ConfigError
 from fastrl.config.settings import REPLACES, DQNConfig
 from fastrl.envs.names import is_custom
 
-AgentName = Literal["dqn2015", "double", "dueling", "c51", "qr-dqn", "m-dqn"]
+AgentName = Literal["dqn2015", "double", "dueling", "rainbow", "c51", "qr-dqn", "iqn", "m-dqn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,21 @@ PACE = (
 """What every agent leaves to the preset."""
 
 _PLAIN = {
-    "head": "expected", "double": False, "dueling": False, "prioritized": False, "munchausen": False, "n_step": 1,
-    "n_step_end": None,
+    "head": "expected", "double": False, "dueling": False, "prioritized": False, "munchausen": False, "noisy": False,
+    "n_step": 1, "n_step_end": None,
 }  # fmt: skip
 _ADAM: dict[str, Any] = {"optimizer": "adam"}
 _RMSPROP = {
     "optimizer": "rmsprop", "optimizer_eps": None, "learning_rate": 2.5e-4, "learning_rate_end": None,
     "learning_rate_warmup_steps": 0, "learning_rate_warmup_updates": 0,
+}  # fmt: skip
+_C51 = {"head": "c51", "atoms": 51, "v_max": 10.0}
+_DUELING = _ADAM | {
+    "head": "expected", "double": True, "dueling": True, "prioritized": True, "munchausen": False, "noisy": False,
+}  # fmt: skip
+_RAINBOW = _PLAIN | _ADAM | _C51 | {
+    "double": True, "dueling": True, "prioritized": True, "alpha": 0.5, "beta_start": 0.4, "beta_end": 1.0,
+    "n_step": 3, "noisy": True, "epsilon_start": 0.0, "epsilon_end": 0.0,
 }  # fmt: skip
 _CLIP = "gradients are scaled down to a norm of 10 (--max-grad-norm), which the paper does not do"
 _TRUNK = "the trunk is the preset's (the paper: nature, --trunk nature --hidden 512)"
@@ -67,8 +75,7 @@ AGENTS: dict[str, Agent] = {
     ),
     # What the presets are: it changes none of them.
     "dueling": Agent(
-        settings=_ADAM
-        | {"head": "expected", "double": True, "dueling": True, "prioritized": True, "munchausen": False},
+        settings=_DUELING,
         atari={},
         source="Wang et al. 2016, section 4.2, with prioritized replay (its table 2)",
         deviations=(
@@ -78,8 +85,18 @@ AGENTS: dict[str, Agent] = {
             "the trunk is the preset's (the paper: nature with streams of 512, --trunk nature --hidden 512)",
         ),
     ),
+    "rainbow": Agent(
+        settings=_RAINBOW,
+        atari={},
+        source="Hessel et al. 2018, table 1",
+        deviations=(
+            _TRUNK,
+            _CLIP,
+            "all games of a vector step act with one sample of the noise (the paper has one game)",
+        ),
+    ),
     "c51": Agent(
-        settings=_PLAIN | _ADAM | {"head": "c51", "atoms": 51, "v_max": 10.0},
+        settings=_PLAIN | _ADAM | _C51,
         atari={},
         source="Bellemare, Dabney and Munos 2017, section 5",
         deviations=(_TRUNK, _CLIP),
@@ -89,6 +106,17 @@ AGENTS: dict[str, Agent] = {
         atari={},
         source="Dabney et al. 2018a, section 5 (QR-DQN-1: Huber loss with kappa 1)",
         deviations=(_TRUNK, _CLIP),
+    ),
+    "iqn": Agent(
+        settings=_PLAIN | _ADAM | {"head": "iqn", "quantiles": 64, "huber_delta": 1.0},
+        atari={},
+        source="Dabney et al. 2018b, section 3.2 and its experiments (N = N' = 64, kappa 1, 64 cosines)",
+        deviations=(
+            _TRUNK,
+            _CLIP,
+            "actions are chosen by means at 64 fixed midpoints, the next action by the target's 64 draws (the paper: "
+            "32 draws for each)",
+        ),
     ),
     "m-dqn": Agent(
         settings=_PLAIN | _ADAM | {"munchausen": True, "huber_delta": 1.0},
@@ -103,7 +131,7 @@ AGENTS: dict[str, Agent] = {
     ),
 }
 """Each agent by its name."""
-NETWORK = ("trunk", "width", "hidden", "dueling", "head", "atoms", "v_max", "quantiles", "optimizer")
+NETWORK = ("trunk", "width", "hidden", "dueling", "head", "atoms", "v_max", "quantiles", "noisy", "optimizer")
 """Settings of agents that a checkpoint's networks and optimizer hold: no resume can change them."""
 
 

@@ -129,9 +129,10 @@ class DQNConfig(Rules, RunConfig):
     """Separate streams for state value and advantages (Wang et al. 2016)."""
     double: bool = True
     """The online network selects the action, and the target network values it (van Hasselt et al. 2016)."""
-    head: Literal["expected", "c51", "quantile"] = "expected"
+    head: Literal["expected", "c51", "quantile", "iqn"] = "expected"
     """What is learned of the returns: their means (`expected`), or their distribution as probabilities of fixed returns
-    (`c51`, Bellemare et al. 2017) or as quantiles (`quantile`, Dabney et al. 2018a)."""
+    (`c51`, Bellemare et al. 2017), as quantiles (`quantile`, Dabney et al. 2018a), or as a function that gives any
+    quantile (`iqn`, Dabney et al. 2018b)."""
     distributional: bool | None = None
     """Another name of --head c51."""
     atoms: Annotated[int, Between(2, 10_000)] = 51
@@ -139,10 +140,14 @@ class DQNConfig(Rules, RunConfig):
     v_max: Annotated[float, Above(0)] = 10.0
     """Largest return of the head `c51`; the smallest is its negative."""
     quantiles: Annotated[int, Between(2, 10_000)] = 32
-    """Quantiles of the head `quantile`."""
+    """Quantiles of the head `quantile`; those that the head `iqn` draws for each sample, at that many times the
+    arithmetic behind the trunk."""
     munchausen: bool = False
     """Add the log-probability of the action taken to the reward, and value the next state by a soft maximum (Vieillard
     et al. 2020); takes the place of --double."""
+    noisy: bool = False
+    """Weights of the dense and the last layers have learned noise, drawn anew for each update and each vector step
+    (Fortunato et al. 2018); evaluations are without. Epsilon stays as set."""
 
     # Replay
     capacity: Annotated[int | None, AtLeast(1)] = None
@@ -300,7 +305,7 @@ class DQNConfig(Rules, RunConfig):
     @property
     def numbers_per_action(self) -> int:
         """Numbers that the network gives for each action, by its head."""
-        return {"expected": 1, "c51": self.atoms, "quantile": self.quantiles}[self.head]
+        return {"expected": 1, "c51": self.atoms}.get(self.head, self.quantiles)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in the named fields.

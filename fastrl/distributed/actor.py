@@ -45,14 +45,22 @@ def versions() -> dict[str, str]:
 class CopiedNetwork:
     """The learner's network, as it was at one update: eager, in float32, on the CPU.
 
+    Parameters
+    ----------
+    network : QNetwork
+        One of its shape.
+    seed : int
+        Seeds the noise that it acts with, if its layers are noisy.
+
     Attributes
     ----------
     updates : int
         Updates that its weights have had; 0 until `load`.
     """
 
-    def __init__(self, network: QNetwork) -> None:
+    def __init__(self, network: QNetwork, seed: int = 0) -> None:
         self._network, self.updates = network.eval(), 0
+        self._generator = torch.Generator().manual_seed(seed)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def load(self, weights: Weights, updates: int) -> None:
@@ -63,8 +71,10 @@ class CopiedNetwork:
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
         """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape]."""
+        size = self._network.noise_size
+        noise = torch.randn(size, generator=self._generator) if size else None
         with torch.inference_mode():
-            best: NDArray[np.int64] = self._network(torch.from_numpy(obs)).argmax(dim=1).numpy()
+            best: NDArray[np.int64] = self._network(torch.from_numpy(obs), noise).argmax(dim=1).numpy()
         return best
 
 
@@ -138,11 +148,11 @@ class Actor:
         config = from_record(self._record, Path("the learner's config.json"))
         assert isinstance(config, DQNConfig)
         entropy = np.random.SeedSequence() if self._again else np.random.SeedSequence([self._seed, self._number, 0])
-        games, coins = (int(s) for s in entropy.generate_state(2))
+        games, coins, noise = (int(s) for s in entropy.generate_state(3))
         group = build_group(config.replace(env_threads=config.env_threads or 1), games)  # a collector is one core
         envs = group.envs
         network = build_network(config, (config.stack, *envs.frame_shape), envs.num_actions)
-        self._network = CopiedNetwork(network)
+        self._network = CopiedNetwork(network, noise)
         self._policy = Policy(self._network, envs.num_actions, np.random.default_rng(coins))
         collector = Collector([group])
         collector.start(self._policy)

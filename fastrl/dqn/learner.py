@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import cpu_count, keep_freed_memory
@@ -27,6 +27,8 @@ from fastrl.dqn.device.transfer import Download, Upload
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.loss import munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
+from fastrl.dqn.network import Dense as DenseLayer
+from fastrl.dqn.noisy import NoisyLinear
 from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
@@ -71,7 +73,7 @@ class Learner:
     device : torch.device
         Where the networks live; see `pick_device`.
     seed : int
-        Seeds the initial weights, without touching PyTorch's global generator.
+        Seeds the initial weights, noise and taus, without touching PyTorch's global generator.
     delayed : bool, optional
         Hand priorities back one update late, through staging buffers, so that the host never waits
         for the update that it has just asked for. Default: on CUDA only.
@@ -135,6 +137,14 @@ class Learner:
         self._downloads = [Download(config.batch_size, device) for _ in range(2)]
         self._pending: tuple[NDArray[np.int64], Download] | None = None
         self._tally = Tally(dict(self.online.named_parameters()), device)
+        # Random numbers of updates and actions: drawn on the host, equal on all devices, outside of what is compiled or
+        # recorded. Taus of online and target network; noise of both, and of the online network where it selects.
+        self._generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+        samples, noise = self.online.head.samples, self.online.noise_size
+        sizes = {"taus": (2, config.batch_size, samples), "noise": (3, noise), "acting_noise": (noise,)}
+        self._draws = {name: torch.zeros(size, device=device) for name, size in sizes.items() if size[-1]}
+        self._drawn = {name: torch.zeros(size) for name, size in sizes.items() if size[-1]}
+        self._uploads |= {name: Upload(device, staged=self.delayed) for name in self._draws}
         self.errors = np.zeros(0, np.float32)
         self._build_functions()
 
@@ -145,15 +155,12 @@ class Learner:
         head, select_online = online.head, config.double and not config.munchausen
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
-        copies = [None if trunk is None else trunk.copy_of(p) for p in self._params]
+        copies = [None if trunk is None or config.noisy else trunk.copy_of(p) for p in self._params]
         optimizer = self._optimizer = FlatOptimizer(config, self._params, self._flat, device, copies)
-        dense: dict[QNetwork, Callable[[Tensor], Tensor]] = {}
+        dense: dict[QNetwork, DenseLayer] = {}
         if trunk is not None:
-            hidden, hidden_target = trunk.hidden
-            dense = {
-                online: lambda x: Dense.apply(x, *hidden),  # type: ignore[no-untyped-call]
-                target: lambda x: Dense.apply(x, *hidden_target),  # type: ignore[no-untyped-call]
-            }
+            layers = zip((online, target), trunk.hidden, strict=True)
+            dense = {net: _noisy_dense(net.hidden) if config.noisy else _dense(*hidden) for net, hidden in layers}
 
         def arithmetic() -> Any:
             # One block per call: weights cast without gradient must not serve a call with one.
@@ -163,21 +170,21 @@ class Learner:
             with arithmetic():
                 return network.features(obs)
 
-        def behind(network: QNetwork, x: Tensor) -> Tensor:
+        def behind(network: QNetwork, x: Tensor, taus: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
             with arithmetic():
-                return network.behind(x, dense.get(network))
+                return network.behind(x, dense.get(network), taus, noise)
 
-        def q_values(obs: Tensor) -> Tensor:
+        def q_values(obs: Tensor, noise: Tensor | None = None) -> Tensor:
             with torch.no_grad():
-                return online.values(behind(online, features(online, obs)))
+                return online.values(behind(online, features(online, obs), noise=noise))
 
-        def act_behind(x: Tensor) -> Tensor:
+        def act_behind(x: Tensor, noise: Tensor | None) -> Tensor:
             with torch.no_grad():
-                return online.values(behind(online, x)).argmax(dim=1)
+                return online.values(behind(online, x, noise=noise)).argmax(dim=1)
 
-        def act(obs: Tensor) -> Tensor:
+        def act(obs: Tensor, noise: Tensor | None) -> Tensor:
             with torch.no_grad():
-                return act_behind(features(online, obs))
+                return act_behind(features(online, obs), noise)
 
         def loss_behind(
             x_tm1: Tensor,
@@ -187,31 +194,44 @@ class Learner:
             reward_t: Tensor,
             discount_t: Tensor,
             weight: Tensor,
+            taus: Tensor | None,
+            noise: Tensor | None,
         ) -> tuple[Tensor, Tensor, Tensor]:
-            out_tm1 = behind(online, x_tm1)
+            taus_tm1, taus_t = (None, None) if taus is None else taus.unbind()
+            noise_tm1, noise_t, noise_select = (None, None, None) if noise is None else noise.unbind()
+            out_tm1 = behind(online, x_tm1, taus_tm1, noise_tm1)
             with torch.no_grad():
-                q_tm1 = online.values(out_tm1)
-                out_t = behind(target, x_t_target)
+                q_tm1 = online.values(out_tm1.detach())
+                out_t = behind(target, x_t_target, taus_t, noise_t)
                 if config.munchausen:
                     policy, entropy = soft_policy(target.values(out_t))
                     reward_t = reward_t + munchausen_bonus(q_tm1, action_tm1) + discount_t * entropy
                     returns_t = under(head.returns(out_t), policy)
                 else:
-                    q_t_select = online.values(behind(online, x_t)) if select_online else target.values(out_t)
-                    returns_t = head.returns(taken(out_t, q_t_select.argmax(dim=1)))
-            losses, errors = head.loss(taken(out_tm1, action_tm1), reward_t, discount_t, returns_t, config.huber_delta)
+                    out_select = behind(online, x_t, noise=noise_select) if select_online else out_t
+                    returns_t = head.returns(taken(out_t, online.values(out_select).argmax(dim=1)))
+            losses, errors = head.loss(
+                taken(out_tm1, action_tm1), reward_t, discount_t, returns_t, config.huber_delta, taus_tm1
+            )
             value, errors = weighted_mean(losses, weight), errors.detach()
             stats = torch.stack((value.detach(), errors.mean(), taken(q_tm1, action_tm1).mean(), q_tm1.max()))
             return value, errors, stats
 
         def loss(
-            obs_tm1: Tensor, action_tm1: Tensor, reward_t: Tensor, obs_t: Tensor, discount_t: Tensor, weight: Tensor
+            obs_tm1: Tensor,
+            action_tm1: Tensor,
+            reward_t: Tensor,
+            obs_t: Tensor,
+            discount_t: Tensor,
+            weight: Tensor,
+            taus: Tensor | None,
+            noise: Tensor | None,
         ) -> tuple[Tensor, Tensor, Tensor]:
             with torch.no_grad():
                 x_t_target = features(target, obs_t)
                 x_t = features(online, obs_t) if select_online else x_t_target
             x_tm1 = features(online, obs_tm1)
-            return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight)
+            return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight, taus, noise)
 
         leaves = [p if copy is None else copy for p, copy in zip(self._params, copies, strict=True)]
 
@@ -232,12 +252,15 @@ class Learner:
 
         def use(act_behind: Any, loss_behind: Any, act: Any, loss: Any) -> None:
             """Act and learn by these functions: those behind the features, where the trunk is the fast one."""
+            taus, noise, acting_noise = (self._draws.get(name) for name in ("taus", "noise", "acting_noise"))
             if trunk is None:
-                self._act: Callable[[], Tensor] = lambda: act(self._acting)
-                self._loss: Callable[[], tuple[Tensor, Tensor, Tensor]] = lambda: loss(*self._inputs.values())
+                self._act: Callable[[], Tensor] = lambda: act(self._acting, acting_noise)
+                self._loss: Callable[[], tuple[Tensor, Tensor, Tensor]] = lambda: loss(
+                    *self._inputs.values(), taus, noise
+                )
                 return
-            columns = [value for name, value in self._inputs.items() if "obs" not in name]
-            self._act = lambda: act_behind(trunk.act(self._frames["acting"]))
+            columns = [*(value for name, value in self._inputs.items() if "obs" not in name), taus, noise]
+            self._act = lambda: act_behind(trunk.act(self._frames["acting"]), acting_noise)
             self._loss = lambda: loss_behind(
                 *trunk.features(self._frames["obs"], self._frames["next_obs"], online_next=select_online), *columns
             )
@@ -286,11 +309,16 @@ class Learner:
         return [*self._params, self._flat_target.values, *self._optimizer.tensors(), self._tally.totals]
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group."""
-        if len(obs) != len(self._acting):
-            best: NDArray[np.int64] = self.q_values(obs).argmax(axis=1)
-            return best
+        """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group.
+
+        Where layers are noisy, by one new sample of the noise for all rows.
+        """
         self._check_obs(obs)
+        self._draw("acting_noise")
+        if len(obs) != len(self._acting):
+            values = self._q_values(torch.as_tensor(obs, device=self.device), self._draws.get("acting_noise"))
+            best: NDArray[np.int64] = values.cpu().numpy().argmax(axis=1)
+            return best
         if self._trunk is None:
             fill(self._acting, self._uploads["acting"].send(obs))
         else:
@@ -299,7 +327,7 @@ class Learner:
         return actions
 
     def q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return Q [N, A] float32 of obs [N, *obs_shape], for any N."""
+        """Return Q [N, A] float32 of obs [N, *obs_shape], for any N; without noise, by the means of noisy layers."""
         self._check_obs(obs)
         values: NDArray[np.float32] = self._q_values(torch.as_tensor(obs, device=self.device)).cpu().numpy()
         return values
@@ -307,6 +335,17 @@ class Learner:
     def weights(self) -> dict[str, NDArray[Any]]:
         """Return copies of the online network's weights, float32 by the names of its state; waits for the device."""
         return {name: value.detach().cpu().numpy().copy() for name, value in self.online.state_dict().items()}
+
+    def _draw(self, *names: str) -> None:
+        """Draw the random numbers of these names anew, where there are any."""
+        for name in names:
+            if name in self._drawn:
+                drawn = self._drawn[name]
+                if name == "taus":
+                    drawn.uniform_(generator=self._generator)
+                else:
+                    drawn.normal_(generator=self._generator)
+                fill(self._draws[name], self._uploads[name].send(drawn.numpy()))
 
     def _check_obs(self, obs: NDArray[Any]) -> None:
         dtype = self._wanted_dtype("obs", obs)
@@ -350,6 +389,7 @@ class Learner:
                 self._frames[name] = np.asarray(value)
                 continue
             fill(tensor, value if isinstance(value, Tensor) else self._uploads[name].send(value))
+        self._draw("taus", "noise")
         before = [p.detach().clone() for p in self._params] if measure else []
         errors = self._update()
         self.updates += 1
@@ -404,6 +444,7 @@ class Learner:
             "target": self.target.state_dict(),
             "optimizer": self._optimizer.state(),
             "head": self.config.head,
+            "generator": self._generator.get_state() if self._draws else None,
             "updates": self.updates,
             **self._tally.state(),
             "pending": download and {"index": torch.from_numpy(index), "errors": torch.from_numpy(download.finish())},
@@ -437,6 +478,8 @@ class Learner:
             download = Download(len(errors), self.device)  # of the batch size of before
             download.start(errors)
             self._pending = (state["pending"]["index"].numpy(), download)
+        if state.get("generator") is not None:  # states of before there was one lack it
+            self._generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -461,6 +504,15 @@ def _eager_if_it_fails(what: str, remedy: str) -> Iterator[None]:
             RuntimeWarning,
             stacklevel=6,
         )
+
+
+def _dense(weight: Tensor, bias: Tensor) -> DenseLayer:
+    return lambda x, _: Dense.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+
+
+def _noisy_dense(layer: nn.Linear) -> DenseLayer:
+    assert isinstance(layer, NoisyLinear)
+    return lambda x, noise: Dense.apply(x, *(p.to(x.dtype) for p in layer.sample(noise)))  # type: ignore[no-untyped-call]
 
 
 def _specs(B: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype[Any]) -> Specs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -14,6 +14,7 @@ from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
 from fastrl.config.settings import Trunk
 from fastrl.dqn.heads import build_head
+from fastrl.dqn.noisy import NoisyLinear
 
 
 class PlainTrunk(NamedTuple):
@@ -36,6 +37,8 @@ IMAGE_TRUNKS = {
     "minatar": PlainTrunk(((16, 3, 1),)),  # Young & Tian 2019, for images of 10 x 10
 }
 FALLBACKS: tuple[Trunk, ...] = ("small", "minatar")
+Dense = Callable[[Tensor, Tensor | None], Tensor]
+"""A dense layer with its ReLU: x [R, F] and, where it is noisy, its noise, to [R, width]."""
 # Filters of the residual trunk's three sections (Espeholt et al. 2018, figure 3, right).
 IMPALA_FILTERS = (16, 32, 32)
 
@@ -62,13 +65,17 @@ class QNetwork(nn.Module):
         Numbers that an action has: 1 of the head `expected`, more of others.
     v_max : float
         Largest return that an atom of the head `c51` stands for.
-    head : {"expected", "c51", "quantile"}
+    head : {"expected", "c51", "quantile", "iqn"}
         What these numbers are.
+    noisy : bool
+        The dense and the last layers are `NoisyLinear`.
 
     Attributes
     ----------
     head : Head
         Makes values of what the last layers give, and losses.
+    noise_size : int
+        Normal random numbers that one sample of the noise takes; 0 without noise.
     settings : dict
         The arguments, as JSON has them: `QNetwork(**settings)` is a network of the same shape.
 
@@ -91,28 +98,36 @@ class QNetwork(nn.Module):
         atoms: int = 1,
         v_max: float = 10.0,
         head: str = "expected",
+        noisy: bool = False,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
             "obs_shape": list(obs_shape), "num_actions": num_actions, "trunk": trunk, "hidden": hidden,
-            "dueling": dueling, "width": width, "atoms": atoms, "v_max": v_max, "head": head,
+            "dueling": dueling, "width": width, "atoms": atoms, "v_max": v_max, "head": head, "noisy": noisy,
         }  # fmt: skip
         self.trunk, features, self._positions = _build_trunk(tuple(obs_shape), trunk, hidden, width)
         self.block, features = _build_block(trunk, features, self._positions)
-        self.dueling, self.num_actions, self.atoms = dueling, num_actions, atoms
-        self.head = build_head(head, atoms, v_max)
+        self.dueling, self.num_actions = dueling, num_actions
+        self.head = build_head(head, atoms, v_max, features)
+        self._numbers, linear = self.head.per_layer, NoisyLinear if noisy else nn.Linear
         if dueling:
             # The first layers of both streams read the same features: one product, split after it.
-            self.hidden = nn.Linear(features, 2 * hidden)
-            self.value = nn.Linear(hidden, atoms)
-            self.advantage = nn.Linear(hidden, num_actions * atoms)
+            self.hidden = NoisyLinear(features, 2 * hidden, streams=2) if noisy else nn.Linear(features, 2 * hidden)
+            self.value = linear(hidden, self._numbers)
+            self.advantage = linear(hidden, num_actions * self._numbers)
         else:
-            self.hidden = nn.Linear(features, hidden)
-            self.action_value = nn.Linear(hidden, num_actions * atoms)
+            self.hidden = linear(features, hidden)
+            self.action_value = linear(hidden, num_actions * self._numbers)
+        last = [self.value, self.advantage] if dueling else [self.action_value]
+        self._noises = [layer.noise_size for layer in (self.hidden, *last) if isinstance(layer, NoisyLinear)]
+        self.noise_size = sum(self._noises)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Return Q [B, A] float32 of obs [B, *obs_shape]; uint8 is scaled to [0, 1], floats pass as they are."""
-        return self.values(self.outputs(obs))
+    def forward(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return Q [B, A] float32 of obs [B, *obs_shape]; uint8 is scaled to [0, 1], floats pass as they are.
+
+        Noise [noise_size] are normal random numbers; without them noisy layers are their means.
+        """
+        return self.values(self.behind(self.features(obs), noise=noise))
 
     def outputs(self, obs: Tensor) -> Tensor:
         """Return what the last layers give, float32: [B, A], or with atoms [B, A, atoms]."""
@@ -131,16 +146,28 @@ class QNetwork(nn.Module):
         flat: Tensor = features.flatten(1)
         return flat
 
-    def behind(self, features: Tensor, dense: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return what the last layer makes of features [B, F]; see `outputs`.
+    def behind(
+        self, features: Tensor, dense: Dense | None = None, taus: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Return what the last layers make of features [B, F]; see `outputs`.
 
-        ``dense`` may take the place of the dense layer with its ReLU: features [B, F] -> [B, width].
+        Parameters
+        ----------
+        features : Tensor
+            [B, F].
+        dense : callable, optional
+            Takes the place of the dense layer with its ReLU.
+        taus : Tensor, optional
+            [B, head.samples] float32; the head's random numbers, where it takes some.
+        noise : Tensor, optional
+            [noise_size] float32; normal random numbers, where layers are noisy.
         """
-        features = self._through_block(features)
-        x = F.relu(self.hidden(features)) if dense is None else dense(features)
+        own, *others = (None,) * 3 if noise is None else torch.split(noise, self._noises)
+        x = self.head.below(self._through_block(features), taus)
+        x = F.relu(_through(self.hidden, x, own)) if dense is None else dense(x, own)
         # The last layers in float32, also under autocast: bfloat16 has steps of 0.5 near 100, actions differ by less.
         with torch.autocast(x.device.type, enabled=False):
-            return self._last_layers(x.float())
+            return self.head.above(self._last_layers(x.float(), others))
 
     def _through_block(self, features: Tensor) -> Tensor:
         """Return features [B, F] as they are, or as the residual block and its pool turn them into [B, F']."""
@@ -151,13 +178,13 @@ class QNetwork(nn.Module):
         flat: Tensor = x.permute(0, 2, 3, 1).flatten(1)
         return flat
 
-    def _last_layers(self, x: Tensor) -> Tensor:
+    def _last_layers(self, x: Tensor, noises: Sequence[Tensor | None]) -> Tensor:
         if not self.dueling:
-            return self._per_action(self.action_value(x))
+            return self._per_action(_through(self.action_value, x, noises[0]))
         x_value, x_advantage = x.chunk(2, dim=1)
-        value: Tensor = self.value(x_value)
-        advantage = self._per_action(self.advantage(x_advantage))
-        value = value if self.atoms == 1 else value.unsqueeze(1)
+        value = _through(self.value, x_value, noises[0])
+        advantage = self._per_action(_through(self.advantage, x_advantage, noises[1]))
+        value = value if self._numbers == 1 else value.unsqueeze(1)
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
     def values(self, outputs: Tensor) -> Tensor:
@@ -165,7 +192,7 @@ class QNetwork(nn.Module):
         return self.head.values(outputs)
 
     def _per_action(self, x: Tensor) -> Tensor:
-        return x if self.atoms == 1 else x.view(-1, self.num_actions, self.atoms)
+        return x if self._numbers == 1 else x.view(-1, self.num_actions, self._numbers)
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Raise ConfigError naming the first weight that a state dict lacks, or has in another shape."""
@@ -175,8 +202,13 @@ class QNetwork(nn.Module):
                 raise ConfigError(
                     f"weight {name} is {saved.get(name, 'missing')} in the saved state and "
                     f"{own.get(name, 'missing')} here; give the --game, --stack, --trunk, --width, --hidden, --dueling "
-                    "and --head that it was trained with"
+                    "--head and --noisy that it was trained with"
                 )
+
+
+def _through(layer: nn.Linear, x: Tensor, noise: Tensor | None) -> Tensor:
+    y: Tensor = layer(x) if noise is None else layer(x, noise)
+    return y
 
 
 def build_network(config: DQNConfig, obs_shape: tuple[int, ...], num_actions: int) -> QNetwork:
@@ -191,6 +223,7 @@ def build_network(config: DQNConfig, obs_shape: tuple[int, ...], num_actions: in
         config.numbers_per_action,
         config.v_max,
         config.head,
+        config.noisy,
     )
 
 

@@ -14,23 +14,28 @@ from fastrl.config import AGENTS, PRESETS, AgentName, DQNConfig, with_agent
 
 FIELDS = {field.name for field in dataclasses.fields(DQNConfig)}
 ALGORITHM = (
-    "head", "double", "dueling", "prioritized", "munchausen", "n_step", "n_step_end", "optimizer",
+    "head", "double", "dueling", "prioritized", "munchausen", "noisy", "n_step", "n_step_end", "optimizer",
 )  # fmt: skip
 CPU = PRESETS["cpu"].config
 WHOLE = {  # what the papers say, by `ALGORITHM`
-    "dqn2015": ("expected", False, False, False, False, 1, None, "rmsprop"),
-    "double": ("expected", True, False, False, False, 1, None, "rmsprop"),
-    "dueling": ("expected", True, True, True, False, 3, 1, "adam"),
-    "c51": ("c51", False, False, False, False, 1, None, "adam"),
-    "qr-dqn": ("quantile", False, False, False, False, 1, None, "adam"),
-    "m-dqn": ("expected", False, False, False, True, 1, None, "adam"),
+    "dqn2015": ("expected", False, False, False, False, False, 1, None, "rmsprop"),
+    "double": ("expected", True, False, False, False, False, 1, None, "rmsprop"),
+    "dueling": ("expected", True, True, True, False, False, 3, 1, "adam"),
+    "rainbow": ("c51", True, True, True, False, True, 3, None, "adam"),
+    "c51": ("c51", False, False, False, False, False, 1, None, "adam"),
+    "qr-dqn": ("quantile", False, False, False, False, False, 1, None, "adam"),
+    "iqn": ("iqn", False, False, False, False, False, 1, None, "adam"),
+    "m-dqn": ("expected", False, False, False, True, False, 1, None, "adam"),
 }
 NUMBERS = {
     "dqn2015": {"trunk": "nature", "hidden": 512, "learning_rate": 2.5e-4, "learning_rate_end": None, "huber_delta": 1},
     "double": {"learning_rate": 2.5e-4, "learning_rate_end": None, "learning_rate_warmup_steps": 0},
+    "rainbow": {"atoms": 51, "v_max": 10.0, "alpha": 0.5, "beta_start": 0.4, "beta_end": 1.0, "epsilon_start": 0.0,
+                "epsilon_end": 0.0},
     "c51": {"atoms": 51, "v_max": 10.0},
+    "iqn": {"quantiles": 64, "huber_delta": 1},
     "qr-dqn": {"quantiles": 200, "huber_delta": 1},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", AGENTS)

@@ -11,10 +11,11 @@ from ledger_games import Ledger, LedgerGames, number_of, wrong_rows
 
 from fastrl.base.errors import ConfigError, RunError, Stopped
 from fastrl.config import PRESETS
-from fastrl.distributed.actor import Actor, facts
+from fastrl.distributed.actor import Actor, CopiedNetwork, facts
 from fastrl.distributed.chunk import pack
 from fastrl.distributed.collectors import Collectors, LostError
 from fastrl.dqn import collector
+from fastrl.dqn.network import QNetwork
 from fastrl.dqn.policy import Policy
 from fastrl.replay import PrioritizedReplayBuffer
 
@@ -160,6 +161,17 @@ def actor(config, seed, number, *, again):
     from fastrl.distributed.actor import versions
 
     return Actor(to_record(config), seed, number, versions(), again=again).open_games()["actions"]
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_collector_acts_with_noise_of_its_own_where_layers_are_noisy(noisy):
+    network = QNetwork((2, 10, 5), 3, "vector", hidden=8, noisy=noisy)
+    one, same, other = (CopiedNetwork(network, seed) for seed in (1, 1, 2))
+    obs = np.random.default_rng(0).random((50, 2, 10, 5), np.float32)
+    first, second = one.act(obs), one.act(obs)
+    assert np.array_equal(first, same.act(obs))
+    assert np.array_equal(first, second) == (not noisy)
+    assert np.array_equal(first, other.act(obs)) == (not noisy)
 
 
 def test_weights_are_put_once_per_interval_and_every_request_carries_the_newest():

@@ -11,6 +11,7 @@ from fastrl.config import DQNConfig
 from fastrl.dqn.network import QNetwork, Trunk, build_network
 
 IMAGE = (4, 84, 84)
+HEADS = [{}, *({"head": head, "atoms": 7} for head in ("c51", "quantile", "iqn")), {"noisy": True}]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def _seeded():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dueling", [True, False])
-@pytest.mark.parametrize("atoms", [{}, {"head": "c51", "atoms": 7}, {"head": "quantile", "atoms": 7}], ids=str)
+@pytest.mark.parametrize("atoms", HEADS, ids=str)
 def test_every_trunk_gives_one_float32_value_per_action(trunk, obs_shape, features, dueling, atoms):
     network = QNetwork(obs_shape, 5, trunk, hidden=8, dueling=dueling, **atoms)
     q = network(torch.zeros(3, *obs_shape, dtype=torch.uint8))
@@ -62,13 +63,15 @@ def test_the_streams_share_no_weight_above_the_trunk():
 
 
 @pytest.mark.parametrize("dueling", [True, False])
-@pytest.mark.parametrize("atoms", [{}, {"head": "c51", "atoms": 7}, {"head": "quantile", "atoms": 7}], ids=str)
+@pytest.mark.parametrize("atoms", HEADS, ids=str)
 def test_in_bfloat16_the_last_layers_stay_float32(dueling, atoms):
     network, dtypes = QNetwork(IMAGE, 4, "small", hidden=8, dueling=dueling, **atoms), {}
     for name, layer in network.named_modules():
         layer.register_forward_hook(lambda _, given, out, name=name: dtypes.update({name: (given[0].dtype, out.dtype)}))
+    noise = torch.randn(network.noise_size) if network.noise_size else None
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = network.outputs(torch.randint(0, 256, (2, *IMAGE), dtype=torch.uint8))
+        features = network.features(torch.randint(0, 256, (2, *IMAGE), dtype=torch.uint8))
+        outputs = network.behind(features, noise=noise)
     assert outputs.dtype == torch.float32
     assert dtypes["hidden"] == (torch.bfloat16, torch.bfloat16)
     for name in ("value", "advantage") if dueling else ("action_value",):
@@ -175,7 +178,8 @@ def test_with_quantiles_a_value_is_their_mean():
 @pytest.mark.parametrize(
     ("head", "atoms", "reason"),
     [
-        ("c52", 5, "--head is 'c52'; give expected, c51, quantile"), ("expected", 5, "give 1 for expected, else more"),
+        ("c52", 5, "--head is 'c52'; give expected, c51, quantile, iqn"),
+        ("expected", 5, "give 1 for expected, else more"),
         ("c51", 1, "--head is 'c51' with 1 numbers for each action"),
     ],
 )  # fmt: skip

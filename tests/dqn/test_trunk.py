@@ -223,6 +223,34 @@ def test_a_learner_with_the_fast_trunk_learns_what_the_eager_one_learns(monkeypa
         np.testing.assert_array_equal(mine.act(batch(9).obs[:4]), eager.act(batch(9).obs[:4]))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head": "c51", "munchausen": True}, {"head": "quantile", "double": False}, {"noisy": True},
+        {"head": "iqn", "noisy": True, "dueling": False}, {"head": "iqn", "trunk": "residual"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_head_learns_on_the_fast_trunk_what_it_learns_on_the_eager_one(monkeypatch, precision, settings):
+    if pick_kernels(precision == "bfloat16") is None:
+        pytest.skip("no kernels for bfloat16")
+    config = LEARNER.replace(precision=precision, atoms=7, quantiles=7, **settings)
+    mine = Learner(config, SHAPES["smallest"], np.uint8, 4, CPU, 0)
+    assert mine._trunk is not None
+    monkeypatch.setattr(Learner, "_fast_trunk", lambda *_: None)
+    eager = Learner(config, SHAPES["smallest"], np.uint8, 4, CPU, 0)
+    for seed in range(8):
+        now = batch(seed, SHAPES["smallest"])
+        tolerance = 1e-5 if precision == "float32" else 0.05
+        np.testing.assert_allclose(mine.learn(now)[1], eager.learn(now)[1], atol=tolerance)
+    if precision == "float32":
+        for name, value in mine.online.state_dict().items():
+            torch.testing.assert_close(value, eager.online.state_dict()[name], rtol=1e-4, atol=1e-5)
+        obs = batch(9, SHAPES["smallest"]).obs[:4]
+        np.testing.assert_array_equal(mine.act(obs), eager.act(obs))
+
+
 @pytest.mark.parametrize("layers", ["pooled", "residual"])
 @pytest.mark.parametrize("head", typing.get_args(typing.get_type_hints(DQNConfig)["head"]))
 def test_acting_on_the_fast_trunk_takes_the_best_action_of_every_head(layers, head):

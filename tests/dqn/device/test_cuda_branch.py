@@ -130,8 +130,8 @@ def test_what_waits_for_the_device_cannot_be_recorded(cuda, wait):
     ("optimizer", "settings", "dueling"),
     list(itertools.product(["adam", "rmsprop"], [
         {}, {"double": False}, {"head": "c51"}, {"head": "c51", "double": False}, {"head": "quantile"},
-        {"munchausen": True}, {"head": "quantile", "munchausen": True},
-        {"target_tau": 0.25},
+        {"munchausen": True}, {"head": "quantile", "munchausen": True}, {"noisy": True},
+        {"head": "iqn", "quantiles": 5, "noisy": True}, {"target_tau": 0.25},
     ], [False, True])),
 )  # fmt: skip
 def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer, settings, dueling):
