@@ -2,8 +2,9 @@
 
 What is measured is the update that the run will make: its networks, batch and optimizer on random batches, without
 torch.compile, which takes longer than all of this; compiled and eager updates rank the choices alike
-(docs/benchmarks.md). The games do not step meanwhile: the cores are assumed to be the update's, while in the run
-EnvPool's threads use what it leaves. A GPU keeps to its rule: bfloat16 if it has it, and one thread.
+(docs/benchmarks.md). Atari games play meanwhile, as many steps as the run plays for the samples of an update: an update
+that is the fastest alone, with a thread on each core, waits for the cores that the games hold. A GPU keeps to its rule:
+bfloat16 if it has it, and one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -28,10 +31,12 @@ from fastrl.base.cache import cached, keep
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import busy_seconds, cpu_count, processor
 from fastrl.config import DQNConfig
+from fastrl.dqn.collector import build_envs
 from fastrl.dqn.device.device import has_bfloat16, pick_precision
 from fastrl.dqn.learner import Learner, pick_fast_kernels
 from fastrl.dqn.network import build_network
 from fastrl.dqn.race import Race
+from fastrl.envs.names import is_custom
 
 CPU = torch.device("cpu")
 SWITCH = "FASTRL_TUNE"
@@ -52,13 +57,19 @@ MOST_PROBES, MOST_GROWTH = 3, 8
 """Updates of few rows that are timed; how many times as many rows the next may have."""
 MOST_PARAMETERS = 30_000_000
 """Larger networks are not built once more to be measured."""
+GAMES = 8
+"""Games that play beside an update: those of a run take seconds to open."""
+MOST_PLAYED = 64
+"""Steps that each of them plays in one piece of work, at most."""
+MOST_UPDATES = 4
+"""Updates in one piece of work, at most."""
 OPEN = {"precision": "auto", "torch_threads": 0, "kernels": "auto"}
 """What leaves a setting open."""
 DECISIVE = (
     "trunk", "width", "hidden", "dueling", "double", "head", "atoms", "quantiles", "munchausen", "batch_size",
-    "target_tau", "optimizer", *OPEN,
+    "target_tau", "optimizer", "game", "frame_skip", "num_envs", "samples_per_step", "env_threads", "collectors", *OPEN,
 )  # fmt: skip
-"""Settings that the time of an update depends on; part of the cache's key."""
+"""Settings that the time of an update, and of the games beside it, depends on; part of the cache's key."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,10 @@ class Choice:
     precision: str
     torch_threads: int
     kernels: str
+
+
+Build = Callable[[Choice], Callable[[], object]]
+"""Makes the work of a choice."""
 
 
 @dataclass(frozen=True)
@@ -216,9 +231,9 @@ def measure(
 ) -> Measured | None:
     """Return the fastest choice, the rule unless another is clearly faster; None if an update is too large to measure.
 
-    First the numbers of threads race, from the largest down, then the other pairs of precision and kernels at the
-    winner's number of threads; these stay where other processes are at work, whose noise must not change what is
-    computed. All ends within `BUDGET_SECONDS`.
+    Games play beside the updates. First the numbers of threads race, from the largest down, then the other pairs of
+    precision and kernels at the winner's number of threads; these stay where other processes are at work, whose noise
+    must not change what is computed. All ends within `BUDGET_SECONDS`.
     """
     import torch._dynamo  # takes a second, and the run's own optimizer needs it in any case: no cost of choosing
 
@@ -229,13 +244,14 @@ def measure(
             return None
         if time.perf_counter() > start + BUDGET_SECONDS / 3:  # a machine that starves this process
             return Measured(rule, False, time.perf_counter() - start)
-        race = Race(_builder(config, shapes, rows), start + PLANNED * BUDGET_SECONDS)
-        counts = [dataclasses.replace(rule, torch_threads=count) for count in threads]
-        best = race.winner(rule, counts, until=start + BUDGET_SECONDS / 2, falling=True)
-        if others and not watch.is_busy():
-            pairs = [dataclasses.replace(other, torch_threads=best.torch_threads) for other in others]
-            found = race.winner(best, pairs)
-            best = best if watch.is_busy() else found
+        with _games_beside(config, rows) as beside:
+            race = Race(beside(_builder(config, shapes, rows)), start + PLANNED * BUDGET_SECONDS)
+            counts = [dataclasses.replace(rule, torch_threads=count) for count in threads]
+            best = race.winner(rule, counts, until=start + BUDGET_SECONDS / 2, falling=True)
+            if others and not watch.is_busy():
+                pairs = [dataclasses.replace(other, torch_threads=best.torch_threads) for other in others]
+                found = race.winner(best, pairs)
+                best = best if watch.is_busy() else found
     finally:
         torch.set_num_threads(threads_before)
         if time.perf_counter() < start + PLANNED * BUDGET_SECONDS:
@@ -290,7 +306,7 @@ def _rows(config: DQNConfig, shapes: Shapes, rule: Choice, until: float = math.i
     return min(config.batch_size, rows)
 
 
-def _builder(config: DQNConfig, shapes: Shapes, rows: int) -> Callable[[Choice], Callable[[], object]]:
+def _builder(config: DQNConfig, shapes: Shapes, rows: int) -> Build:
     """Return what makes the update of a choice, on batches of random numbers, which cost what games' do."""
     batch = random_batch(rows, shapes)
 
@@ -305,6 +321,46 @@ def _builder(config: DQNConfig, shapes: Shapes, rows: int) -> Callable[[Choice],
         return work
 
     return build
+
+
+@contextmanager
+def _games_beside(config: DQNConfig, rows: int) -> Iterator[Callable[[Build], Build]]:
+    """Yield what lets games play beside updates of ``rows`` samples, by random actions, as many steps as the run plays.
+
+    One piece of work is a vector step of the run and the updates that are due after it, at least one; so the games
+    begin together with the first update and are over before the last, as in a run. Custom environments, whose start
+    may take long or have effects of its own, do not play; nor do games that step in other processes.
+    """
+    if is_custom(config.game) or config.collectors:
+        yield lambda build: build
+        return
+    updates = min(MOST_UPDATES, max(1, round(config.group_size * config.samples_per_step / rows)))
+    steps = min(MOST_PLAYED, max(1, round(updates * rows / config.samples_per_step / GAMES)))
+    settings = config.replace(num_envs=GAMES, env_groups=1, dephase_steps=0)
+    with closing(build_envs(settings, seed=0)) as envs, ThreadPoolExecutor(1) as thread:
+        envs.reset()
+        actions = np.random.default_rng(0).integers(envs.num_actions, size=(steps, GAMES))
+
+        def play() -> None:
+            for chosen in actions:
+                envs.send(chosen)
+                envs.recv()
+
+        def beside(build: Build) -> Build:
+            def build_with_games(choice: Choice) -> Callable[[], object]:
+                update = build(choice)
+
+                def work() -> None:
+                    games = thread.submit(play)
+                    for _ in range(updates):
+                        update()
+                    games.result()
+
+                return work
+
+            return build_with_games
+
+        yield beside
 
 
 def random_batch(rows: int, shapes: Shapes) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -309,6 +310,7 @@ def test_threads_race_first_and_then_precision_and_kernels_within_the_budget(
 
     clock = lambda: now[0]  # noqa: E731
     monkeypatch.setattr(tune, "_builder", builder)
+    monkeypatch.setattr(tune, "_games_beside", lambda config, rows: nullcontext(lambda build: build))
     monkeypatch.setattr(tune, "time", SimpleNamespace(perf_counter=clock, process_time=clock))
     monkeypatch.setattr(tune, "Race", lambda build, deadline: race.Race(build, deadline, clock))
     rule, others = Choice("bfloat16", 4, "fastrl"), [Choice("float32", 4, "fastrl"), Choice("bfloat16", 4, "torch")]
@@ -356,6 +358,70 @@ def test_of_a_long_update_fewer_rows_are_measured(monkeypatch, fixed, of_a_row, 
     assert rows <= max(PROBE, (tune.UPDATE_SECONDS - fixed) / of_a_row)
     assert built[:1] == [PROBE][:probes]
     assert len(built) == probes
+
+
+class Games:
+    """Eight games that count their steps."""
+
+    num_actions = 4
+
+    def __init__(self):
+        self.calls = []
+
+    def reset(self):
+        self.calls.append("reset")
+
+    def send(self, actions):
+        assert actions.shape == (8,)
+        assert (actions < 4).all()
+        self.calls.append("send")
+
+    def recv(self):
+        self.calls.append("recv")
+
+    def close(self):
+        self.calls.append("close")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "updates", "steps"),
+    [
+        ({}, 64, 4, 8),  # a vector step of 64 games, and the four updates of 64 samples that are due after it
+        ({}, 32, 4, 4),  # at most four
+        ({"samples_per_step": 1.0}, 64, 1, 8),
+        ({"samples_per_step": 0.01}, 64, 1, 64),  # 100 vector steps in one update are too many to wait for
+        ({"num_envs": 1024}, 64, 4, 8),
+        ({"batch_size": 256}, 256, 1, 8),
+        ({"num_envs": 2}, 64, 1, 2),
+    ],
+)
+def test_games_play_beside_updates_as_many_steps_as_a_run_would(monkeypatch, changes, rows, updates, steps):
+    games, asked, learned = Games(), [], []
+    monkeypatch.setattr(tune, "build_envs", lambda config, seed: asked.append(config) or games)
+    with tune._games_beside(AUTO.replace(game="pong", **changes), rows) as beside:
+        work = beside(lambda choice: lambda: learned.append(choice))(RULE)
+        work()
+        assert learned == [RULE] * updates
+        assert games.calls == ["reset", *["send", "recv"] * steps]
+    assert games.calls[-1] == "close"
+    assert [(config.game, config.num_envs, config.env_groups) for config in asked] == [("pong", 8, 1)]
+
+
+def test_a_fault_of_the_games_is_raised_and_they_are_closed(monkeypatch):
+    games = Games()
+    monkeypatch.setattr(tune, "build_envs", lambda config, seed: games)
+    monkeypatch.setattr(games, "recv", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), tune._games_beside(AUTO, 64) as beside:
+        beside(lambda choice: lambda: None)(RULE)()
+    assert games.calls[-1] == "close"
+
+
+@pytest.mark.parametrize("changes", [{"game": "my_module:make"}, {"collectors": 2}])
+def test_custom_environments_and_games_elsewhere_do_not_play_beside(monkeypatch, changes):
+    monkeypatch.setattr(tune, "build_envs", None)
+    with tune._games_beside(AUTO.replace(**changes), 64) as beside:
+        build = lambda choice: None  # noqa: E731
+        assert beside(build) is build
 
 
 @pytest.mark.parametrize(("slow", "built"), [(1.1, 1), (0.6, 2)])
