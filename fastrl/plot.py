@@ -3,6 +3,7 @@
 python -m fastrl.plot runs/NAME --x minutes
 python -m fastrl.plot runs/NAME-s1 runs/NAME-s2 runs/NAME-s3 --out curve
 python -m fastrl.plot runs/NAME --y evaluation --published
+python -m fastrl.plot runs/NAME "SB3=sb3/*.csv" --their-frames-per-step 4
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fastrl.base.console import say
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.base.files import require_place, write_atomically
-from fastrl.base.ranges import Above, Between, check
+from fastrl.base.ranges import Above, AtLeast, Between, check
 from fastrl.cli import read, run_command, show_help
 from fastrl.runs.curves import (
     Band,
@@ -35,7 +36,9 @@ from fastrl.runs.curves import (
     name_groups,
     read_run,
     spoken,
+    summary_at,
 )
+from fastrl.runs.others import Theirs, is_others, read_others
 
 if TYPE_CHECKING:  # Matplotlib is optional, and slow to import: not before the flags are read
     from matplotlib.axes import Axes
@@ -51,6 +54,7 @@ TITLES = {
 }
 SCORES = ("games/return_mean_100", "evaluation/return_mean", "evaluation/return_median")
 
+THEIRS = ("their_columns", "their_frames_per_step", "their_rows")
 ENDINGS = (".png", ".svg")
 COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split()  # Okabe & Ito: safe for the colour-blind
 STROKES = ("-", "-.", ":")  # of the first seven lines, the next seven, ...; dashes are for what others published
@@ -113,6 +117,15 @@ class Arguments:
     """Draw these levels, and curves that others published; over frames only."""
     x_max: Annotated[float | None, Above(0)] = None
     """Largest `x` to draw, in frames, minutes and so on (default: all)."""
+    at: tuple[float, ...] = ()
+    """Print the lines' values at these `x`, with their intervals."""
+    their_columns: tuple[str, str] | None = None
+    """Columns of files given as NAME=FILES: the steps, and what is drawn (default: those of Stable-Baselines3's
+    progress.csv and monitor.csv, and of TensorBoard's exports)."""
+    their_frames_per_step: Annotated[float | None, Above(0)] = None
+    """Frames in a step of these files: 4 for Atari with a frame skip of 4, 1 if they count frames."""
+    their_rows: Annotated[int | None, AtLeast(1)] = None
+    """Rows of these files whose mean is a score, where each is a game (default: 100 in a monitor.csv, else 1)."""
     size: tuple[float, float] = (8.0, 4.5)
     """Width and height in inches."""
     dpi: Annotated[int, Between(20, 600)] = 100
@@ -133,28 +146,75 @@ def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     line = read(arguments, Arguments)
     if line.help:
-        show_help(f"{PROG} RUN...", __doc__, Arguments())
-    args, paths = Arguments(**line.given), [Path(word) for word in line.words]
-    if not paths:
+        show_help(f"{PROG} RUN... [NAME=FILES...]", __doc__, Arguments())
+    args = Arguments(**line.given)
+    if not line.words:
         raise ConfigError(f"no run is given first; try {PROG} runs/NAME")
-    for path in plot(paths, args):
-        say(str(path))
+    for text in plot(line.words, args):
+        say(text)
     return 0
 
 
-def plot(paths: Sequence[Path], args: Arguments) -> list[Path]:
-    """Draw runs and return the two files written.
+def plot(words: Sequence[str], args: Arguments) -> list[str]:
+    """Draw what the words stand for (`read_groups`); return what to print: values asked for, and the two files written.
 
     Raises
     ------
     ConfigError
         If something cannot be drawn; nothing is written then.
     """
-    stem = _stem(paths, args.out)
-    for ending in ENDINGS:
-        require_place(stem.with_name(stem.name + ending), "--out")
-    groups = group_runs([read_run(path, args.game) for path in paths], args.group)
-    return draw_groups(groups, _labels(groups, args), stem, args)
+    stem = _stem([Path(word) for word in words], args.out)
+    groups = read_groups(words, args)
+    labels = _labels(groups, args)
+    return [*_table(groups, labels, args), *map(str, draw_groups(groups, labels, stem, args))]
+
+
+def read_groups(words: Sequence[str], args: Arguments) -> list[list[MeasuredRun]]:
+    """Read what the words of a command line stand for; return the seeds of each line, in the order of the words.
+
+    Parameters
+    ----------
+    words : sequence of str
+        Folders of runs, CSV files of their form, and ``NAME=FILES`` of other programs (`read_others`).
+    args : Arguments
+        What is drawn.
+
+    Raises
+    ------
+    ConfigError
+        If one cannot be read.
+    """
+    own = {word: read_run(Path(word), args.game) for word in words if not is_others(word)}
+    theirs = Theirs(*(getattr(args, flag) for flag in THEIRS))
+    if len(own) == len(words) and theirs != Theirs():
+        flag = next(flag for flag in THEIRS if getattr(args, flag) is not None).replace("_", "-")
+        raise ConfigError(f"--{flag} is for other programs' files, and none is given; add NAME=FILES, or leave it out")
+    games = {run.game for run in own.values()}
+    game = args.game or (games.pop() if len(games) == 1 else None)
+    runs = [
+        run
+        for word in words
+        for run in ([own[word]] if word in own else read_others(word, theirs, args.columns[1], game))
+    ]
+    return group_runs(runs, args.group)
+
+
+def _table(groups: Sequence[Sequence[MeasuredRun]], labels: Sequence[str], args: Arguments) -> list[str]:
+    """Return the lines' values at the ``x`` asked for, as lines of text."""
+    if not args.at:
+        return []
+    curves = [[_curve(run, args) for run in group] for group in groups]
+    cells = [[args.x, *labels]]
+    for x in args.at:
+        found = [summary_at(group, x) for group in curves]
+        cells.append([f"{x:,.10g}", *("-" if one is None else _in_words(one) for one in found)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def _in_words(summary: tuple[float, float, float]) -> str:
+    middle, low, high = summary
+    return f"{middle:.1f}" if low == high else f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def draw_groups(
@@ -178,6 +238,8 @@ def draw_groups(
     ConfigError
         If something cannot be drawn; nothing is written then.
     """
+    for ending in ENDINGS:
+        require_place(stem.with_name(stem.name + ending), "--out")
     game = _game(groups, args)
     bands = [band_of([_curve(run, args) for run in group]) for group in groups]
     with extra("train"):

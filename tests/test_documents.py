@@ -107,6 +107,13 @@ def test_no_python_block_trains_when_it_is_imported(code, somewhere, monkeypatch
     assert not Path("runs").exists()
 
 
+FILES_OF_OTHERS = {
+    "sb3/1/progress.csv": "time/total_timesteps,rollout/ep_rew_mean,time/time_elapsed",
+    "exports/a.csv": "Wall time,Step,Value",
+    "log.csv": "env_steps,reward,loss",
+}
+
+
 @pytest.mark.parametrize("words", COMMANDS)
 def test_every_command_in_a_page_is_understood(words, somewhere, monkeypatch):
     """Runs and games begin but are not played; curves are drawn."""
@@ -128,6 +135,9 @@ def test_every_command_in_a_page_is_understood(words, somewhere, monkeypatch):
     if module == "fastrl.plot":
         for seed, name in enumerate(("NAME", "A", "B", "A-s1", "A-s2", "A-s3")):
             record(Path("runs"), name, seed=seed, batch_size=64)
+        for file, names in FILES_OF_OTHERS.items():
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).write_text(f"{names}\n1,1,1\n2,2,2\n")
     elif "--make-env" in arguments:
         make_run(Path("runs/NAME"), game="own")
     else:

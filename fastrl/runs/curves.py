@@ -46,6 +46,8 @@ class MeasuredRun:
     """None if it is unknown."""
     columns: list[str]
     rows: list[dict[str, str]]
+    line: str | None = None
+    """The line that it belongs to, as one of its seeds; None: its settings say so."""
 
     def column(self, name: str, flag: str) -> Floats:
         """Return a column as ``[R]`` float64, NaN where nothing was measured.
@@ -152,9 +154,11 @@ def group_runs(runs: Sequence[MeasuredRun], by: Grouping) -> list[list[MeasuredR
     for run, path in zip(runs, paths, strict=True):
         settings = {name: value for name, value in run.settings.items() if name not in IGNORED}
         alone = by == "each" or not settings
-        groups.setdefault(str(path) if alone else json.dumps(settings, sort_keys=True), []).append(run)
+        key = f"line {run.line}" if run.line else str(path) if alone else json.dumps(settings, sort_keys=True)
+        groups.setdefault(key, []).append(run)
     for group in groups.values():
-        _check_seeds(group)
+        if not group[0].line:
+            _check_seeds(group)
     return list(groups.values())
 
 
@@ -188,7 +192,9 @@ def spoken(game: str | None) -> str:
 
 
 def _common_name(group: Sequence[MeasuredRun]) -> str:
-    """Return a run's name, or the common beginning of several names, without the seed."""
+    """Return the name of a line, of its only run, or the common beginning of several names without the seed."""
+    if group[0].line:
+        return group[0].line
     if len(group) == 1:
         return group[0].name
     columns = zip(*(run.name for run in group), strict=False)
@@ -249,6 +255,18 @@ def band_of(curves: Sequence[Curve]) -> Band:
     values = np.stack([np.interp(grid, curve.x, curve.y) for curve in curves])  # [S, G]
     low, high = interval(values)
     return Band(grid, interquartile_mean(values), low, high, runs=len(curves))
+
+
+def summary_at(curves: Sequence[Curve], x: float) -> tuple[float, float, float] | None:
+    """Return the interquartile mean over curves at one ``x`` and its interval; None if one of them has no data there.
+
+    Of a single curve the interval is its value.
+    """
+    if any(x < curve.x[0] or x > curve.x[-1] for curve in curves):
+        return None
+    values = np.array([[np.interp(x, curve.x, curve.y)] for curve in curves])  # [S, 1]
+    low, high = (values[0], values[0]) if len(curves) == 1 else interval(values)
+    return float(interquartile_mean(values)[0]), float(low[0]), float(high[0])
 
 
 def common_grid(curves: Sequence[Curve]) -> Floats:

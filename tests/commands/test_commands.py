@@ -67,7 +67,7 @@ def reached(monkeypatch, tmp_path):
     monkeypatch.setattr("fastrl.dqn.agent.load_agent", lambda *_: None)
     monkeypatch.setattr(evaluate, "evaluate", note)
     monkeypatch.setattr(watch, "watch", note)
-    monkeypatch.setattr(plot, "plot", lambda *arguments: [reached.append(arguments)])
+    monkeypatch.setattr(plot, "plot", lambda *arguments: reached.append(arguments) or [])
     return reached
 
 

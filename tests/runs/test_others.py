@@ -1,0 +1,151 @@
+"""Other programs' CSV files beside runs: their steps become frames, each file a seed of one line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from recorded import record
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("scipy")
+
+from fastrl import plot
+from fastrl.base.errors import ConfigError
+from fastrl.cli import read
+from fastrl.runs.curves import Curve, curve_of, summary_at
+from fastrl.runs.others import EVALUATION, FRAMES, MINUTES, SCORE, Theirs, is_others, read_others
+
+PROGRESS = """rollout/ep_rew_mean,time/total_timesteps,time/time_elapsed,eval/mean_reward
+1.5,1000,60,
+,1500,,7.0
+2.5,2000,120,
+"""
+MONITOR = """#{"t_start": 1700000000.5, "env_id": "ALE/Breakout-v5"}
+r,l,t
+2.0,100,30.0
+4.0,300,90.0
+"""
+TENSORBOARD = """Wall time,Step,Value
+1700000000.1,10,1.0
+1700000060.1,20,3.0
+"""
+
+
+def write(folder, **texts):
+    """Write CSV files by these names."""
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_text(text)
+    return folder
+
+
+def columns_of(tmp_path, text, theirs, y=SCORE):
+    (run,) = read_others(f"other={write(tmp_path / 'files', a=text) / 'a.csv'}", theirs, y, "pong")
+    assert (run.line, run.game, run.settings) == ("other", "pong", {})
+    return {name: run.column(name, "--y").tolist() for name in run.columns}
+
+
+def test_progress_of_stable_baselines_is_known(tmp_path):
+    found = columns_of(tmp_path, PROGRESS, Theirs(frames_per_step=4))
+    assert found[FRAMES] == [4000, 6000, 8000]
+    assert found[SCORE][0::2] == [1.5, 2.5]
+    assert np.isnan(found[SCORE][1])
+    assert found[EVALUATION][1] == 7
+    assert found[MINUTES][0::2] == [1, 2]
+
+
+def test_a_monitor_has_a_row_for_each_game_whose_scores_are_averaged(tmp_path):
+    found = columns_of(tmp_path, MONITOR, Theirs(frames_per_step=4))
+    assert found == {FRAMES: [400, 1600], SCORE: [2, 3], MINUTES: [0.5, 1.5]}
+
+
+def test_a_monitors_score_is_the_mean_of_the_last_hundred_games(tmp_path):
+    games = "".join(f"{score},1,{score}\n" for score in range(150))
+    found = columns_of(tmp_path, "#{}\nr,l,t\n" + games, Theirs(frames_per_step=1))
+    assert found[SCORE][99] == np.mean(range(100))
+    assert found[SCORE][149] == np.mean(range(50, 150))
+
+
+def test_an_export_of_tensorboard_is_known(tmp_path):
+    found = columns_of(tmp_path, TENSORBOARD, Theirs(frames_per_step=1, rows=2))
+    assert found == {FRAMES: [10, 20], SCORE: [1, 2], EVALUATION: [1, 2]}
+
+
+def test_columns_may_be_named(tmp_path):
+    text = "when,steps,reward\nmonday,5,1.0\ntuesday,10,\nfriday,15,5.0\nsat"
+    found = columns_of(tmp_path, text, Theirs(("steps", "reward"), 2.0, 2), y="train/loss")
+    assert found[FRAMES] == [10, 20, 30]
+    assert found["train/loss"][0::2] == [1, 3]
+    assert np.isnan(found["train/loss"][1])  # a gap is no game
+
+
+def test_each_file_of_a_folder_or_a_pattern_is_a_seed(tmp_path):
+    folder = write(tmp_path / "sb3", one=PROGRESS, two=PROGRESS)
+    (folder / "notes.txt").write_text("no table")
+    for files in (folder, f"{folder}/*.csv", f"{tmp_path}/**/*.csv"):
+        runs = read_others(f"SB3={files}", Theirs(frames_per_step=1), SCORE, None)
+        assert [run.name for run in runs] == ["one", "two"]
+
+
+def test_a_run_whose_name_has_an_equals_sign_is_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path, "lr=1")
+    assert not is_others("lr=1")
+    assert is_others("lr=2")
+    assert not any(map(is_others, ["runs/x", "=x", "x=", "runs/lr=3"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "theirs", "message"),
+    [
+        (PROGRESS, Theirs(), "--their-frames-per-step 4 for Atari"),
+        ("a,b\n1,2\n", Theirs(frames_per_step=1), "is of no known program; .* --their-columns a b; it has a, b"),
+        (PROGRESS, Theirs(("steps", "x"), 1), "--their-columns asks for steps, .* it has rollout/ep_rew_mean"),
+        ("a,b\n1,x\n", Theirs(("a", "b"), 1), "something else than numbers in column b"),
+        ("", Theirs(frames_per_step=1), "holds no measurements"),
+        ("a,b\n", Theirs(frames_per_step=1), "holds no measurements"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path, text, theirs, message):
+    with pytest.raises(ConfigError, match=message):
+        columns_of(tmp_path, text, theirs)
+
+
+def test_files_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"SB3=.* matches no file; give SB3= and a CSV file"):
+        read_others(f"SB3={tmp_path}/none/*.csv", Theirs(frames_per_step=1), SCORE, None)
+
+
+def test_values_at_equal_x_are_interpolated_and_summarised():
+    curves = [Curve(np.array([0.0, 10.0]), np.array([0.0, y])) for y in (10.0, 20.0)]
+    middle, low, high = summary_at(curves, 5)
+    assert (middle, low, high) == (7.5, 5, 10)
+    assert summary_at(curves[:1], 5) == (5, 5, 5)
+    assert summary_at(curves, 11) is None
+
+
+def test_a_baseline_stands_beside_runs_in_one_command(tmp_path, capsys):
+    runs = [record(tmp_path, f"mine-s{seed}", seed=seed) for seed in (1, 2)]
+    folder = write(tmp_path / "sb3", one=PROGRESS, two=PROGRESS.replace("2.5", "4.5"))
+    words = [*map(str, runs), f"SB3={folder}", "--their-frames-per-step", "0.2", "--at", "200", "1000", "1e6"]
+    assert plot.main([*words, "--out", str(tmp_path / "both"), "--published"]) == 0
+    header, first, second, third, *files = capsys.readouterr().out.splitlines()
+    assert header.split() == ["frames", "mine,", "2", "seeds", "SB3,", "2", "seeds"]
+    assert first.split() == ["200", "2.0", "1.5"]
+    assert second.split() == ["1,000", "-", "-"]
+    assert third.split() == ["1,000,000", "-", "-"]
+    assert files == [str(tmp_path / "both.png"), str(tmp_path / "both.svg")]
+    groups = plot.read_groups([*map(str, runs), f"SB3={folder}"], plot.Arguments(their_frames_per_step=0.2))
+    assert [[run.game for run in group] for group in groups] == [["breakout"] * 2] * 2  # as the runs say
+    assert curve_of(groups[1][1], FRAMES, SCORE).y.tolist() == [1.5, 4.5]
+
+
+def test_flags_for_files_that_are_not_given_are_named(tmp_path):
+    folder = record(tmp_path, "a")
+    with pytest.raises(ConfigError, match="--their-rows is for other programs' files, and none is given"):
+        plot.main([str(folder), "--their-rows", "3"])
+
+
+def test_the_flags_are_read(tmp_path):
+    given = read(["x", "--their-columns", "steps", "ep reward", "--their-frames-per-step", "4"], plot.Arguments).given
+    assert given == {"their_columns": ("steps", "ep reward"), "their_frames_per_step": 4.0}
