@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from fastrl.base.errors import ConfigError, PeerError, Stopped, in_words
 from fastrl.base.launch import Launch, launched
@@ -70,7 +69,9 @@ class Ranks(Peers):
         # Whatever starts anew needs keys of its own: gloo would connect to addresses of processes that are gone.
         # torchrun counts restarts after failures, and not those after a change of machines.
         times = self._agent.add(f"fastrl/{number}/{launch.restarts}/{launch.rank}", 1)
-        self._store = PrefixStore(f"fastrl/{number}/{launch.restarts}/{times}", self._agent)
+        self._store: Any = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"fastrl/{number}/{launch.restarts}/{times}", self._agent
+        )
         cuda = device.type == "cuda"
         try:
             dist.init_process_group(
@@ -359,7 +360,9 @@ def _agent_store() -> Any:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
     try:
-        return TCPStore(host, port, is_master=ours, wait_for_workers=False, timeout=JOIN, multi_tenant=True)
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=ours, wait_for_workers=False, timeout=JOIN, multi_tenant=True
+        )
     except RuntimeError as error:
         raise ConfigError(
             f"nothing answers at {host}:{port}, where torchrun's store should be ({in_words(error)}); give torchrun "

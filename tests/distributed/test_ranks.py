@@ -259,6 +259,17 @@ def test_a_restart_before_the_first_checkpoint_sets_the_run_aside_and_starts_ane
     assert result(folder, 1)["counts"][0] >= 600
 
 
+def test_a_job_of_one_process_resumes_after_a_restart_too(tmp_path):
+    folder, job = tmp_path / "run", Job(1)
+    assert job.run(learn, folder, signals={0: (1_000, signal.SIGKILL)}) == [-signal.SIGKILL]
+    assert job.run(learn, folder) == [0]
+    steps, updates, *_ = result(folder, 0)["counts"]
+    assert steps >= 1_200
+    assert sorted(seen(folder, 0)) == list(range(1, updates + 1))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
+    assert len((folder / "commands.txt").read_text().splitlines()) == 2
+
+
 class Fails(Callback):
     """Raises in one learner."""
 

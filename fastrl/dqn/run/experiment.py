@@ -252,9 +252,8 @@ class Run(Loop):
         if config.collectors:
             side_by_side += f" in each of {config.collectors} collectors"
         games = f"{config.game} on {device}{arithmetic}, {side_by_side}{rules}"
-        if peers.several:
-            games += f"; all of this in each of {peers.count} learners"
-        self.reporter.line(f"{games}; {replay_words}; {folder}")
+        each = f"; all of this in each of {peers.count} learners" if peers.several else ""
+        self.reporter.line(f"{games}; {replay_words}{each}; {folder}")
         if found is not None and peers.leads:
             notes += folder.set_aside(found)
         for note in notes:
