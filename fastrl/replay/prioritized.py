@@ -57,6 +57,14 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             slots, alive = self._ring.slots(check_index(index))
             return np.where(alive, self._tree.get(slots), 0.0)
 
+    def least_probability(self, index: ArrayLike) -> float:
+        """Return the least P(i) of the rows named ``index [B]``, all of which may be drawn (eq. 1).
+
+        Of several buffers that give a batch its parts, the importance weights of one are to be multiplied by
+        (q / least q)^-beta, where q is what this returns for its part, and least q the least over all parts.
+        """
+        return float(self.weights(index).min() / self._tree.total)
+
     def sample(  # type: ignore[override]
         self, batch_size: int, beta: float = 0.4, out: Batch | None = None
     ) -> Batch:
