@@ -156,12 +156,21 @@ class Rings:
 # --- _append -----------------------------------------------------------------------------------------
 
 
+class Column:
+    """One array of a row; an `Appender` that declines asks nothing of it."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+
 class Appender:
     """Declines every vector step, so that all take the plain path."""
 
     def __init__(self, *_: object) -> None: ...
 
     def add(self, *_: object) -> None:
+        """Decline."""
+
+    def extend(self, *_: object) -> None:
         """Decline."""
 
 
