@@ -18,8 +18,10 @@ from fastrl.replay.checks import Autoreset, Seed, StepRows, check_index, check_r
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import Ring
 from fastrl.replay.saves import Save, archive
+from fastrl.replay.saves.folder import ReplayFolder, require_none_in, settings_in
 from fastrl.replay.saves.save import Snapshot
-from fastrl.replay.stores.by_name import maker
+from fastrl.replay.stores.by_name import maker, require_mmap
+from fastrl.replay.stores.mapped import MmapStore
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import MakeStore
 from fastrl.replay.sum_tree import SumTree
@@ -39,20 +41,31 @@ class Reader(Protocol):
         """
 
 
-class _Torn:
-    """The lock of a buffer that a fork found in the middle of another thread's call: every call raises."""
+class _Barred:
+    """The lock of a buffer that may not be used: every call raises."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
 
     def __enter__(self) -> None:
-        raise RuntimeError(
-            "this process was forked while another thread was inside a call of this buffer, which may have been left "
-            "half done here; fork while no thread is inside one, or load a saved buffer"
-        )
+        raise RuntimeError(self._reason)
 
     def __exit__(self, *_: object) -> None:
         """Nothing is entered."""
 
     def acquire(self, timeout: float) -> bool:
         return False
+
+
+_TORN = (
+    "this process was forked while another thread was inside a call of this buffer, which may have been left half done "
+    "here; fork while no thread is inside one, or load a saved buffer"
+)
+_LEFT_TO_PARENT = (
+    "this process was forked, and its parent goes on changing the files of this buffer; save the buffer and load the "
+    "save here"
+)
+_CLOSED = "this buffer was closed; from_folder opens it again"
 
 
 class ReplayBuffer:
@@ -88,15 +101,20 @@ class ReplayBuffer:
     seed : int, sequence of int, SeedSequence or None
         Seed of the draws. The same seed and calls give the same batches, to the bit; calls that fail do not count.
         `reseed` sets another.
-    store : {"ram", "lz4"} or callable
-        Where frames are kept: in memory as they come (`RamStore`), compressed in memory (`Lz4Store`), or in another
-        `FrameStore`, which the callable makes (`MakeStore`). A batch's ``obs`` and ``next_obs`` are what the store
-        makes; their values do not depend on it.
+    store : {"ram", "lz4", "mmap"} or callable
+        Where frames are kept: in memory as they come (`RamStore`), compressed in memory (`Lz4Store`), in files of
+        ``folder`` (`MmapStore`), or in another `FrameStore`, which the callable makes (`MakeStore`). A batch's ``obs``
+        and ``next_obs`` are what the store makes; their values do not depend on it.
+    folder : str or Path, optional
+        With ``store="mmap"``: where the buffer lives. If the folder holds one, which must have the same settings, it
+        is taken up as it was at its last `flush`, generator included; if not, it is made.
 
     Raises
     ------
     ValueError
-        If a setting is out of range; the message names it.
+        If a setting is out of range, or is not that of the buffer in ``folder``; the message names it.
+    OSError
+        If ``folder`` is used by another process, cannot be written to, or is on a disk that is too small.
     ImportError
         If ``store`` needs a package that is not installed.
     MemoryError
@@ -107,6 +125,7 @@ class ReplayBuffer:
     """What files call buffers of this class, and of classes derived from it."""
     _lock: threading.RLock  # calls of several threads take turns
     _save: Save | None  # in progress
+    _appender: Any  # the kernel that adds in one call, or None
 
     def __init__(
         self,
@@ -124,6 +143,7 @@ class ReplayBuffer:
         autoreset: Autoreset = "next_step",
         seed: Seed = None,
         store: str | MakeStore = "ram",
+        folder: str | Path | None = None,
     ) -> None:
         settings = self.settings = check_settings(
             capacity=capacity,
@@ -143,11 +163,21 @@ class ReplayBuffer:
         obs_shape, action_shape = settings["obs_shape"], settings["action_shape"]
         frame_dtype, act_dtype = np.dtype(settings["obs_dtype"]), np.dtype(settings["action_dtype"])
         rows = settings["capacity"] // num_envs
+        if folder is None:
+            make = maker(store)
+        else:
+            require_mmap(store)
+        self._folder: ReplayFolder | None = None
         self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
         try:
             self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
             self._tree = SumTree(num_envs * rows)
-            self._store = maker(store)(num_envs * rows, obs_shape, frame_dtype)
+            self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
+            self._begin()
+            if folder is not None:
+                self._folder = ReplayFolder(Path(folder), self._kind, self.settings)
+                make = self._folder.make
+            self._store = make(num_envs * rows, obs_shape, frame_dtype)
         except MemoryError as error:
             raise MemoryError(
                 f"capacity is {capacity}, too much for memory ({error.__cause__ or error}); give less"
@@ -155,8 +185,9 @@ class ReplayBuffer:
         self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
         self._rng = rng
         self._before = self._rng.bit_generator.state  # as it was before the latest draw
-        self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
         self._set_helpers()
+        if self._folder is not None:
+            self._join(self._folder)
 
     def __len__(self) -> int:
         """Rows held."""
@@ -220,6 +251,8 @@ class ReplayBuffer:
         with self._lock:
             if self._prefetcher.in_flight or self._save is not None:
                 self._wait_for_readers()
+            if self._folder is not None:
+                self._folder.reserve(self._ring.count, self._rows_a_step)
             if self._appender is not None:
                 gained = self._appender.add(
                     obs, action, reward, terminated, truncated, first, final_obs, env_id, self._new_weight
@@ -420,8 +453,82 @@ class ReplayBuffer:
             save = self._save = Save(snapshot, Path(folder), None if earlier is None else Path(earlier))
             return save
 
+    def flush(self) -> None:
+        """Write all that is not in files yet into the buffer's folder: what a crash leaves is what was flushed.
+
+        First the frames that the system has not written by itself are written, then all but the frames, 24 bytes a row,
+        in one move. Other threads may use the buffer meanwhile. After a crash, rows that were overwritten since are
+        gone, and up to a thirty-second of each ring more; the next rows open new games.
+
+        Raises
+        ------
+        ValueError
+            If the buffer has no folder, or a batch that was prefetched has not been taken.
+        OSError
+            If the disk fails or is full. What was flushed before is left as it was.
+        """
+        folder = self._folder_of("flush")
+        count = np.zeros(0, np.int64)
+
+        def take() -> tuple[dict[str, Any], int]:
+            nonlocal count
+            with self._lock:
+                self._prefetcher.require_none("flush")
+                count = self._ring.count.copy()
+                folder.set_settings(self.settings)
+                return {name: copy.deepcopy(value) for name, value in self._state().items()}, self._ring.held
+
+        folder.flush(take)
+        with self._lock:
+            if np.array_equal(count, self._ring.count):
+                folder.release(count)
+
+    def close(self) -> None:
+        """Flush, and give the folder free; no other call may follow.
+
+        Raises
+        ------
+        ValueError
+            As `flush`, and if a save is in progress.
+        OSError
+            As `flush`.
+        """
+        folder = self._folder_of("close")
+        with self._lock:
+            if self._save is not None:
+                raise ValueError("a save is in progress; write or close it before you close the buffer")
+        self.flush()
+        with self._lock:
+            self._lock, self._appender = _Barred(_CLOSED), None  # type: ignore[assignment]
+            folder.close()
+
     @classmethod
-    def load(cls, path: str | Path, store: str | MakeStore = "ram", *, capacity: int | None = None) -> Self:
+    def from_folder(cls, folder: str | Path) -> Self:
+        """Return the buffer that lives in a folder, as it was at its last `flush`; its settings are those it had.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Of a buffer with ``store="mmap"``.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds no buffer of this kind, or a damaged one. Nothing has changed then.
+        OSError
+            If another process uses it, a file in it is missing, or it cannot be written to.
+        """
+        return cls(**settings_in(Path(folder), cls._kind), store="mmap", folder=folder)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        store: str | MakeStore = "ram",
+        *,
+        capacity: int | None = None,
+        folder: str | Path | None = None,
+    ) -> Self:
         """Return a saved buffer: it draws what the buffer that was saved would have drawn.
 
         With another capacity it draws from the rows that it holds: all that were saved, or with less room the newest of
@@ -432,10 +539,12 @@ class ReplayBuffer:
         ----------
         path : str or Path
             File that `save` wrote, or folder of a save that `begin_save` began.
-        store : {"ram", "lz4"} or callable
+        store : {"ram", "lz4", "mmap"} or callable
             As for the class; it need not be of the kind that the frames came from.
         capacity : int, optional
             Rows of the buffer returned (default: those of the saved one, which `saved_settings` gives).
+        folder : str or Path, optional
+            With ``store="mmap"``: a new or an empty folder for the buffer to live in.
 
         Raises
         ------
@@ -444,19 +553,31 @@ class ReplayBuffer:
         MemoryError
             If there is too little memory for the capacity.
         """
-        path, make, changed = Path(path), maker(store), {}
+        path, changed = Path(path), {}
+        if folder is None:
+            maker(store)
+        else:
+            require_mmap(store)
+            require_none_in(Path(folder))
         if capacity is not None:
             changed = {"capacity": integer("capacity", capacity)}
             with archive.SavedReplay(path, cls._kind, cls.__name__) as saved:
                 settings = check_settings(**saved.settings)
             check_settings(**settings | changed)  # here, since an error is not the file's
         with archive.SavedReplay(path, cls._kind, cls.__name__) as saved:
-            buffer = cls(**saved.settings | changed, store=make)  # from here on `saved` takes errors for damage
-            ring = buffer._ring
-            buffer._load_state(saved.state(), saved.rows)
-            assert_that(min(ring.count.max(), saved.rows) == saved.held, "its header gives another number of rows")
-            saved.fill(buffer._store, ring.oldest, ring.count, ring.rows)
-            buffer.check()
+            buffer = cls(**saved.settings | changed, store=store, folder=folder)
+            try:  # from here on `saved` takes errors for damage
+                ring = buffer._ring
+                buffer._load_state(saved.state(), saved.rows)
+                assert_that(min(ring.count.max(), saved.rows) == saved.held, "its header gives another number of rows")
+                saved.fill(buffer._store, ring.oldest, ring.count, ring.rows)
+                buffer.check()
+            except BaseException:
+                if buffer._folder is not None:
+                    buffer._folder.abandon()
+                raise
+        if folder is not None:
+            buffer.flush()
         return buffer
 
     @classmethod
@@ -487,6 +608,34 @@ class ReplayBuffer:
 
     # --- inside ---------------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """Set what a derived class adds to an empty buffer, before any file is touched."""
+
+    def _join(self, folder: ReplayFolder) -> None:
+        """Take up the buffer in the folder, or make this one the folder's."""
+        try:
+            if folder.is_new:
+                folder.complete(self._state())
+                return
+            with folder.saved() as saved:
+                self._load_state(saved.state(), self._ring.rows)
+                self.check()
+            env = np.flatnonzero((folder.reserved > self._ring.count) & (self._ring.count > 0))
+            self._weigh(self._ring.cut(folder.reserved[env] - self._ring.rows, env))
+        except BaseException:
+            folder.abandon()
+            raise
+
+    def _folder_of(self, call: str) -> ReplayFolder:
+        if self._folder is None:
+            raise ValueError(f"{call} is for a buffer with a folder (store='mmap'), and this one has none; call save")
+        return self._folder
+
+    @property
+    def _rows_a_step(self) -> int:
+        """Most rows that one vector step adds to a ring."""
+        return 1 if self._final_inside else 2
+
     def _set_helpers(self) -> None:
         """Make the parts that a copy does not share: lock, threads, kernels."""
         self._lock = threading.RLock()
@@ -515,17 +664,20 @@ class ReplayBuffer:
         if whole:
             self._lock.release()
         else:
-            self._lock = _Torn()  # type: ignore[assignment]
+            self._lock = _Barred(_TORN)  # type: ignore[assignment]
         self._prefetcher.forget_thread(copied=copied)
         if self._save is not None:
             self._save.leave_to_parent()
             self._save = None
+        if self._folder is not None:
+            self._folder.close()
+            self._lock = _Barred(_LEFT_TO_PARENT)  # type: ignore[assignment]
 
     def _set_kernels(self) -> None:
-        """Make the kernels that draw and add in one call; the latter writes into the memory of a `RamStore` alone."""
+        """Make the kernels that draw and add in one call; the latter writes into the memory of stores that have one."""
         self._take_settings(self.settings)
         self._appender = None
-        if type(self._store) is RamStore:
+        if type(self._store) is RamStore or type(self._store) is MmapStore:
             frames, no_rows = self._store.bytes, self._store.frames[:0]
             self._appender = self._ring.appender(frames, self._tree, no_rows, final_inside=self._final_inside)
 
@@ -536,8 +688,7 @@ class ReplayBuffer:
 
     def _wait_for_readers(self) -> None:
         """Wait until no reader has yet to read a frame that the next rows overwrite."""
-        ahead = 1 if self._final_inside else 2
-        while any(reader.wait_for(self._ring.next_slots(ahead)) for reader in self._readers()):
+        while any(reader.wait_for(self._ring.next_slots(self._rows_a_step)) for reader in self._readers()):
             pass  # other threads may have added rows, or begun a save: ask all again
 
     def _readers(self) -> list[Reader]:

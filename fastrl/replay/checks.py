@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Required, TypedDict
 
 import numpy as np
@@ -35,6 +36,7 @@ class Settings(TypedDict, total=False):
     autoreset: Autoreset
     seed: Seed
     store: str | MakeStore
+    folder: str | Path | None
 
 
 class StepRows(NamedTuple):
