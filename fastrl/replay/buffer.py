@@ -32,9 +32,11 @@ from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import AppendedArray, Ring
 from fastrl.replay.rows import Rows, read_rows
 from fastrl.replay.saves import Save, archive
+from fastrl.replay.saves.folder import ReplayFolder, require_none_in, settings_in
 from fastrl.replay.saves.save import Snapshot
 from fastrl.replay.spaces import settings_of
-from fastrl.replay.stores.by_name import makers
+from fastrl.replay.stores.by_name import makers, require_mmap
+from fastrl.replay.stores.mapped import MmapStore
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.several import Records, SeveralStores
 from fastrl.replay.stores.store import FrameStore, Store
@@ -57,20 +59,31 @@ class Reader(Protocol):
         """
 
 
-class _Torn:
-    """The lock of a buffer that a fork found in the middle of another thread's call: every call raises."""
+class _Barred:
+    """The lock of a buffer that may not be used: every call raises."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
 
     def __enter__(self) -> None:
-        raise RuntimeError(
-            "this process was forked while another thread was inside a call of this buffer, which may have been left "
-            "half done here; fork while no thread is inside one, or load a saved buffer"
-        )
+        raise RuntimeError(self._reason)
 
     def __exit__(self, *_: object) -> None:
         """Nothing is entered."""
 
     def acquire(self, timeout: float) -> bool:
         return False
+
+
+_TORN = (
+    "this process was forked while another thread was inside a call of this buffer, which may have been left half done "
+    "here; fork while no thread is inside one, or load a saved buffer"
+)
+_LEFT_TO_PARENT = (
+    "this process was forked, and its parent goes on changing the files of this buffer; save the buffer and load the "
+    "save here"
+)
+_CLOSED = "this buffer was closed; from_folder opens it again"
 
 
 class ReplayBuffer:
@@ -107,20 +120,25 @@ class ReplayBuffer:
     seed : int, sequence of int, SeedSequence or None
         Seed of the draws. The same seed and calls give the same batches, to the bit; calls that fail do not count.
         `reseed` sets another.
-    store : {"ram", "lz4"} or callable
-        Where frames are kept: in memory as they come (`RamStore`), compressed in memory (`Lz4Store`), or in another
-        `FrameStore`, which the callable makes (`MakeStore`). A batch's ``obs`` and ``next_obs`` are what the store
-        makes; their values do not depend on it.
+    store : {"ram", "lz4", "mmap"} or callable
+        Where frames are kept: in memory as they come (`RamStore`), compressed in memory (`Lz4Store`), in files of
+        ``folder`` (`MmapStore`), or in another `FrameStore`, which the callable makes (`MakeStore`). A batch's ``obs``
+        and ``next_obs`` are what the store makes; their values do not depend on it.
+    folder : str or Path, optional
+        With ``store="mmap"``: where the buffer lives, with all arrays of its rows. If the folder holds one, which must
+        have the same settings, it is taken up as it was at its last `flush`, generator included; if not, it is made.
     extra : dict, optional
         Fields of one's own, each a name with (shape, dtype): `add` takes a value of each in every row, and a batch has
-        them in ``extra`` (see `ExtraBatch`). They are kept in memory.
+        them in ``extra`` (see `ExtraBatch`). They are kept in memory, or in the folder.
     next_extra : sequence of str
         Those of the fields that a batch also has at the state after the last step, in ``next_extra``.
 
     Raises
     ------
     ValueError
-        If a setting is out of range; the message names it.
+        If a setting is out of range, or is not that of the buffer in ``folder``; the message names it.
+    OSError
+        If ``folder`` is used by another process, cannot be written to, or is on a disk that is too small.
     ImportError
         If ``store`` needs a package that is not installed.
     MemoryError
@@ -131,6 +149,7 @@ class ReplayBuffer:
     """What files call buffers of this class, and of classes derived from it."""
     _lock: threading.RLock  # calls of several threads take turns
     _save: Save | None  # in progress
+    _appender: Any  # the kernel that adds in one call, or None
 
     def __init__(
         self,
@@ -148,6 +167,7 @@ class ReplayBuffer:
         autoreset: Autoreset = "next_step",
         seed: Seed = None,
         store: Store = "ram",
+        folder: str | Path | None = None,
         extra: Extra | None = None,
         next_extra: Sequence[str] = (),
     ) -> None:
@@ -170,12 +190,21 @@ class ReplayBuffer:
         num_envs, n_step = settings["num_envs"], settings["n_step"]
         action_shape, act_dtype = settings["action_shape"], np.dtype(settings["action_dtype"])
         rows = settings["capacity"] // num_envs
-        make = [*makers(store, layout.obs), *[RamStore] * (len(layout.fields) - layout.obs_count)]
+        if folder is None:
+            make = [*makers(store, layout.obs), *[RamStore] * (len(layout.fields) - layout.obs_count)]
+        else:
+            require_mmap(store)
+        self._folder: ReplayFolder | None = None
         self._layout, self._single = layout, layout.single
         self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
         try:
             self._ring = Ring(num_envs, rows, layout.stack, n_step, action_shape, act_dtype)
             self._tree = SumTree(num_envs * rows)
+            self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
+            self._begin()
+            if folder is not None:
+                self._folder = ReplayFolder(Path(folder), self._kind, self.settings)
+                make = [self._folder.make] * len(layout.fields)
             stores = [
                 make_store(num_envs * rows, field.shape, field.dtype)
                 for make_store, field in zip(make, layout.fields, strict=True)
@@ -189,8 +218,9 @@ class ReplayBuffer:
         self._pool = BatchPool(layout, action_shape, act_dtype, [store.empty for store in stores])
         self._rng = rng
         self._before = self._rng.bit_generator.state  # as it was before the latest draw
-        self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
         self._set_helpers()
+        if self._folder is not None:
+            self._join(self._folder)
 
     @classmethod
     def for_spaces(cls, observation_space: Any, action_space: Any, **settings: Any) -> Self:
@@ -288,6 +318,8 @@ class ReplayBuffer:
         with self._lock:
             if self._prefetcher.in_flight or self._save is not None:
                 self._wait_for_readers()
+            if self._folder is not None:
+                self._folder.reserve(self._ring.count, self._rows_a_step)
             if self._appender is not None:
                 gained = self._appender.add(
                     rows, action, reward, terminated, truncated, first, finals, env_id, self._new_weight
@@ -354,6 +386,8 @@ class ReplayBuffer:
         ends = step_flags(terminated)
         with self._lock:
             self._wait_for_readers(len(ends))
+            if self._folder is not None:
+                self._folder.reserve(self._ring.count, self._rows_a_step * len(ends))
             if not isinstance(finals, list) and self._extend(
                 arrays, action, reward, ends, truncated, first, finals=finals, env_id=env_id
             ):
@@ -549,8 +583,64 @@ class ReplayBuffer:
             save = self._save = Save(snapshot, Path(folder), None if earlier is None else Path(earlier))
             return save
 
+    def flush(self) -> None:
+        """Write all that is not in files yet into the buffer's folder: what a crash leaves is what was flushed.
+
+        First the frames that the system has not written by itself are written, then all but the frames, 24 bytes a row,
+        in one move. Other threads may use the buffer meanwhile. After a crash, rows that were overwritten since are
+        gone, and up to a thirty-second of each ring more; the next rows open new games.
+
+        Raises
+        ------
+        ValueError
+            If the buffer has no folder, or a batch that was prefetched has not been taken.
+        OSError
+            If the disk fails or is full. What was flushed before is left as it was.
+        """
+        folder = self._folder_of("flush")
+        count = np.zeros(0, np.int64)
+
+        def take() -> tuple[dict[str, Any], int]:
+            nonlocal count
+            with self._lock:
+                self._prefetcher.require_none("flush")
+                count = self._ring.count.copy()
+                folder.set_settings(self.settings)
+                return {name: copy.deepcopy(value) for name, value in self._state().items()}, self._ring.held
+
+        folder.flush(take)
+        with self._lock:
+            if np.array_equal(count, self._ring.count):
+                folder.release(count)
+
+    def close(self) -> None:
+        """Flush, and give the folder free; no other call may follow.
+
+        Raises
+        ------
+        ValueError
+            As `flush`, and if a save is in progress.
+        OSError
+            As `flush`.
+        """
+        folder = self._folder_of("close")
+        with self._lock:
+            if self._save is not None:
+                raise ValueError("a save is in progress; write or close it before you close the buffer")
+        self.flush()
+        with self._lock:
+            self._lock, self._appender = _Barred(_CLOSED), None  # type: ignore[assignment]
+            folder.close()
+
     @classmethod
-    def load(cls, path: str | Path, store: Store = "ram", *, capacity: int | None = None) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        store: Store = "ram",
+        *,
+        capacity: int | None = None,
+        folder: str | Path | None = None,
+    ) -> Self:
         """Return a saved buffer: it draws what the buffer that was saved would have drawn.
 
         With another capacity it draws from the rows that it holds: all that were saved, or with less room the newest of
@@ -561,10 +651,12 @@ class ReplayBuffer:
         ----------
         path : str or Path
             File that `save` wrote, or folder of a save that `begin_save` began.
-        store : {"ram", "lz4"} or callable
+        store : {"ram", "lz4", "mmap"} or callable
             As for the class; it need not be of the kind that the frames came from.
         capacity : int, optional
             Rows of the buffer returned (default: those of the saved one, which `saved_settings` gives).
+        folder : str or Path, optional
+            With ``store="mmap"``: a new or an empty folder for the buffer to live in.
 
         Raises
         ------
@@ -574,20 +666,31 @@ class ReplayBuffer:
             If there is too little memory for the capacity.
         """
         path, changed = Path(path), {}
-        nested = isinstance(store, Mapping | list | tuple)
-        makers(store, nesting(cls.saved_settings(path)["obs_shape"]) if nested else None)  # an error is not the file's
+        if folder is None:
+            nested = isinstance(store, Mapping | list | tuple)
+            makers(store, nesting(cls.saved_settings(path)["obs_shape"]) if nested else None)  # not the file's error
+        else:
+            require_mmap(store)
+            require_none_in(Path(folder))
         if capacity is not None:
             changed = {"capacity": integer("capacity", capacity)}
             with archive.SavedReplay(path, cls._kind, cls.__name__) as saved:
                 settings = check_settings(**saved.settings)
             check_settings(**settings | changed)  # here, since an error is not the file's
         with archive.SavedReplay(path, cls._kind, cls.__name__) as saved:
-            buffer = cls(**saved.settings | changed, store=store)  # from here on `saved` takes errors for damage
-            ring = buffer._ring
-            buffer._load_state(saved.state(), saved.rows)
-            assert_that(min(ring.count.max(), saved.rows) == saved.held, "its header gives another number of rows")
-            saved.fill(buffer._frames, ring.oldest, ring.count, ring.rows)
-            buffer.check()
+            buffer = cls(**saved.settings | changed, store=store, folder=folder)
+            try:  # from here on `saved` takes errors for damage
+                ring = buffer._ring
+                buffer._load_state(saved.state(), saved.rows)
+                assert_that(min(ring.count.max(), saved.rows) == saved.held, "its header gives another number of rows")
+                saved.fill(buffer._frames, ring.oldest, ring.count, ring.rows)
+                buffer.check()
+            except BaseException:
+                if buffer._folder is not None:
+                    buffer._folder.abandon()
+                raise
+        if folder is not None:
+            buffer.flush()
         return buffer
 
     @classmethod
@@ -618,6 +721,34 @@ class ReplayBuffer:
 
     # --- inside ---------------------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """Set what a derived class adds to an empty buffer, before any file is touched."""
+
+    def _join(self, folder: ReplayFolder) -> None:
+        """Take up the buffer in the folder, or make this one the folder's."""
+        try:
+            if folder.is_new:
+                folder.complete(self._state())
+                return
+            with folder.saved() as saved:
+                self._load_state(saved.state(), self._ring.rows)
+                self.check()
+            env = np.flatnonzero((folder.reserved > self._ring.count) & (self._ring.count > 0))
+            self._weigh(self._ring.cut(folder.reserved[env] - self._ring.rows, env))
+        except BaseException:
+            folder.abandon()
+            raise
+
+    def _folder_of(self, call: str) -> ReplayFolder:
+        if self._folder is None:
+            raise ValueError(f"{call} is for a buffer with a folder (store='mmap'), and this one has none; call save")
+        return self._folder
+
+    @property
+    def _rows_a_step(self) -> int:
+        """Most rows that one vector step adds to a ring."""
+        return 1 if self._final_inside else 2
+
     def _set_helpers(self) -> None:
         """Make the parts that a copy does not share: lock, threads, kernels."""
         self._lock = threading.RLock()
@@ -646,17 +777,20 @@ class ReplayBuffer:
         if whole:
             self._lock.release()
         else:
-            self._lock = _Torn()  # type: ignore[assignment]
+            self._lock = _Barred(_TORN)  # type: ignore[assignment]
         self._prefetcher.forget_thread(copied=copied)
         if self._save is not None:
             self._save.leave_to_parent()
             self._save = None
+        if self._folder is not None:
+            self._folder.close()
+            self._lock = _Barred(_LEFT_TO_PARENT)  # type: ignore[assignment]
 
     def _set_kernels(self) -> None:
-        """Make the kernels that draw and add in one call; the latter writes into the memory of a `RamStore` alone."""
+        """Make the kernels that draw and add in one call; the latter writes into the memory of stores that have one."""
         self._take_settings(self.settings)
         self._appender, stores = None, self._stores
-        if all(type(store) is RamStore for store in stores):
+        if all(type(store) in (RamStore, MmapStore) for store in stores):
             columns = [
                 AppendedArray(store.bytes, store.frames[:0], field.is_obs or field.in_next, field.is_obs)
                 for store, field in zip(stores, self._layout.fields, strict=True)
@@ -686,7 +820,7 @@ class ReplayBuffer:
 
     def _wait_for_readers(self, steps: int = 1) -> None:
         """Wait until no reader has yet to read a frame that the next steps overwrite."""
-        ahead = min((1 if self._final_inside else 2) * steps, self._ring.rows)
+        ahead = min(self._rows_a_step * steps, self._ring.rows)
         while any(reader.wait_for(self._ring.next_slots(ahead)) for reader in self._readers()):
             pass  # other threads may have added rows, or begun a save: ask all again
 
@@ -720,7 +854,7 @@ class ReplayBuffer:
         """
         while piece := list(islice(steps, 1)):
             row_bytes = max(1, sum(array.nbytes for array in piece[0].arrays))
-            most = max(1, min(PIECE // row_bytes, self._ring.rows // (1 if self._final_inside else 2)))
+            most = max(1, min(PIECE // row_bytes, self._ring.rows // self._rows_a_step))
             piece += islice(steps, most - 1)
             self._append_piece(piece)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Required, TypedDict
 
 import numpy as np
@@ -37,6 +38,7 @@ class Settings(TypedDict, total=False):
     autoreset: Autoreset
     seed: Seed
     store: Store
+    folder: str | Path | None
     extra: Extra | None
     next_extra: Sequence[str]
 

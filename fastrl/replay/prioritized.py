@@ -38,12 +38,14 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         if self._eps == 0:
             raise ValueError(f"eps is {eps!r}; give a number above 0")
         super().__init__(**settings)
+
+    def _begin(self) -> None:
         self.settings |= {"alpha": self._alpha, "eps": self._eps}
         self._set_max_priority(1.0)
         if not self._new_weight <= self._tree.max_weight:
             raise ValueError(
-                f"alpha is {alpha!r} and eps {eps!r}, so that (1 + eps)**alpha, the weight of new rows, overflows; "
-                "give less"
+                f"alpha is {self._alpha!r} and eps {self._eps!r}, so that (1 + eps)**alpha, the weight of new rows, "
+                "overflows; give less"
             )
 
     @property

@@ -222,9 +222,25 @@ class Ring:
         """
         if ((first == 0) & (self.opens[env] == UNKNOWN if gap is None else gap)).any():
             raise ValueError(
-                "first is False after a done whose final_obs was None, so that a frame is missing from the stacks "
-                "that continue; give final_obs there, or first=True here"
+                "first is False after a done whose final_obs was None, or after rows lost in a crash, so that a frame "
+                "is missing from the stacks that continue; give final_obs there, or first=True here"
             )
+
+    def cut(self, gone: NDArray[np.int64], env: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give up rows before ``gone [m]`` of the rings ``env [m]``, and let their next rows open new games.
+
+        For rings that lost rows after their newest ones. One more row stands for those: a final observation that was
+        not given, and that no window reaches. Returns the slots ``[m]`` whose ``drawable`` this changed.
+        """
+        self.lost[env] = np.clip(gone, self.lost[env], self.count[env])
+        slots = self.slots_ahead(env)
+        self.first[slots], self.mark[slots], self.reward[slots] = 1, FINAL, 0.0
+        self.count[env] += 1
+        self.pending[env], self.ended[env], self.opens[env] = self.count[env], 0, UNKNOWN
+        expected = self._definition().drawable.reshape(-1)
+        changed = np.flatnonzero((self.drawable != 0) != expected)
+        self.drawable[:] = expected
+        return changed
 
     def forbid_continuing(self, env: NDArray[np.int64]) -> None:
         """Note that the frames of the newest rows of ``env [m]``, final observations, were not given."""

@@ -161,7 +161,7 @@ def a_bad_seed(folder):
     ]  # fmt: skip
 
 
-@case("store is 'disk'; give 'ram', 'lz4' or a callable that makes a FrameStore")
+@case("store is 'disk'; give 'ram', 'lz4', 'mmap' or a callable that makes a FrameStore")
 def no_store(folder):
     pytest.importorskip("lz4.block")
     return lambda: small(store="disk"), lambda said: [small(store=store) for store in ("ram", "lz4", RamStore)]

@@ -43,6 +43,8 @@ from fastrl.replay.stores.store import FrameStore
 
 FORMAT, FORMAT_OF_SEVERAL = 2, 3
 INDEX = "index"
+STATE = "state"
+"""What a buffer's own folder has in its place (see `folder`)."""
 
 _KINDS_OF_FORMAT_1 = {"ReplayBuffer": "uniform", "PrioritizedReplayBuffer": "prioritized"}
 
@@ -78,6 +80,18 @@ def write_index(folder: Path, header: dict[str, Any], state: dict[str, Any], seg
     """Write ``index`` beside the files of frames: a header (kind, settings, held) and state as `write_file` does."""
     with _new_archive(folder / INDEX) as archive:
         _write_all_but_frames(archive, header | {"segments": [each.as_json() for each in segments]}, state)
+
+
+def write_state(path: Path, header: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a header (kind, settings, held) and state as `write_file` does, without frames, in one move."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with _new_archive(partial) as archive:
+            _write_all_but_frames(archive, header, state)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -154,6 +168,8 @@ class SavedReplay:
 
     def __enter__(self) -> SavedReplay:
         in_pieces = self._path.is_dir()
+        if in_pieces and (self._path / STATE).exists():
+            raise ValueError(f"{self._path} is the folder of a buffer with store='mmap', which from_folder takes")
         if in_pieces and not (self._path / INDEX).exists():
             raise ValueError(
                 f"{self._path} is a folder without an index: it is no saved replay, or one that was not written to its "
@@ -252,7 +268,7 @@ class SavedReplay:
         # Members are not compressed, so that none can be longer than the file, whatever the zip says.
         member = self._archive.getinfo(name)
         fits = member.compress_type == zipfile.ZIP_STORED and member.file_size <= self._size
-        assert_that(fits, f"{name} cannot be so long")
+        assert_that(fits and member.header_offset >= 0, f"{name} cannot be so long or lie there")
         try:
             return self._archive.open(name)
         except RuntimeError as error:  # a flipped bit may mark it as encrypted

@@ -10,6 +10,8 @@ from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import MakeStore, Store
 
 STORES: dict[str, MakeStore] = {"ram": RamStore, "lz4": Lz4Store}
+MMAP = "mmap"
+"""The store that a buffer's folder makes (see `ReplayFolder`)."""
 
 
 def makers(store: Store, like: Nesting) -> list[MakeStore]:
@@ -25,7 +27,7 @@ def makers(store: Store, like: Nesting) -> list[MakeStore]:
     Raises
     ------
     ValueError
-        If there is no store of a name, or they are nested in another way.
+        If there is no store of a name, it needs a folder, or they are nested in another way.
     """
     return per_array(like, store, "store", _maker)
 
@@ -33,8 +35,15 @@ def makers(store: Store, like: Nesting) -> list[MakeStore]:
 def _maker(store: Any, name: str) -> MakeStore:
     if callable(store):
         return store  # type: ignore[no-any-return]
+    if store == MMAP:
+        raise ValueError(f"{name} is {MMAP!r}, but folder is None; give the folder that holds its files")
     if not isinstance(store, str) or store not in STORES:
-        raise ValueError(
-            f"{name} is {store!r}; give {', '.join(map(repr, STORES))} or a callable that makes a FrameStore"
-        )
+        names = ", ".join(map(repr, (*STORES, MMAP)))
+        raise ValueError(f"{name} is {store!r}; give {names} or a callable that makes a FrameStore")
     return STORES[store]
+
+
+def require_mmap(store: Store) -> None:
+    """Raise ValueError unless this is the store for a buffer with a folder."""
+    if store != MMAP:  # a folder holds all arrays of a row
+        raise ValueError(f"folder is given, but store is {store!r}; give store={MMAP!r}, or no folder")

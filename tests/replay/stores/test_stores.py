@@ -117,7 +117,9 @@ def test_a_store_without_memory_is_no_damage_to_the_file(tmp_path):
 @pytest.mark.parametrize("name", ["zip", "", None, 3, ["ram"]])
 def test_a_store_of_no_known_name_is_refused(tmp_path, name):
     filled().save(tmp_path / "replay")
-    with pytest.raises(ValueError, match=re.escape(f"store is {name!r}; give 'ram', 'lz4' or a callable that makes")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"store is {name!r}; give 'ram', 'lz4', 'mmap' or a callable that makes")
+    ):
         small(store=name)
     with pytest.raises(ValueError, match=r"^store is"):  # the file is not to blame
         PrioritizedReplayBuffer.load(tmp_path / "replay", store=name)

@@ -1,0 +1,99 @@
+"""Frames in a file, mapped into memory: as many as the disk holds."""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import weakref
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fastrl.replay.stores.copy_threads import Team
+from fastrl.replay.stores.ram import RamStore
+
+_PIECE = 1 << 24  # bytes of zeros written at a time where the system cannot reserve a file's room
+
+
+class MmapStore(RamStore):
+    """Frames as one array ``[count, *shape]`` over a file; the system keeps in memory what there is room for.
+
+    The folder of a buffer makes it (``store="mmap", folder=…``; see `ReplayFolder`): alone, a store could not say which
+    of its frames belong to which rows. Its room on the disk is reserved at once, since a write into a mapped file that
+    finds the disk full would kill the process.
+
+    Parameters
+    ----------
+    count : int
+        Frames to hold.
+    shape, dtype
+        Shape and dtype of one frame.
+    path : Path
+        The file.
+    make : bool
+        Whether to make the file, of zeros. If not, it must be there.
+
+    Raises
+    ------
+    OSError
+        If the disk is too small, or the file is there where it should be made, or missing or of another size where not.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any], *, path: Path, make: bool) -> None:
+        size = count * math.prod(shape) * dtype.itemsize
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if make else 0), 0o666)
+        self._end = weakref.finalize(self, os.close, self._file)
+        if make:
+            _reserve(self._file, size)
+        found = os.fstat(self._file).st_size
+        if found != size:
+            raise OSError(f"{path} has {found} bytes instead of {size}; put back the file that was there")
+        memory = mmap.mmap(self._file, size)
+        if hasattr(mmap, "MADV_RANDOM"):
+            memory.madvise(mmap.MADV_RANDOM)  # rows are drawn from anywhere: what lies beside one is not needed
+        self.frames = np.frombuffer(memory, dtype).reshape(count, *shape)
+        self._team = Team(1)
+
+    def sync(self) -> None:
+        """Return once all frames written so far are on the disk.
+
+        Raises
+        ------
+        OSError
+            If the file is not where it was, or the disk fails.
+        """
+        there, mine = os.stat(self._path), os.fstat(self._file)
+        if (there.st_ino, there.st_dev) != (mine.st_ino, mine.st_dev):
+            raise FileNotFoundError(errno.ENOENT, "another file is in the place of this one", str(self._path))
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Give the file and its memory back; nothing else may be called then."""
+        self.frames = self.frames[:0].copy()
+        self._end()
+
+    @property
+    def nbytes(self) -> int:
+        """0: the system takes the memory of frames back when something else needs it."""
+        return 0
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the frames of this buffer are in {self._path}, and a copy or pickle would share them; save the buffer, "
+            "and load the save where a copy is needed"
+        )
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a new file so many zeros, and its room on the disk."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        for start in range(0, size, _PIECE):  # a system or file system that cannot
+            os.pwrite(file, bytes(min(_PIECE, size - start)), start)

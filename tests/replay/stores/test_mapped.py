@@ -1,0 +1,90 @@
+"""Frames in a file: room that is reserved, files that are not as they were, copies that are refused."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from fastrl.replay.stores.mapped import MmapStore
+
+UINT8 = np.dtype(np.uint8)
+
+
+def store(path, count=5, shape=(3,), dtype=UINT8, make=True):
+    return MmapStore(count, shape, dtype, path=path, make=make)
+
+
+def test_frames_are_in_the_file(tmp_path):
+    frames = np.arange(6, dtype=np.float32).reshape(2, 3)
+    mapped = store(tmp_path / "frames", dtype=np.dtype(np.float32))
+    mapped.write(np.array([4, 1]), frames)
+    mapped.sync()
+    there = np.fromfile(tmp_path / "frames", np.float32).reshape(5, 3)
+    assert np.array_equal(there[[4, 1]], frames)
+    assert not there[[0, 2, 3]].any()
+    mapped.close()
+    again = store(tmp_path / "frames", dtype=np.dtype(np.float32), make=False)
+    out = again.empty((2, 2, 3))
+    again.gather(np.array([[[4, -1], [1, 0]]]), out)
+    assert np.array_equal(out, [[frames[0], np.zeros(3)], [frames[1], np.zeros(3)]])
+
+
+def test_the_room_is_reserved_on_the_disk_at_once(tmp_path):
+    store(tmp_path / "frames", count=1000, shape=(4096,))
+    assert os.stat(tmp_path / "frames").st_blocks * 512 >= 4096 * 1000
+
+
+@pytest.mark.parametrize("lacks", ["the call", "the file system"])
+def test_where_the_system_cannot_reserve_room_zeros_are_written(tmp_path, monkeypatch, lacks):
+    def refuses(*_):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    if lacks == "the call":
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuses)
+    monkeypatch.setattr("fastrl.replay.stores.mapped._PIECE", 4096)
+    store(tmp_path / "frames", count=1000, shape=(10,))
+    assert (tmp_path / "frames").read_bytes() == bytes(10_000)
+    assert os.stat(tmp_path / "frames").st_blocks * 512 >= 10_000
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_bytes(b"1234"), lambda path: os.truncate(path, 16)])
+def test_a_file_of_another_size_is_refused(tmp_path, change):
+    store(tmp_path / "frames").close()
+    change(tmp_path / "frames")
+    found = os.stat(tmp_path / "frames").st_size
+    with pytest.raises(OSError, match=rf"frames has {found} bytes instead of 15; put back the file that was there"):
+        store(tmp_path / "frames", make=False)
+
+
+def test_a_file_that_is_there_is_not_overwritten_and_one_that_is_missing_is_not_made(tmp_path):
+    store(tmp_path / "frames").close()
+    with pytest.raises(FileExistsError):
+        store(tmp_path / "frames")
+    with pytest.raises(FileNotFoundError):
+        store(tmp_path / "others", make=False)
+    assert os.listdir(tmp_path) == ["frames"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_vanished_is_noticed_when_frames_should_be_on_the_disk(tmp_path, replaced):
+    mapped = store(tmp_path / "frames")
+    os.rename(tmp_path / "frames", tmp_path / "elsewhere")
+    if replaced:
+        (tmp_path / "frames").write_bytes(bytes(15))
+    with pytest.raises(FileNotFoundError):
+        mapped.sync()
+    os.replace(tmp_path / "elsewhere", tmp_path / "frames")
+    mapped.sync()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_copy_which_would_share_the_file_is_refused(tmp_path, copied):
+    with pytest.raises(TypeError, match="a copy or pickle would share them; save the buffer, and load the save where"):
+        copied(store(tmp_path / "frames"))
