@@ -32,7 +32,7 @@ from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import AppendedArray, Ring
 from fastrl.replay.rows import Rows, read_rows
 from fastrl.replay.saves import Save, archive
-from fastrl.replay.saves.folder import ReplayFolder, require_none_in, settings_in
+from fastrl.replay.saves.folder import ReplayFolder, require_none_in
 from fastrl.replay.saves.save import Snapshot
 from fastrl.replay.spaces import settings_of
 from fastrl.replay.stores.by_name import makers, require_mmap
