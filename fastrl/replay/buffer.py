@@ -32,7 +32,7 @@ from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import AppendedArray, Ring
 from fastrl.replay.rows import Rows, read_rows
 from fastrl.replay.saves import Save, archive
-from fastrl.replay.saves.folder import ReplayFolder, require_none_in
+from fastrl.replay.saves.folder import ReplayFolder, require_none_in, settings_in
 from fastrl.replay.saves.save import Snapshot
 from fastrl.replay.spaces import settings_of
 from fastrl.replay.stores.by_name import makers, require_mmap
@@ -631,6 +631,24 @@ class ReplayBuffer:
         with self._lock:
             self._lock, self._appender = _Barred(_CLOSED), None  # type: ignore[assignment]
             folder.close()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """Return the buffer that lives in a folder, as it was at its last `flush`; its settings are those it had.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Of a buffer with ``store="mmap"``.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds no buffer of this kind, or a damaged one. Nothing has changed then.
+        OSError
+            If another process uses it, a file in it is missing, or it cannot be written to.
+        """
+        return cls(**settings_in(Path(folder), cls._kind), store="mmap", folder=folder)
 
     @classmethod
     def load(
