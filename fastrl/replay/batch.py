@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.replay.layout import Layout
+from fastrl.replay.stores.layout import Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,15 +27,15 @@ from fastrl.replay.checks import (
     generator,
     step_flags,
 )
-from fastrl.replay.layout import Extra, Layout, Shapes, nesting
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import AppendedArray, Ring
-from fastrl.replay.rows import Rows, read_rows
+from fastrl.replay.rows import RowReader, Rows
 from fastrl.replay.saves import Save, archive
 from fastrl.replay.saves.folder import ReplayFolder, require_none_in, settings_in
 from fastrl.replay.saves.save import Snapshot
 from fastrl.replay.spaces import settings_of
 from fastrl.replay.stores.by_name import makers, require_mmap
+from fastrl.replay.stores.layout import Extra, Layout, Shapes, nesting
 from fastrl.replay.stores.mapped import MmapStore
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.several import Records, SeveralStores
@@ -415,7 +415,8 @@ class ReplayBuffer:
         chunk : int
             Rows at a time, at least 1; each time in new arrays.
         """
-        return read_rows(self, integer("chunk", chunk))
+        size = integer("chunk", chunk)
+        return RowReader(self._ring, self._layout, self._stores, self._lock, self._prefetcher.wait).chunks(size)
 
     def sample(self, batch_size: int, out: Batch | None = None) -> Batch:
         """Draw transitions; every drawable row has the same probability, and all weights are 1.

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastrl.base.checks import integer, number
 from fastrl.replay.arrays import contiguous
-from fastrl.replay.layout import Extra, Field, Layout, Nesting, Shapes, join, nesting, per_array
 from fastrl.replay.marks import ROW, TERMINATED, TRUNCATED
+from fastrl.replay.stores.layout import Extra, Field, Layout, Nesting, Shapes, join, nesting, per_array
 from fastrl.replay.stores.store import Store
 
 Autoreset = Literal["next_step", "same_step", "disabled"]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.replay.marks import FINAL, TERMINATED, TRUNCATED
-
-if TYPE_CHECKING:
-    from fastrl.replay.buffer import ReplayBuffer
+from fastrl.replay.ring import Ring
+from fastrl.replay.stores.layout import Layout
+from fastrl.replay.stores.store import FrameStore
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,24 +47,70 @@ class Rows:
     """``[M, *shape]`` each: fields of one's own, by name."""
 
 
-def read_rows(buffer: ReplayBuffer, chunk: int) -> Iterator[Rows]:
-    """Do as `ReplayBuffer.rows`."""
-    with buffer._lock:
-        begin, end = buffer._ring.oldest, buffer._ring.count.copy()
-    return _chunks(buffer, begin, end, chunk)
+@dataclass(frozen=True, slots=True, eq=False)
+class RowReader:
+    """Reads the rows of a buffer.
 
+    Parameters
+    ----------
+    ring : Ring
+        Columns of the rows.
+    layout : Layout
+        The arrays of a row.
+    stores : sequence of FrameStore
+        One for each of them.
+    lock : lock
+        Held while rows are read.
+    wait : callable
+        Waits until no other thread reads the stores.
+    """
 
-def _chunks(buffer: ReplayBuffer, begin: NDArray[np.int64], end: NDArray[np.int64], chunk: int) -> Iterator[Rows]:
-    next_row = begin.copy()
-    while True:
-        with buffer._lock:
-            next_row = np.maximum(next_row, buffer._ring.oldest)  # those before were overwritten
-            env, row = _first_rows(next_row, end, chunk)
-            if not len(env):
-                return
-            found = _read(buffer, env, row)
-        np.maximum.at(next_row, env, row + 1)
-        yield found
+    ring: Ring
+    layout: Layout
+    stores: Sequence[FrameStore]
+    lock: AbstractContextManager[Any]
+    wait: Callable[[], None]
+
+    def chunks(self, size: int) -> Iterator[Rows]:
+        """Do as `ReplayBuffer.rows`."""
+        with self.lock:
+            begin, end = self.ring.oldest, self.ring.count.copy()
+        return self._chunks(begin, end, size)
+
+    def _chunks(self, next_row: NDArray[np.int64], end: NDArray[np.int64], size: int) -> Iterator[Rows]:
+        while True:
+            with self.lock:
+                next_row = np.maximum(next_row, self.ring.oldest)  # those before were overwritten
+                env, row = _first_rows(next_row, end, size)
+                if not len(env):
+                    return
+                found = self._read(env, row)
+            np.maximum.at(next_row, env, row + 1)
+            yield found
+
+    def _read(self, env: NDArray[np.int64], row: NDArray[np.int64]) -> Rows:
+        """Return these rows, which are held; the lock is held."""
+        ring, arrays = self.ring, []
+        slots = env * ring.rows + row % ring.rows
+        self.wait()  # a store need not support two threads at once
+        for store, field in zip(self.stores, self.layout.fields, strict=True):
+            arrays.append(np.empty((len(slots), 1, *field.shape), field.dtype))
+            store.gather(slots[None, :, None], arrays[-1])
+        obs, extra = self.layout.nest([array[:, 0] for array in arrays])
+        mark = ring.mark[slots]
+        return Rows(
+            env=env,
+            index=row * ring.num_envs + env,
+            obs=obs,
+            action=ring.action[slots],
+            reward=ring.reward[slots],
+            terminated=mark == TERMINATED,
+            truncated=mark == TRUNCATED,
+            first=ring.first[slots] != 0,
+            final=mark == FINAL,
+            drawable=ring.drawable[slots] != 0,
+            extra=extra,
+        )
 
 
 def _first_rows(
@@ -80,29 +127,3 @@ def _first_rows(
             break
     nothing = np.zeros(0, np.int64)
     return np.concatenate([nothing, *envs]), np.concatenate([nothing, *rows])
-
-
-def _read(buffer: ReplayBuffer, env: NDArray[np.int64], row: NDArray[np.int64]) -> Rows:
-    """Return these rows, which are held; the buffer's lock is held."""
-    ring, layout = buffer._ring, buffer._layout
-    slots = env * ring.rows + row % ring.rows
-    buffer._prefetcher.wait()  # a store need not support two threads at once
-    arrays = []
-    for store, field in zip(buffer._stores, layout.fields, strict=True):
-        arrays.append(np.empty((len(slots), 1, *field.shape), field.dtype))
-        store.gather(slots[None, :, None], arrays[-1])
-    obs, extra = layout.nest([array[:, 0] for array in arrays])
-    mark = ring.mark[slots]
-    return Rows(
-        env=env,
-        index=row * ring.num_envs + env,
-        obs=obs,
-        action=ring.action[slots],
-        reward=ring.reward[slots],
-        terminated=mark == TERMINATED,
-        truncated=mark == TRUNCATED,
-        first=ring.first[slots] != 0,
-        final=mark == FINAL,
-        drawable=ring.drawable[slots] != 0,
-        extra=extra,
-    )

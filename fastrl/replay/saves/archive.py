@@ -37,8 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.base.checks import assert_that
-from fastrl.replay.layout import Layout
 from fastrl.replay.saves.segments import SavedRows, Segment, assert_complete, frame_bytes, memory_of, piece_for
+from fastrl.replay.stores.layout import Layout
 from fastrl.replay.stores.store import FrameStore
 
 FORMAT, FORMAT_OF_SEVERAL = 2, 3

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.base.checks import assert_that
-from fastrl.replay.layout import Layout
+from fastrl.replay.stores.layout import Layout
 
 PIECE = 1 << 24
 """Bytes of frames that a save or a load holds in memory at a time, besides the store."""

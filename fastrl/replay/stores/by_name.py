@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastrl.replay.layout import Nesting, per_array
 from fastrl.replay.stores.compressed import Lz4Store
+from fastrl.replay.stores.layout import Nesting, per_array
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import MakeStore, Store
 
