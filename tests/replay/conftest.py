@@ -8,6 +8,7 @@ from kernels import COMPILED, REFERENCE
 from fastrl.replay import Lz4Store, reference, ring, sum_tree
 from fastrl.replay.stores import copy_threads
 from fastrl.replay.stores.by_name import STORES
+from fastrl.replay.stores.mapped import MmapStore
 
 
 def pytest_configure(config):
@@ -28,9 +29,15 @@ def kernels(request, monkeypatch):
     return COMPILED
 
 
-@pytest.fixture(params=["ram", "lz4"])
-def stores(request, monkeypatch):
+@pytest.fixture(params=["ram", "lz4", "mmap"])
+def stores(request, monkeypatch, tmp_path_factory):
     """Let buffers that are given no store keep their frames in one kind of it."""
+    if request.param == "mmap":
+
+        def make(*arguments):
+            return MmapStore(*arguments, path=tmp_path_factory.mktemp("store") / "frames", make=True)
+
+        monkeypatch.setitem(STORES, "ram", make)
     if request.param == "lz4":
         pytest.importorskip("lz4.block")
         monkeypatch.setitem(STORES, "ram", Lz4Store)

@@ -6,15 +6,22 @@ import errno
 import math
 import mmap
 import os
+import sys
 import weakref
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastrl.replay.stores.copy_threads import Team
 from fastrl.replay.stores.ram import RamStore
 
+if sys.platform == "linux":
+    import resource
+
+AHEAD = 64
+"""Gathers that ask the disk for all their frames at once, after one that had to wait for it."""
 _PIECE = 1 << 24  # bytes of zeros written at a time where the system cannot reserve a file's room
 
 
@@ -52,11 +59,38 @@ class MmapStore(RamStore):
         found = os.fstat(self._file).st_size
         if found != size:
             raise OSError(f"{path} has {found} bytes instead of {size}; put back the file that was there")
-        memory = mmap.mmap(self._file, size)
+        self._memory = mmap.mmap(self._file, size)
         if hasattr(mmap, "MADV_RANDOM"):
-            memory.madvise(mmap.MADV_RANDOM)  # rows are drawn from anywhere: what lies beside one is not needed
-        self.frames = np.frombuffer(memory, dtype).reshape(count, *shape)
+            self._memory.madvise(mmap.MADV_RANDOM)  # rows are drawn from anywhere: what lies beside one is not needed
+        self.frames = np.frombuffer(self._memory, dtype).reshape(count, *shape)
         self._team = Team(1)
+        self._waits, self._ahead = _waits_for_disk(), 0  # gathers still to come that ask for all their frames at once
+
+    def gather(self, ids: NDArray[np.int64], *outs: NDArray[Any]) -> None:
+        """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``, one or two of them; -1 is a frame of zeros.
+
+        A page that is not in memory makes the copying wait for the disk, one after the other. If that has happened
+        lately, the disk is first asked for all pages, which it then reads side by side.
+        """
+        if self._ahead:
+            self._ahead -= 1
+            self._ask_for(ids)
+        super().gather(ids, *outs)
+        waits = _waits_for_disk()
+        if waits != self._waits:
+            self._waits, self._ahead = waits, AHEAD
+
+    def _ask_for(self, ids: NDArray[np.int64]) -> None:
+        """Let the system begin to read the pages of these frames."""
+        frame, page = self.frames[0].nbytes, mmap.PAGESIZE
+        numbers = np.unique(ids[ids >= 0])
+        if not len(numbers):
+            return
+        gaps = np.flatnonzero(np.diff(numbers) > 1) + 1
+        begins = numbers[np.concatenate(([0], gaps))] * frame // page * page
+        ends = numbers[np.concatenate((gaps - 1, [-1]))] * frame + frame
+        for begin, size in zip(begins.tolist(), (ends - begins).tolist(), strict=True):
+            self._memory.madvise(mmap.MADV_WILLNEED, begin, size)
 
     def sync(self) -> None:
         """Return once all frames written so far are on the disk.
@@ -74,6 +108,7 @@ class MmapStore(RamStore):
     def close(self) -> None:
         """Give the file and its memory back; nothing else may be called then."""
         self.frames = self.frames[:0].copy()
+        del self._memory  # unmapped once no array is over it
         self._end()
 
     @property
@@ -86,6 +121,13 @@ class MmapStore(RamStore):
             f"the frames of this buffer are in {self._path}, and a copy or pickle would share them; save the buffer, "
             "and load the save where a copy is needed"
         )
+
+
+def _waits_for_disk() -> int:
+    """Return how often this thread has waited for a page from the disk; 0 where that is not counted."""
+    if sys.platform != "linux":
+        return 0
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
 def _reserve(file: int, size: int) -> None:

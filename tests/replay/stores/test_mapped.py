@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import errno
+import mmap
 import os
 import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fastrl.replay.stores import mapped
 from fastrl.replay.stores.mapped import MmapStore
 
 UINT8 = np.dtype(np.uint8)
@@ -82,6 +87,43 @@ def test_a_file_that_vanished_is_noticed_when_frames_should_be_on_the_disk(tmp_p
         mapped.sync()
     os.replace(tmp_path / "elsewhere", tmp_path / "frames")
     mapped.sync()
+
+
+def test_after_a_wait_for_the_disk_it_is_asked_for_all_pages_of_a_gather_at_once(tmp_path, monkeypatch):
+    waits, asked = iter([0, 0, 1, *[1] * 100]), []
+    monkeypatch.setattr(mapped, "_waits_for_disk", lambda: next(waits))
+    monkeypatch.setattr(mapped, "AHEAD", 3)
+    monkeypatch.setattr(mmap, "PAGESIZE", 4096)
+    frames = store(tmp_path / "frames", count=50, shape=(2049,))
+    frames._memory = SimpleNamespace(madvise=lambda *span: asked.append(span[1:]))
+    ids = np.array([[[3, 4], [3, -1]], [[20, 21], [5, 49]]])
+    outs = [frames.empty((2, 2, 2049)) for _ in ids]
+    spans = [(4096, 8198), (40960, 4118), (98304, 4146)]  # 3 to 5, 20 and 21, 49: from 6147, 40980 and 100401
+    for times in (0, 0, 1, 2, 3, 3, 3):
+        frames.gather(ids, *outs)
+        assert asked == times * spans
+    monkeypatch.setattr(frames, "_ahead", 1)
+    frames.gather(np.array([[[-1, -1]]]), outs[0][:1])
+    assert len(asked) == 9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts waits on Linux alone")
+def test_reading_what_the_system_has_dropped_counts_as_a_wait(tmp_path):
+    before = mapped._waits_for_disk()
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    with open(tmp_path / "file", "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if "tmpfs" in subprocess.run(["stat", "-f", "-c%T", tmp_path], capture_output=True, text=True).stdout:
+            pytest.skip("this file system is in memory")
+        memory = mmap.mmap(file.fileno(), 1 << 20, prot=mmap.PROT_READ)
+        assert sum(memory[:: mmap.PAGESIZE]) == 0
+    assert mapped._waits_for_disk() > before
+
+
+def test_elsewhere_waits_are_not_counted(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert mapped._waits_for_disk() == 0
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
