@@ -3,6 +3,7 @@
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.prioritized import PrioritizedReplayBuffer
+from fastrl.replay.sequences import SequenceBatch
 from fastrl.replay.stores.compressed import Lz4Store
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import FrameStore, MakeStore
@@ -16,5 +17,6 @@ __all__ = [
     "PrioritizedReplayBuffer",
     "RamStore",
     "ReplayBuffer",
+    "SequenceBatch",
     "SumTree",
 ]

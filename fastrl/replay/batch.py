@@ -40,17 +40,17 @@ _NAMES = tuple(field.name for field in fields(Batch))
 _FRAMES = ("obs", "next_obs")
 
 
-def _held(arrays: dict[str, Any]) -> int:
+def held(arrays: dict[str, Any]) -> int:
     """Return the highest reference count among these arrays."""
     return max(map(sys.getrefcount, arrays.values()))
 
 
-# What `_held` returns for arrays that nothing else refers to; it depends on the version of the interpreter.
-_FREE = _held({"index": np.empty(1)})
+# What `held` returns for arrays that nothing else refers to; it depends on the version of the interpreter.
+FREE = held({"index": np.empty(1)})
 
 
 @contextmanager
-def _naming_size(size: int) -> Iterator[None]:
+def naming_size(size: int) -> Iterator[None]:
     """Name the argument that asked for more memory than there is, or than an array can span."""
     try:
         yield
@@ -103,7 +103,7 @@ class BatchPool:
             If there is too little memory.
         """
         for arrays in self._sets:
-            if len(arrays["index"]) == size and _held(arrays) <= _FREE:
+            if len(arrays["index"]) == size and held(arrays) <= FREE:
                 break
         else:
             arrays = self._remember(size)
@@ -126,7 +126,7 @@ class BatchPool:
 
     def _remember(self, size: int) -> dict[str, Any]:
         """Return a new set of arrays to lend again, without frames if these are made anew for every batch."""
-        with _naming_size(size):
+        with naming_size(size):
             arrays = {
                 name: np.empty((size, *shape), dtype) for name, shape, dtype in self._fields if name not in _FRAMES
             }
@@ -138,5 +138,5 @@ class BatchPool:
         return arrays
 
     def _frames(self, size: int) -> dict[str, Any]:
-        with _naming_size(size):
+        with naming_size(size):
             return {name: self._empty((size, *self._obs_shape)) for name in _FRAMES}
