@@ -58,4 +58,4 @@ types: # mypy, and the stubs against the compiled modules
 	mypy
 	mypy tests/helpers/typed_entrance.py
 	MYPYPATH=. stubtest --mypy-config-file pyproject.toml fastrl.replay._sum_tree fastrl.replay._ring fastrl.replay._append \
-	  fastrl.replay._draw fastrl.replay._frames fastrl.dqn._trunk fastrl.dqn._adam
+	  fastrl.replay._draw fastrl.replay._sequences fastrl.replay._frames fastrl.dqn._trunk fastrl.dqn._adam

@@ -4,6 +4,7 @@ from fastrl.replay.batch import Batch, ExtraBatch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.prioritized import PrioritizedReplayBuffer
 from fastrl.replay.rows import Rows
+from fastrl.replay.sequences import SequenceBatch
 from fastrl.replay.stores.compressed import Lz4Store
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import FrameStore, MakeStore
@@ -19,5 +20,6 @@ __all__ = [
     "RamStore",
     "ReplayBuffer",
     "Rows",
+    "SequenceBatch",
     "SumTree",
 ]

@@ -68,17 +68,17 @@ _SCALARS: dict[str, np.dtype[Any]] = {
 }
 
 
-def _held(arrays: dict[str, Any]) -> int:
+def held(arrays: dict[str, Any]) -> int:
     """Return the highest reference count among these arrays."""
     return max(map(sys.getrefcount, arrays.values()))
 
 
-# What `_held` returns for arrays that nothing else refers to; it depends on the version of the interpreter.
-_FREE = _held({"index": np.empty(1)})
+# What `held` returns for arrays that nothing else refers to; it depends on the version of the interpreter.
+FREE = held({"index": np.empty(1)})
 
 
 @contextmanager
-def _naming_size(size: int) -> Iterator[None]:
+def naming_size(size: int) -> Iterator[None]:
     """Name the argument that asked for more memory than there is, or than an array can span."""
     try:
         yield
@@ -141,7 +141,7 @@ class BatchPool:
             If there is too little memory.
         """
         for arrays in self._sets:
-            if len(arrays["index"]) == size and _held(arrays) <= _FREE:
+            if len(arrays["index"]) == size and held(arrays) <= FREE:
                 break
         else:
             arrays = self._remember(size)
@@ -200,7 +200,7 @@ class _Array(NamedTuple):
 
 
 def _made(arrays: Sequence[_Array], size: int) -> dict[str, Any]:
-    with _naming_size(size):
+    with naming_size(size):
         return {
             name: np.empty((size, *shape), dtype) if empty is None else empty((size, *shape))
             for name, shape, dtype, empty, _ in arrays

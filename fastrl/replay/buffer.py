@@ -33,6 +33,7 @@ from fastrl.replay.rows import RowReader, Rows
 from fastrl.replay.saves import Save, archive
 from fastrl.replay.saves.folder import ReplayFolder, require_none_in, settings_in
 from fastrl.replay.saves.save import Snapshot
+from fastrl.replay.sequences import Asked, SequenceBatch, SequenceDrawer
 from fastrl.replay.spaces import settings_of
 from fastrl.replay.stores.by_name import makers, require_mmap
 from fastrl.replay.stores.layout import Extra, Layout, Shapes, nesting
@@ -457,6 +458,45 @@ class ReplayBuffer:
         """
         self._prefetch({"batch_size": integer("batch_size", batch_size)})
 
+    def sample_sequences(
+        self, batch_size: int, length: int, burn_in: int = 0, *, period: int = 1, stacked: bool = True
+    ) -> SequenceBatch:
+        """Draw stretches of up to ``length`` steps of one game, and up to ``burn_in`` steps before each.
+
+        A row is drawn as by `sample`, and with ``period=1`` the stretch starts there. Otherwise it starts at the first
+        row of the same game since the last multiple of ``period`` in that environment's count of rows, or the first
+        after it that may be drawn. So starts are ``period`` rows apart, and each game has one at its first row.
+
+        A game ends a stretch, and burn-in does not reach back past its first row; a lost life does neither. The place
+        of the final observation of a lost life has ``mask`` False. A row whose game is still in progress is drawn once
+        it has ``length`` more steps.
+
+        Costs O(B (log capacity + period + burn_in + length + stack) + N length log capacity), and one copy of each
+        frame, whatever the stack.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        length : int
+            T, steps of a stretch, at least 1.
+        burn_in : int
+            Steps before it, from 0 up. ``mask`` is False where a game has fewer, or their frames are overwritten.
+        period : int
+            Rows between two starts, from 1 to ``length``.
+        stacked : bool
+            Whether ``obs`` has stacks, or each frame once (see `SequenceBatch`).
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range, if one environment has too few rows for a stretch, or if none can be drawn.
+            Nothing has changed then.
+        MemoryError
+            If there is too little memory.
+        """
+        return self._sample_sequences(Asked(batch_size, length, burn_in, period, stacked))
+
     def reseed(self, seed: Seed) -> None:
         """Draw from now on as a buffer of the same rows and priorities that was built with this seed.
 
@@ -721,7 +761,7 @@ class ReplayBuffer:
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             self._prefetcher.require_none("copy")
-            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender")
+            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender", "_sequences")
             return {name: value for name, value in vars(self).items() if name not in helpers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -773,6 +813,9 @@ class ReplayBuffer:
         self._lock = threading.RLock()
         self._prefetcher = Prefetcher(self._tree.capacity)
         self._save, self._in_save = None, False
+        self._sequences = SequenceDrawer(
+            self._ring, self._tree, self._stores, self._layout, zero=self.settings["stack_padding"] == "zero"
+        )
         self._set_kernels()
         forks.watch(
             self,
@@ -927,6 +970,22 @@ class ReplayBuffer:
                 self._prefetcher.start(asked, batch, numbers, self._gather)
             except BaseException:
                 self._undo_draw()
+                raise
+
+    def _sample_sequences(self, asked: Asked, **how: float) -> SequenceBatch:
+        with self._lock:
+            self._sequences.check(asked)
+            self._prefetcher.wait()  # a store need not support two threads at once
+            before = self._rng.bit_generator.state
+            try:
+                return self._sequences.draw(
+                    asked,
+                    self._rng,
+                    self.settings["gamma"],
+                    lambda ratios, out: self._put_importance(ratios, out, **how),
+                )
+            except BaseException:
+                self._rng.bit_generator.state = before
                 raise
 
     def _undo_draw(self) -> None:

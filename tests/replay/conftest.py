@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kernels import COMPILED, REFERENCE
 
-from fastrl.replay import Lz4Store, reference, ring, sum_tree
+from fastrl.replay import Lz4Store, reference, ring, sequences, sum_tree
 from fastrl.replay.stores import copy_threads
 from fastrl.replay.stores.by_name import STORES
 from fastrl.replay.stores.mapped import MmapStore
@@ -24,6 +24,7 @@ def kernels(request, monkeypatch):
         monkeypatch.setattr(ring, "_ring", reference)
         monkeypatch.setattr(ring, "_append", reference)
         monkeypatch.setattr(ring, "_draw", reference)
+        monkeypatch.setattr(sequences, "_sequences", reference)
         monkeypatch.setattr(copy_threads, "_frames", reference)
         return REFERENCE
     return COMPILED

@@ -127,3 +127,34 @@ class Oracle:
             "next_obs": self.observation(env, self.after(env, r)),
             "discount": np.float32(discount),
         }
+
+    def closed(self, env, r, length):
+        """Whether ``length`` more steps of the game came after row r, or all that it had."""
+        rows = self.envs[env]
+        return r + length < len(rows) or rows[-1].game != rows[r].game or rows[-1].final
+
+    def cells(self, length, period):
+        """Rows of each cell that count when stretches are drawn, by environment and first of them."""
+        found = {}
+        for env, rows in enumerate(self.envs):
+            counting = [r for r in self.drawable(env) if self.closed(env, r, length)]
+            for r in counting:
+                cell = [q for q in counting if rows[q].game == rows[r].game and q // period == r // period]
+                found[env, cell[0]] = cell
+        return found
+
+    def stretch(self, env, start, length, burn_in):
+        """Steps of the stretch from row ``start``, None where there is none, and its observations."""
+        rows = self.envs[env]
+        game = [q for q, row in enumerate(rows) if row.game == rows[start].game and q >= self.oldest(env)]
+        whole = [q for q in game if min(self.numbers(env, q)) >= self.oldest(env) and not rows[q].final]
+        begin = min(q for q in whole if start - burn_in <= q <= start)
+        steps, observations = [None] * (burn_in + length), [None] * (burn_in + length + 1)
+        for q in range(begin, min(start + length, game[-1])):
+            place = q - start + burn_in
+            observations[place] = self.observation(env, q)
+            observations[place + 1] = self.observation(env, q + 1)
+            if not rows[q].final:
+                discount = 0.0 if rows[q].ended == "terminated" else self.gamma
+                steps[place] = (rows[q].action, np.float32(rows[q].reward), np.float32(discount))
+        return steps, observations
