@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -641,9 +640,13 @@ class ReplayBuffer:
             self._sequences.check(asked)
             self._prefetcher.wait()  # a store need not support two threads at once
             before = self._rng.bit_generator.state
-            put_importance = partial(self._put_importance, **how)
             try:
-                return self._sequences.draw(asked, self._rng, self.settings["gamma"], put_importance)
+                return self._sequences.draw(
+                    asked,
+                    self._rng,
+                    self.settings["gamma"],
+                    lambda ratios, out: self._put_importance(ratios, out, **how),
+                )
             except BaseException:
                 self._rng.bit_generator.state = before
                 raise

@@ -133,7 +133,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                 if highest > self._max_priority:
                     self._set_max_priority(highest)
 
-    def sample_sequences(  # type: ignore[override]
+    def sample_sequences(
         self,
         batch_size: int,
         length: int,

@@ -54,7 +54,8 @@ class SequenceBatch:
     @property
     def begin(self) -> NDArray[np.int64]:
         """``[B]``: place of the first step, at which a recurrent state begins; at most ``burn_in``."""
-        return self.mask.argmax(axis=1)
+        place: NDArray[np.int64] = self.mask.argmax(axis=1)
+        return place
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,4 +299,6 @@ def sequence_priority(error: ArrayLike, mask: ArrayLike, eta: float = 0.9) -> ND
     if bad.any():
         raise ValueError(f"error holds {given[bad][0]}; give absolute TD errors, finite numbers from 0 up")
     known = np.where(mask, errors, 0.0)
-    return eta * known.max(axis=1) + (1 - eta) * (known.sum(axis=1) / mask.sum(axis=1))
+    most, mean = known.max(axis=1), known.sum(axis=1) / mask.sum(axis=1)
+    mixed: NDArray[np.float64] = eta * most + (1 - eta) * mean
+    return mixed
