@@ -19,17 +19,25 @@ from fastrl.replay.saves import segments
 from fastrl.replay.sequences import sequence_priority
 
 
-def check_stretch(batch, b, oracle, env, start, length):
+def check_stretch(batch, b, machine, env, start, length):
     """Compare one stretch of a batch with the history."""
-    burn_in = batch.burn_in
+    oracle, burn_in = machine.oracle, batch.burn_in
     steps, observations = oracle.stretch(env, start, length, burn_in)
     assert batch.mask[b].tolist() == [step is not None for step in steps]
     nothing = (0, np.float32(0), np.float32(0))
     got = zip(batch.action[b], batch.reward[b], batch.discount[b], strict=True)
     assert list(got) == [step or nothing for step in steps]
     for t, observation in enumerate(observations):
-        if observation is not None:
-            assert batch.obs[b, t, :, 0].tolist() == observation, (env, start, t)
+        if observation is None:
+            continue
+        for stack, array in zip(machine.stacks, machine.leaves(batch.obs), strict=False):
+            value = np.reshape(observation[-stack:], (stack, *[1] * (array.ndim - 3)))
+            assert np.array_equal(array[b, t], np.broadcast_to(value, array[b, t].shape)), (env, start, t)
+    if machine.extra:
+        for t in np.flatnonzero(batch.mask[b]):
+            own = oracle.envs[env][start - burn_in + t].extra
+            assert (batch.extra["own"][b, t], batch.extra["mine"][b, t].tolist()) == (-own, [own, own])
+    assert set(batch.extra) == ({"own", "mine"} if machine.extra else set())
     assert batch.begin[b] == next(t for t, step in enumerate(steps) if step)
 
 
@@ -59,14 +67,15 @@ class SequenceMachine(BufferMachine):
         if not self.alpha:
             assert set(drawn) == set(cells)  # two strata to each row that counts
         for b, (env, start) in enumerate(drawn):
-            check_stretch(batch, b, self.oracle, env, start, length)
+            check_stretch(batch, b, self, env, start, length)
         weights = np.ones(size)
         if self.alpha is not None:
             by_cell = [[self.oracle.envs[e][q].priority for q in cells[e, r]] for e, r in drawn]
             shares = np.array([sum((p + EPS) ** self.alpha for p in cell) for cell in by_cell])
             weights = (shares / shares.min()) ** -BETA
         np.testing.assert_allclose(batch.weight, weights, rtol=1e-5)
-        self.held = [*self.held[-5:], (batch.reward, batch.reward.copy()), (batch.obs[:, -1], batch.obs[:, -1].copy())]
+        kept = [batch.reward, *(array[:, -1] for array in self.leaves(batch.obs))]
+        self.held = [*self.held[-5:], *((array, array.copy()) for array in kept)]
         self.last_stretches = batch, drawn, length, period
 
     @rule(late=st.booleans(), scale=st.sampled_from([1.0, 0.0, 30.0]), eta=st.sampled_from([0.0, 0.9, 1.0]))
