@@ -64,7 +64,7 @@ class MmapStore(RamStore):
             self._memory.madvise(mmap.MADV_RANDOM)  # rows are drawn from anywhere: what lies beside one is not needed
         self.frames = np.frombuffer(self._memory, dtype).reshape(count, *shape)
         self._team = Team(1)
-        self._waits, self._ahead = _waits_for_disk(), 0  # gathers still to come that ask for all their frames at once
+        self._ahead = 0  # gathers still to come that ask for all their frames at once
 
     def gather(self, ids: NDArray[np.int64], *outs: NDArray[Any]) -> None:
         """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``, one or two of them; -1 is a frame of zeros.
@@ -75,10 +75,10 @@ class MmapStore(RamStore):
         if self._ahead:
             self._ahead -= 1
             self._ask_for(ids)
+        before = _waits_for_disk()
         super().gather(ids, *outs)
-        waits = _waits_for_disk()
-        if waits != self._waits:
-            self._waits, self._ahead = waits, AHEAD
+        if _waits_for_disk() != before:
+            self._ahead = AHEAD
 
     def _ask_for(self, ids: NDArray[np.int64]) -> None:
         """Let the system begin to read the pages of these frames."""

@@ -52,8 +52,12 @@ class FolderMachine(BufferMachine):
         self.flushed = copy.deepcopy(self.oracle)
         self.take_up_again()
 
-    @rule()
-    def crash(self):
+    @rule(flush=st.booleans(), steps=st.integers(0, 9))
+    def crash(self, flush, steps):
+        if flush:
+            self.flush()
+        for _ in range(steps):
+            self.add_one(0.1, None, True, "array")
         reserved = self.buffer._folder.reserved.copy()
         self.buffer._folder.close()
         self.oracle = copy.deepcopy(self.flushed)
@@ -91,7 +95,7 @@ def test_a_buffer_in_a_folder_and_the_oracle_agree_after_every_operation(monkeyp
     run_state_machine_as_test(
         FolderMachine,
         settings=settings(
-            max_examples=15, stateful_step_count=25, deadline=None, derandomize=True, database=None,
+            max_examples=12, stateful_step_count=25, deadline=None, derandomize=True, database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip

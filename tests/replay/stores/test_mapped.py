@@ -90,7 +90,7 @@ def test_a_file_that_vanished_is_noticed_when_frames_should_be_on_the_disk(tmp_p
 
 
 def test_after_a_wait_for_the_disk_it_is_asked_for_all_pages_of_a_gather_at_once(tmp_path, monkeypatch):
-    waits, asked = iter([0, 0, 1, *[1] * 100]), []
+    waits, asked = iter([0, 0, 5, 6, *[9] * 100]), []
     monkeypatch.setattr(mapped, "_waits_for_disk", lambda: next(waits))
     monkeypatch.setattr(mapped, "AHEAD", 3)
     monkeypatch.setattr(mmap, "PAGESIZE", 4096)
