@@ -36,6 +36,9 @@ from fastrl.envs.step import frame_bytes
 
 CONNECT_SECONDS = 5
 """Time for an address to answer."""
+HTTP2_SETTINGS = b"\x04"
+"""Type of the frame that opens a connection of HTTP/2, and of Ray's gRPC."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 CLOSE_SECONDS = 5.0
 """Time for collectors to close their games, before they are ended."""
 TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -350,17 +353,32 @@ def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
 
 
 def _ask_address(said: str, address: str) -> None:
-    """Raise ConfigError unless something listens at ``host:port``."""
+    """Raise ConfigError unless what listens at ``host:port`` talks like Ray; `ray.init` itself would wait for minutes.
+
+    Ray's head speaks gRPC, and thus HTTP/2, where both sides open with a SETTINGS frame (RFC 9113, section 3.4).
+    """
     parts = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d+)", address)
     if parts is None:
         raise ConfigError(f"{said}; give auto, or host:port of the cluster's head, such as 10.0.0.2:6379")
     try:
-        socket.create_connection((parts[1], int(parts[2])), timeout=CONNECT_SECONDS).close()
+        connection = socket.create_connection((parts[1], int(parts[2])), timeout=CONNECT_SECONDS)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"{said}, and nothing answers there ({in_words(error)}); start Ray on it with `ray start --head`, or give "
             "the address that this prints"
         ) from error
+    with connection:
+        if os.environ.get("RAY_USE_TLS", "0") == "1":  # then nothing is said in plain text
+            return
+        header = b""
+        with contextlib.suppress(OSError):
+            connection.sendall(HTTP2_PREFACE)
+            header = connection.recv(9)  # 3 bytes of length, the type, flags, the stream
+    if header[3:4] != HTTP2_SETTINGS:
+        raise ConfigError(
+            f"{said}, and what answers there is not Ray; give the port that `ray start --head` prints (6379 unless it "
+            "was given another)"
+        )
 
 
 def _module(game: str) -> Path | None:
