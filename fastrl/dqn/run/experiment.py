@@ -86,7 +86,10 @@ def train(
         stop = peers.agreed(own)
         if (begun := _begun_before(peers, quiet=quiet)) is not None:
             config, resume = load_dqn_config(begun), begun
-        run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
+        try:
+            run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
+        except Stopped as asked:  # while collectors were starting: nothing is written yet
+            raise KeyboardInterrupt(own.signal) from asked
         try:
             with run.reporter:
                 run.play()
