@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import platform
 import re
 import secrets
 import signal
@@ -298,11 +299,12 @@ def _our_signals() -> Iterator[None]:
 
 
 def _set_environment(address: str | None) -> None:
-    """Ask Ray for a token, no reports and no limit of memory of its own; it reads the environment as it is imported."""
+    """Ask Ray for a token, silence, no reports and no limit of memory; it reads the environment as it is imported."""
     if "ray" in sys.modules:  # by this program, with what it wants; or by an earlier run, with these
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # lines about dead workers, which `log_to_driver` leaves
     if address is None:
         if not any(name in os.environ for name in TOKEN):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this process and its children, in no file
@@ -334,6 +336,7 @@ def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
         address = os.environ.get("RAY_ADDRESS", address)
     if address != "auto":
         _ask_address(said, address)
+    _require_secret(said)
     try:
         ray.init(address=address, **quiet)
     except ray.exceptions.AuthenticationError as error:
@@ -346,10 +349,28 @@ def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
         remedy = "start one with `ray start --head`, or give host:port" if address == "auto" else "see its logs there"
         raise ConfigError(f"{said}, and no Ray that runs is found ({in_words(error)}); {remedy}") from error
     except Exception as error:
+        if other := re.search(r"started with:\s+Ray: (\S+)\s+Python: (\S+)", str(error)):
+            raise ConfigError(
+                f"{said}, and the cluster runs Ray {other[1]} on Python {other[2]}, this process Ray {ray.__version__} "
+                f"on Python {platform.python_version()}; install the same versions on every node"
+            ) from error
         raise ConfigError(
             f"{said}, and the cluster cannot be joined ({in_words(error)}); this machine must be a node of it (`ray "
             "start --address=HOST:PORT`), with the same versions of Ray and Python"
         ) from error
+
+
+def _require_secret(said: str) -> None:
+    """Raise ConfigError if others of this machine can read the file of the token; Ray itself makes it so."""
+    if os.environ.get("RAY_AUTH_MODE") != "token" or any(name in os.environ for name in TOKEN):
+        return
+    path = Path("~/.ray/auth_token").expanduser()
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(
+                f"{said}, and others can read its token in {path}, with which they can run any code here; give "
+                f"`chmod 600 {path}`"
+            )
 
 
 def _ask_address(said: str, address: str) -> None:

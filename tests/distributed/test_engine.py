@@ -92,3 +92,19 @@ def test_a_ray_that_is_started_here_gets_a_token_of_its_own_and_a_clusters_is_th
         os.environ["RAY_AUTH_TOKEN"] = "mine"
         engine._set_environment(None)
         assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+
+
+def test_a_token_that_others_can_read_is_refused(tmp_path):
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("a1" * 32)
+    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with patch.dict(os.environ, here | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}, clear=True):
+        token.chmod(0o644)
+        with pytest.raises(ConfigError, match=f"--ray-address is 'auto', and others can read .* `chmod 600 {token}`"):
+            engine._require_secret("--ray-address is 'auto'")
+        token.chmod(0o600)
+        engine._require_secret("--ray-address is 'auto'")
+        token.chmod(0o644)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = "elsewhere"
+        engine._require_secret("--ray-address is 'auto'")

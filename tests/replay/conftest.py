@@ -30,6 +30,13 @@ def kernels(request, monkeypatch):
     return COMPILED
 
 
+@pytest.fixture
+def copies(stores):
+    """As `stores`, without those whose buffers refuse to be copied."""
+    if stores == "mmap":
+        pytest.skip("a copy would share the files")
+
+
 @pytest.fixture(params=["ram", "lz4", "mmap"])
 def stores(request, monkeypatch, tmp_path_factory):
     """Let buffers that are given no store keep their frames in one kind of it."""

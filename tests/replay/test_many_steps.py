@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from make import NO, filled, refused, small, snapshot, step
@@ -181,7 +183,8 @@ def test_steps_wait_for_a_batch_that_is_being_copied():
     assert np.array_equal(drawn.next_obs, wanted.next_obs)
 
 
-def test_steps_that_would_overwrite_what_a_save_needs_are_refused_if_no_thread_writes_it(tmp_path):
+def test_steps_that_would_overwrite_what_a_save_needs_are_refused_if_no_thread_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # other tests leave threads behind
     buffer = filled(steps=20)
     save = buffer.begin_save(tmp_path / "save")
     with refused(buffer, r"call write\(\) or close\(\)", RuntimeError):
