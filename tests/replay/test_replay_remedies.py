@@ -28,7 +28,7 @@ ROOM = Path(buffer.__file__).parent
 CHECKS = ROOM.parent / "base" / "checks.py"
 ELSEWHERE = {  # messages of that file which no call of the replay can meet, and messages that other tests provoke
     "checks.py": ("check_state", "at_least", "share", "indices"),
-    "buffer.py": ("_Torn",),  # test_forks.py, with its remedies
+    "buffer.py": ("_Barred",),  # test_forks.py and test_replay_folder.py, with its remedies
 }
 PROJECT = ROOM.parent.parent / "pyproject.toml"
 ENDS = np.array([False, True])
