@@ -280,6 +280,22 @@ def test_an_update_gives_every_row_of_a_cell_the_priority_and_no_other():
     assert buffer.max_priority == 3.5
 
 
+@pytest.mark.parametrize(
+    ("marks", "start", "cell"),
+    [
+        ("." * 4 + "tf" + "." * 12, 6, [6, 7]),  # a game's first cell ends at the next multiple of 4
+        ("." * 8 + "tf" + "." * 12, 8, [8]),  # a game's last cell ends with it; row 10 belongs to the next
+        ("." * 8 + "tl" + "." * 12, 8, [8, 10, 11]),  # unless it goes on
+    ],
+)
+def test_a_cell_ends_with_its_game_and_at_the_next_multiple_of_the_period(marks, start, cell):
+    buffer = played(marks, alpha=1.0, eps=0.5)
+    batch = buffer.sample_sequences(300, 4, period=4)
+    error = np.where((batch.index == start)[:, None], 7.0, 1.0) * np.ones((300, 4))
+    buffer.update_sequence_priorities(batch, error)
+    assert np.flatnonzero(buffer.weights(np.arange(16)) == 7.5).tolist() == cell
+
+
 def test_errors_where_the_mask_is_false_or_within_the_burn_in_count_for_nothing():
     buffer = played("...tl......", alpha=1.0, eps=0.5)
     batch = buffer.sample_sequences(300, 5, 1)
@@ -325,6 +341,24 @@ def test_equal_seeds_give_equal_stretches_and_calls_that_fail_do_not_count():
     for name in first.__slots__:
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
     assert np.array_equal(one.sample(4).index, other.sample(4).index)
+
+
+def test_a_draw_whose_frames_could_not_be_read_does_not_count():
+    class Failing(RamStore):
+        fails = False
+
+        def gather(self, ids, *outs):
+            if self.fails:
+                raise MemoryError("too little")
+            super().gather(ids, *outs)
+
+    one, other = filled(18, store=Failing), filled(18)
+    one._store.fails = True
+    with pytest.raises(MemoryError, match="too little"):
+        one.sample_sequences(4, 3)
+    one.check()
+    one._store.fails = False
+    assert np.array_equal(one.sample_sequences(4, 3).index, other.sample_sequences(4, 3).index)
 
 
 def test_stretches_are_drawn_beside_a_batch_that_was_prefetched():
