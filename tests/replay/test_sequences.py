@@ -172,6 +172,12 @@ def drawn(buffer, row, *args, **how):
     return batch, batch.index.tolist().index(row)
 
 
+def only(batch, b):
+    """Return a batch of one of the stretches alone."""
+    fields = {name: getattr(batch, name) for name in batch.__slots__}
+    return type(batch)(**{k: v[b : b + 1] if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+
+
 def test_a_game_ends_a_stretch_and_its_last_step_has_the_final_observation(kernels):
     batch, b = drawn(played("...tf..."), 1, 5)
     assert batch.mask[b].tolist() == [True, True, True, False, False]
@@ -270,11 +276,7 @@ def test_priorities_are_the_mix_of_maximum_and_mean_worked_out_by_hand():
 
 def test_an_update_gives_every_row_of_a_cell_the_priority_and_no_other():
     buffer = played("." * 9 + "tf" + "." * 9, alpha=1.0, eps=0.5)
-    batch, b = drawn(buffer, 4, 4, 2, period=4)
-    alone = type(batch)(**{
-        name: value[b : b + 1] if isinstance(value, np.ndarray) else value
-        for name in batch.__slots__ for value in [getattr(batch, name)]
-    })  # fmt: skip
+    alone = only(*drawn(buffer, 4, 4, 2, period=4))
     buffer.update_sequence_priorities(alone, [[1.0, 2.0, 5.0, 0.0]], eta=0.5)
     assert buffer.weights(np.arange(10)).tolist() == [1.5] * 4 + [3.5 + 0.5] * 4 + [1.5] * 2
     assert buffer.max_priority == 3.5
@@ -290,9 +292,7 @@ def test_an_update_gives_every_row_of_a_cell_the_priority_and_no_other():
 )
 def test_a_cell_ends_with_its_game_and_at_the_next_multiple_of_the_period(marks, start, cell):
     buffer = played(marks, alpha=1.0, eps=0.5)
-    batch = buffer.sample_sequences(300, 4, period=4)
-    error = np.where((batch.index == start)[:, None], 7.0, 1.0) * np.ones((300, 4))
-    buffer.update_sequence_priorities(batch, error)
+    buffer.update_sequence_priorities(only(*drawn(buffer, start, 4, period=4)), np.full((1, 4), 7.0))
     assert np.flatnonzero(buffer.weights(np.arange(16)) == 7.5).tolist() == cell
 
 
