@@ -181,6 +181,12 @@ def drawn(buffer, row, *args, **how):
     return batch, batch.index.tolist().index(row)
 
 
+def only(batch, b):
+    """Return a batch of one of the stretches alone."""
+    fields = {name: getattr(batch, name) for name in batch.__slots__}
+    return type(batch)(**{k: v[b : b + 1] if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+
+
 def test_a_game_ends_a_stretch_and_its_last_step_has_the_final_observation(kernels):
     batch, b = drawn(played("...tf..."), 1, 5)
     assert batch.mask[b].tolist() == [True, True, True, False, False]
@@ -279,14 +285,24 @@ def test_priorities_are_the_mix_of_maximum_and_mean_worked_out_by_hand():
 
 def test_an_update_gives_every_row_of_a_cell_the_priority_and_no_other():
     buffer = played("." * 9 + "tf" + "." * 9, alpha=1.0, eps=0.5)
-    batch, b = drawn(buffer, 4, 4, 2, period=4)
-    alone = type(batch)(**{
-        name: value[b : b + 1] if isinstance(value, np.ndarray) else value
-        for name in batch.__slots__ for value in [getattr(batch, name)]
-    })  # fmt: skip
+    alone = only(*drawn(buffer, 4, 4, 2, period=4))
     buffer.update_sequence_priorities(alone, [[1.0, 2.0, 5.0, 0.0]], eta=0.5)
     assert buffer.weights(np.arange(10)).tolist() == [1.5] * 4 + [3.5 + 0.5] * 4 + [1.5] * 2
     assert buffer.max_priority == 3.5
+
+
+@pytest.mark.parametrize(
+    ("marks", "start", "cell"),
+    [
+        ("." * 4 + "tf" + "." * 12, 6, [6, 7]),  # a game's first cell ends at the next multiple of 4
+        ("." * 8 + "tf" + "." * 12, 8, [8]),  # a game's last cell ends with it; row 10 belongs to the next
+        ("." * 8 + "tl" + "." * 12, 8, [8, 10, 11]),  # unless it goes on
+    ],
+)
+def test_a_cell_ends_with_its_game_and_at_the_next_multiple_of_the_period(marks, start, cell):
+    buffer = played(marks, alpha=1.0, eps=0.5)
+    buffer.update_sequence_priorities(only(*drawn(buffer, start, 4, period=4)), np.full((1, 4), 7.0))
+    assert np.flatnonzero(buffer.weights(np.arange(16)) == 7.5).tolist() == cell
 
 
 def test_errors_where_the_mask_is_false_or_within_the_burn_in_count_for_nothing():
@@ -334,6 +350,24 @@ def test_equal_seeds_give_equal_stretches_and_calls_that_fail_do_not_count():
     for name in first.__slots__:
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
     assert np.array_equal(one.sample(4).index, other.sample(4).index)
+
+
+def test_a_draw_whose_frames_could_not_be_read_does_not_count():
+    class Failing(RamStore):
+        fails = False
+
+        def gather(self, ids, *outs):
+            if self.fails:
+                raise MemoryError("too little")
+            super().gather(ids, *outs)
+
+    one, other = filled(18, store=Failing), filled(18)
+    one._store.fails = True
+    with pytest.raises(MemoryError, match="too little"):
+        one.sample_sequences(4, 3)
+    one.check()
+    one._store.fails = False
+    assert np.array_equal(one.sample_sequences(4, 3).index, other.sample_sequences(4, 3).index)
 
 
 def test_stretches_are_drawn_beside_a_batch_that_was_prefetched():
