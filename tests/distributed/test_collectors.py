@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from fake_engine import PEACE, TROUBLE, FakeEngine
 from ledger_games import Ledger, LedgerGames, number_of, wrong_rows
 
@@ -165,7 +166,9 @@ def actor(config, seed, number, *, again):
 
 @pytest.mark.parametrize("noisy", [True, False])
 def test_a_collector_acts_with_noise_of_its_own_where_layers_are_noisy(noisy):
-    network = QNetwork((2, 10, 5), 3, "vector", hidden=8, noisy=noisy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = QNetwork((2, 10, 5), 3, "vector", hidden=8, noisy=noisy)
     one, same, other = (CopiedNetwork(network, seed) for seed in (1, 1, 2))
     obs = np.random.default_rng(0).random((50, 2, 10, 5), np.float32)
     first, second = one.act(obs), one.act(obs)

@@ -65,6 +65,11 @@ def a_save_into_a_folder(folder):
     return lambda: filled().save(folder), lambda said: filled().save(folder / "replay")
 
 
+@case("flush is for a buffer with a folder (store='mmap'), and this one has none; call save")
+def a_flush_without_a_folder(folder):
+    return lambda: filled().flush(), lambda said: filled().save(folder / "replay")
+
+
 @case("capacity is 4, which is 2 rows for each of 2 environments; stack + n_step + 1 = 4 are needed: give capacity=8")
 def too_small(folder):
     return lambda: small(capacity=4), lambda said: small(capacity=named(said, "capacity"))
