@@ -1,5 +1,5 @@
 # Chores. `make build` first; every target works in a virtual environment with the extra `dev`.
-.PHONY: help build debug test test-all games asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds study lint types
+.PHONY: help build debug test test-all cluster-faults games asan tsan coverage wheels bench bench-train bench-peers pretrained sarsa-seeds study lint types
 
 help:
 	@grep -E '^[a-z-]+:.*#' Makefile | sed 's/:.*#/\t/'
@@ -15,6 +15,10 @@ test: # the tests that a change needs every time, some minutes
 
 test-all: # those, and the slow ones: every game, repeated faults, long runs
 	pytest -m ''
+
+MINUTES ?= 60
+cluster-faults: # two nodes on Ray, and all that breaks there; MINUTES=60 of random kills; needs root
+	python tools/cluster_faults.py --minutes $(MINUTES)
 
 games: # every Atari game that EnvPool has, two minutes
 	pytest -m '' tests/envs/test_all_games.py
@@ -58,4 +62,4 @@ types: # mypy, and the stubs against the compiled modules
 	mypy
 	mypy tests/helpers/typed_entrance.py
 	MYPYPATH=. stubtest --mypy-config-file pyproject.toml fastrl.replay._sum_tree fastrl.replay._ring fastrl.replay._append \
-	  fastrl.replay._draw fastrl.replay._frames fastrl.dqn._trunk fastrl.dqn._adam
+	  fastrl.replay._draw fastrl.replay._sequences fastrl.replay._frames fastrl.dqn._trunk fastrl.dqn._adam

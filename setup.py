@@ -19,6 +19,7 @@ KERNELS = {  # module: sources
     "fastrl.replay._ring": ["csrc/_ring.pyx"],
     "fastrl.replay._append": ["csrc/_append.pyx"],
     "fastrl.replay._draw": ["csrc/_draw.pyx"],
+    "fastrl.replay._sequences": ["csrc/_sequences.pyx"],
     "fastrl.replay._frames": ["csrc/_frames.pyx"],
     "fastrl.dqn._trunk": ["csrc/_trunk.pyx", "csrc/trunk/trunk.c"],
     "fastrl.dqn._adam": ["csrc/_adam.pyx", "csrc/adam/adam.c"],

@@ -26,7 +26,8 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from fastrl.base.commands import program
 from fastrl.base.console import print_nowhere, say, though_closed
-from fastrl.base.errors import ConfigError, RunError
+from fastrl.base.errors import ConfigError, PeerError, RunError
+from fastrl.base.launch import first_rank
 from fastrl.base.ranges import Field, fields_of, spelled
 
 LOOK = "--help lists the flags and their values"
@@ -268,6 +269,10 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
     except (ConfigError, ImportError) as error:
         _say_why(f"{prog}: error: {error}")
         status = 2
+    except PeerError as error:
+        if first_rank():  # the learner that failed has said why, if it could
+            _say_why(f"{prog}: error: {error}")
+        status = 1
     except RunError as error:
         _say_why(f"{prog}: error: {error}")
         status = 1

@@ -5,6 +5,7 @@ python -m fastrl.evaluate runs/NAME --checkpoint best --seed 7
 python -m fastrl.evaluate runs/NAME --env gymnasium     a second opinion
 python -m fastrl.evaluate runs/NAME --protocol machado  other rules
 python -m fastrl.evaluate breakout --episodes 100       the weights that ship
+python -m fastrl.evaluate breakout --episodes 100 --collectors 4
 python -m fastrl.evaluate breakout --out first.gif --no-q-values
 python -m fastrl.evaluate breakout --epsilon 0 --json scores.json
 """
@@ -21,15 +22,16 @@ from fastrl.base.commands import program
 from fastrl.base.console import say
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.files import require_place, write_atomically
-from fastrl.base.ranges import AtLeast, Between, check
+from fastrl.base.ranges import AtLeast, Between, Printable, check
 from fastrl.cli import read, run_command, show_help
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
-from fastrl.film.video import check_film, write_film
+from fastrl.film.video import check_film, write_content, write_film
 from fastrl.play import games
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: not before the flags are read
     from fastrl.dqn.agent import Agent
+    from fastrl.envs.rules import EvaluationRules
 
 PROG = program("evaluate")
 
@@ -67,6 +69,12 @@ class Arguments:
     out: Path | None = None
     """File for the film of the first game, .gif or .mp4 (default: a GIF in a run's folder pictures/, or in the current
     folder)."""
+    collectors: Annotated[int, Between(0, 10_000)] = 0
+    """Processes that play the games, on this machine or on a cluster (0: play in this process). Needs the extra
+    `distributed`."""
+    ray_address: Annotated[str | None, Printable()] = None
+    """Ray cluster on which the collectors run: `auto` or `host:port` (default: start Ray on this machine, and stop it
+    at the end)."""
     q_values: bool = True
     """Draw the values of all actions beside the pictures, and mark the action taken."""
 
@@ -112,17 +120,21 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     check_film(film)
     words = rules.describe(atari=not is_custom(agent.game))
     say(f"{agent.origin}: {args.episodes} games, {words}")
-    played = games.play_games(
-        agent.game,
-        greedy(agent.network),
-        args.episodes,
-        seed=args.seed,
-        rules=rules,
-        backend=args.env,
-        stack=agent.stack,
-        film=True,
-        bars=args.q_values,
-    )
+    content = b""  # of the film, where it was made elsewhere
+    if args.collectors:
+        played, content = _play_elsewhere(agent, args, rules, film.suffix)
+    else:
+        played = games.play_games(
+            agent.game,
+            greedy(agent.network),
+            args.episodes,
+            seed=args.seed,
+            rules=rules,
+            backend=args.env,
+            stack=agent.stack,
+            film=True,
+            bars=args.q_values,
+        )
     say(played.summary())
     if args.json:
         origin = os.path.abspath(agent.origin)
@@ -135,15 +147,47 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
             raise RunError(
                 f"--json is {str(args.json)!r}, which could not be written ({error.strerror}); the scores stand above"
             ) from error
-    if played.film:
+    if content:
+        write_content(film, content)
+    elif played.film:
         write_film(film, played.film)
+    filmed = bool(content or played.film)
+    if filmed:
         say(f"film of the first game: {film}")
-    why = played.film_error or ("" if played.film else games.NO_PICTURES)
+    why = played.film_error or ("" if filmed else games.NO_PICTURES)
     if why and args.out:
         raise RunError(f"--out is {args.out}, but {why}")
     if why:
         say(why)
     return played
+
+
+def _play_elsewhere(agent: Agent, args: Arguments, rules: EvaluationRules, suffix: str) -> tuple[games.Games, bytes]:
+    """Let collectors play; return their games and the film of the first one, as the content of a file."""
+    from fastrl.distributed.engine import RayPlayers
+    from fastrl.distributed.evaluation import play_shares
+    from fastrl.distributed.player import Plan
+
+    plan = Plan(
+        game=agent.game,
+        episodes=args.episodes,
+        seed=args.seed,
+        rules=rules,
+        backend=args.env,
+        network=agent.network.settings,
+        stack=agent.stack,
+        bars=args.q_values,
+        suffix=suffix,
+    )
+    weights = {name: value.numpy() for name, value in agent.network.state_dict().items()}
+    players = RayPlayers(args.collectors, args.ray_address, agent.game)
+    try:
+        for note in players.notes:
+            say(note)
+        played = play_shares(players, args.collectors, plan, weights, say=say)
+    finally:
+        players.close()
+    return games.joined([part.games for part in played]), played[0].film
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 from fastrl.base import console
 from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError
+from fastrl.base.launch import first_rank, launched
 from fastrl.cli import read, refuse_others, run_command, show_help
 from fastrl.config import (
     AgentName,
@@ -151,7 +152,7 @@ def train(
     if isinstance(config, DQNConfig):
         from fastrl.dqn import run
 
-        say = (lambda text: None) if quiet else console.say
+        say = (lambda text: None) if quiet or not first_rank() else console.say
         if isinstance(what, str) and (differs := differing_rules(what, config)):
             say(differs)
         if about:
@@ -164,6 +165,7 @@ def train(
     from fastrl.sarsa import run as sarsa
 
     assert isinstance(config, SarsaConfig)
+    _refuse_ranks()
     if callbacks:
         raise ConfigError("callbacks are given, and a cartpole run has none; leave them out")
     return sarsa.train(config, resume=resume, quiet=quiet)
@@ -329,13 +331,23 @@ def main(arguments: list[str]) -> int:
     if resume is not None and agent is not None:
         _keeps_network(agent, config, resume)
     if isinstance(config, DQNConfig):
-        if not quiet and (differs := differing_rules(game or "", config)):
+        if not quiet and first_rank() and (differs := differing_rules(game or "", config)):
             console.say(differs)
         return _dqn(config, resume, about, quiet)
     from fastrl.sarsa import run
 
     assert isinstance(config, SarsaConfig)
+    _refuse_ranks()
     return run.train(config, resume=resume, quiet=quiet).status
+
+
+def _refuse_ranks() -> None:
+    """Raise ConfigError if torchrun has started several processes for a cartpole run."""
+    launch = launched()
+    if launch is not None and launch.count > 1:
+        raise ConfigError(
+            f"torchrun has started {launch.count} processes, and a cartpole run has one; leave torchrun out"
+        )
 
 
 def _show_help(game: str | None, given: dict[str, Any], resume: Path | None, agent: str | None) -> NoReturn:
@@ -388,7 +400,7 @@ def _preset(game: str, device: str) -> Preset:
 def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int:
     from fastrl.dqn import run as dqn_run
 
-    say = (lambda text: None) if quiet else console.say
+    say = (lambda text: None) if quiet or not first_rank() else console.say
     say(f"{config.game}: {about}; Ctrl-C saves the run and prints the command that resumes it")
     run = dqn_run.train(config, resume=resume, quiet=quiet)
     say(f"checkpoint: {run.folder.find()}")

@@ -57,6 +57,19 @@ def test_the_autoreset_example_finds_no_difference(capsys):
     assert capsys.readouterr().out.endswith("the same in all three modes\n")
 
 
+@pytest.mark.slow
+def test_a_recurrent_network_solves_the_maze_and_the_same_without_memory_does_not():
+    without, having = importlib.import_module("replay_recurrent").main()
+    assert having == 1.0
+    assert abs(without) < 0.25
+
+
+def test_a_recurrent_network_soon_turns_as_the_sign_said():
+    replay_recurrent = importlib.import_module("replay_recurrent")
+    network = replay_recurrent.train(8_000, memory=True)
+    assert replay_recurrent.mean_return(network, episodes=50) > 0.5  # without memory at most about 0
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # CPython from 3.12 on, if there are threads
 def test_workers_of_a_dataloader_draw_batches_of_their_own_that_a_seed_repeats():
     drawn = replay_dataloader.draw("fork", seed=1)

@@ -164,6 +164,17 @@ def test_ray_is_imported_by_one_module_when_it_is_used(module):
     assert ('need("ray"' in source(module).read_text()) == (module == "fastrl.distributed.engine")
 
 
+def test_torch_distributed_is_imported_by_one_module():
+    importing = {
+        module
+        for module in MODULES
+        for node in ast.walk(ast.parse(source(module).read_text()))
+        if (isinstance(node, ast.Import) and any(alias.name.startswith("torch.distributed") for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.distributed"))
+    }
+    assert importing == {"fastrl.distributed.ranks"}
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -7,13 +7,21 @@ import shlex
 import sys
 from pathlib import Path
 
+from fastrl.base.launch import launcher
+
 CLONE = Path(__file__).resolve().parents[2]
 """The folder that holds this package: the clone, unless the package was installed from a wheel."""
 
 
 def program(command: str) -> str:
-    """Return how this process's user calls a command: ``fastrl train``, or ``python -m fastrl.train``."""
-    return f"fastrl {command}" if Path(sys.argv[0]).stem == "fastrl" else f"python -m fastrl.{command}"
+    """Return how this process's user calls a command: ``fastrl train``, or ``python -m fastrl.train``.
+
+    Where torchrun runs several learners, training is called by it, with its arguments.
+    """
+    script = Path(sys.argv[0]).stem == "fastrl"
+    if command == "train" and (words := launcher()):
+        return f"{shlex.join(words)} {'fastrl train' if script else '-m fastrl.train'}"
+    return f"fastrl {command}" if script else f"python -m fastrl.{command}"
 
 
 def command_line(called: str, *words: str | os.PathLike[str]) -> str:

@@ -17,6 +17,10 @@ class RunError(RuntimeError):
     """A run cannot continue; the message says why and what to do."""
 
 
+class PeerError(RunError):
+    """A run cannot continue because another of its learners failed, which says why itself if it still can."""
+
+
 class NoWindowError(ConfigError):
     """No window can be opened here."""
 

@@ -15,16 +15,19 @@ import tempfile
 from pathlib import Path
 
 from fastrl.base.files import nearest
+from fastrl.base.launch import launched
 
 GIB = 1 << 30
 
 
 def cpu_count() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use: its share, where torchrun started several here."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    launch = launched()
+    return cores if launch is None else max(1, cores // launch.local_count)
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -5,8 +5,10 @@ Nothing here knows of Ray: `fastrl.distributed.engine` runs an `Actor` in a proc
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import secrets
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +41,26 @@ class Request(NamedTuple):
 
 def versions() -> dict[str, str]:
     """Return what must be the same wherever a run's processes are."""
-    return {"fastrl": fastrl.__version__, "Python": ".".join(platform.python_version_tuple()[:2])}
+    found = {"fastrl": fastrl.__version__, "Python": ".".join(platform.python_version_tuple()[:2])}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found["Ray"] = metadata.version("ray")
+    return found
+
+
+def require_versions(who: str, wanted: dict[str, str]) -> None:
+    """Raise ConfigError unless this node has the versions `wanted`; the message begins with `who`."""
+    found = versions()
+    for name, version in wanted.items():
+        if found.get(name) != version:
+            raise ConfigError(
+                f"{who} runs on {platform.node()} with {name} {found.get(name, 'of no version')}, and the learner has "
+                f"{version}; install the same version on every node"
+            )
+
+
+def tensors(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return copies of weights as a network loads them."""
+    return {name: torch.tensor(value) for name, value in weights.items()}
 
 
 class CopiedNetwork:
@@ -66,7 +87,7 @@ class CopiedNetwork:
     def load(self, weights: Weights, updates: int) -> None:
         """Take over weights, unless they are those of before."""
         if updates != self.updates:
-            self._network.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+            self._network.load_state_dict(tensors(weights))
             self.updates = updates
 
     def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
@@ -106,12 +127,7 @@ class Actor:
 
     def open_games(self) -> dict[str, Any]:
         """Open the games, unless they are open; return what the learner must agree with."""
-        for name, version in versions().items():
-            if version != self._wanted[name]:
-                raise ConfigError(
-                    f"collector {self._number} runs on {platform.node()} with {name} {version}, and the learner has "
-                    f"{self._wanted[name]}; install the same version on every node"
-                )
+        require_versions(f"collector {self._number}", self._wanted)
         if self._collector is None:
             self._build()
         assert self._collector is not None

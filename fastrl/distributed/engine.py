@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import math
 import os
+import platform
 import re
 import secrets
 import signal
@@ -23,35 +24,48 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fastrl.base.errors import ConfigError, RunError, in_words
+from fastrl.base.errors import LONGEST, ConfigError, RunError, in_words
 from fastrl.base.extras import need
 from fastrl.base.machine import cpu_count
 from fastrl.config import DQNConfig, to_record
 from fastrl.distributed.actor import Actor, Request, facts, versions
 from fastrl.distributed.collectors import Collectors, LostError
+from fastrl.distributed.player import Plan, Player
 from fastrl.dqn import collector
 from fastrl.envs.names import is_custom
 from fastrl.envs.step import frame_bytes
 
 CONNECT_SECONDS = 5
 """Time for an address to answer."""
+HTTP2_SETTINGS = b"\x04"
+"""Type of the frame that opens a connection of HTTP/2, and of Ray's gRPC."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 CLOSE_SECONDS = 5.0
 """Time for collectors to close their games, before they are ended."""
 TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Variables of the environment that say where Ray's token is."""
 
 
-class RayEngine:
-    """Collectors as Ray's actors, which Ray restarts where there is room: a `fastrl.distributed.collectors.Engine`.
+class _RayActors:
+    """Processes of one class as Ray's actors, which Ray restarts where there is room.
 
     Parameters
     ----------
-    config : DQNConfig
-        All settings; `ray_address` says where they run.
-    seed : int
-        Of the collectors.
-    frame_bytes : int
-        Bytes of a plain frame, to know how much shared memory chunks need.
+    kind : type
+        The class.
+    collectors : int
+        How many there will be.
+    address : str or None
+        Where they run, as ``--ray-address`` says it.
+    game : str
+        What they play; the module of a custom environment goes along.
+    chunk_bytes : int
+        Shared memory that a chunk of each may take.
+
+    Attributes
+    ----------
+    notes : list of str
+        What the user should know about the place where they run.
 
     Raises
     ------
@@ -61,38 +75,28 @@ class RayEngine:
         If Ray is not installed; the message names the extra.
     """
 
-    def __init__(self, config: DQNConfig, seed: int, frame_bytes: int) -> None:
-        _set_environment(config.ray_address)
+    def __init__(self, kind: type, collectors: int, address: str | None, game: str, chunk_bytes: int = 0) -> None:
+        _set_environment(address)
         self._ray = need("ray", "distributed")
-        self._seed, self._record = seed, to_record(config)
         self._actors: dict[int, Any] = {}
         self._was_there = bool(self._ray.is_initialized())  # by the program that this process is
         if not self._was_there:
-            chunk_bytes = config.chunk_steps * config.num_envs * frame_bytes
             with _our_signals():
-                _connect(self._ray, config, chunk_bytes)
+                _connect(self._ray, collectors, address, game, chunk_bytes)
         self.notes, cores = [], float(self._ray.cluster_resources().get("CPU", 0.0))
         share = 1.0
-        if config.collectors > cores:
-            share = math.floor(cores / config.collectors * 1_000) / 1_000
+        if collectors > cores:
+            share = math.floor(cores / collectors * 1_000) / 1_000
             self.notes.append(
-                f"--collectors is {config.collectors}, and Ray has {cores:g} cores: they share them; more cores play "
-                "more games, more collectors do not"
+                f"--collectors is {collectors}, and Ray has {cores:g} cores: they share them; more cores play more "
+                "games, more collectors do not"
             )
         options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "num_cpus": share}
-        self._class = self._ray.remote(RayActor).options(scheduling_strategy="SPREAD", **options)
+        self._class = self._ray.remote(kind).options(scheduling_strategy="SPREAD", **options)
 
     def start(self, number: int, *, again: bool = False) -> None:
-        """Start a collector; see `Engine`."""
-        self._actors[number] = self._class.remote(self._record, self._seed, number, versions(), again=again)
-
-    def open_games(self, number: int) -> Any:
-        """Ask for `Actor.open_games`."""
-        return self._actors[number].open_games.remote()
-
-    def collect(self, number: int, request: Request, weights: Any) -> Any:
-        """Ask for `Actor.collect`."""
-        return self._actors[number].collect.remote(tuple(request), weights)
+        """Start a process; `again` if it takes the place of one that is gone for good."""
+        raise NotImplementedError
 
     def put(self, weights: Mapping[str, NDArray[Any]]) -> Any:
         """Store weights for all collectors."""
@@ -114,6 +118,11 @@ class RayEngine:
         except errors.RayTaskError as error:
             raise _of_collector(number, error.cause if error.cause is not None else error) from None
         except errors.ActorDiedError as error:  # for good: Ray restarts it no more
+            if error.actor_init_failed:
+                raise ConfigError(
+                    f"collector {number} cannot start on its node ({_import_error(error)}); install fastrl with its "
+                    "extras 'train' and 'distributed' on every node, in the learner's version"
+                ) from error
             with contextlib.suppress(errors.RayError, ValueError):
                 self._ray.kill(self._actors[number])
             self.start(number, again=True)
@@ -128,16 +137,86 @@ class RayEngine:
         self._ray.kill(self._actors[number], no_restart=False)
 
     def close(self) -> None:
-        """End all collectors, and Ray if it was started here."""
+        """End all processes, and Ray if it was started here."""
         with contextlib.suppress(Exception):  # Ray may be gone, and so are they
-            refs = [actor.close.remote() for actor in self._actors.values()]
-            if refs:
-                self._ray.wait(refs, num_returns=len(refs), timeout=CLOSE_SECONDS)
             for actor in self._actors.values():
                 self._ray.kill(actor)
         self._actors.clear()
         if not self._was_there:
             self._ray.shutdown()  # of a Ray that was running already, only this process leaves
+
+
+class RayEngine(_RayActors):
+    """Collectors on Ray: a `fastrl.distributed.collectors.Engine`.
+
+    Parameters
+    ----------
+    config : DQNConfig
+        All settings; `ray_address` says where they run.
+    seed : int
+        Of the collectors.
+    frame_bytes : int
+        Bytes of a plain frame, to know how much shared memory chunks need.
+
+    Raises
+    ------
+    ConfigError, ImportError
+        As of `_RayActors`.
+    """
+
+    def __init__(self, config: DQNConfig, seed: int, frame_bytes: int) -> None:
+        chunk_bytes = config.chunk_steps * config.num_envs * frame_bytes
+        super().__init__(RayActor, config.collectors, config.ray_address, config.game, chunk_bytes)
+        self._seed, self._record = seed, to_record(config)
+
+    def start(self, number: int, *, again: bool = False) -> None:
+        """Start a collector; see `Engine`."""
+        self._actors[number] = self._class.remote(self._record, self._seed, number, versions(), again=again)
+
+    def open_games(self, number: int) -> Any:
+        """Ask for `Actor.open_games`."""
+        return self._actors[number].open_games.remote()
+
+    def collect(self, number: int, request: Request, weights: Any) -> Any:
+        """Ask for `Actor.collect`."""
+        return self._actors[number].collect.remote(tuple(request), weights)
+
+    def close(self) -> None:
+        """Let the collectors close their games, then end them, and Ray if it was started here."""
+        with contextlib.suppress(Exception):  # Ray may be gone, and so are they
+            refs = [actor.close.remote() for actor in self._actors.values()]
+            if refs:
+                self._ray.wait(refs, num_returns=len(refs), timeout=CLOSE_SECONDS)
+        super().close()
+
+
+class RayPlayers(_RayActors):
+    """Players on Ray: `fastrl.distributed.evaluation.Players`."""
+
+    def __init__(self, collectors: int, address: str | None, game: str) -> None:
+        super().__init__(RayPlayer, collectors, address, game)
+
+    def start(self, number: int, *, again: bool = False) -> None:
+        """Start a player; it begins nothing by itself, so `again` changes nothing."""
+        self._actors[number] = self._class.remote(number, versions())
+
+    def ready(self, number: int) -> Any:
+        """Ask for `Player.ready`."""
+        return self._actors[number].ready.remote()
+
+    def play(self, number: int, plan: Plan, weights: Any, share: range) -> Any:
+        """Ask for `Player.play`."""
+        return self._actors[number].play.remote(plan, weights, share.start, len(share))
+
+
+class RayPlayer(Player):
+    """A `Player` in a process of Ray's."""
+
+    def __init__(self, number: int, wanted: dict[str, str]) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # a player is one core
+        super().__init__(number, wanted)
 
 
 class RayActor(Actor):
@@ -197,6 +276,12 @@ def _of_collector(number: int, cause: BaseException) -> Exception:
     return RunError(f"collector {number} failed ({in_words(cause)}); its log is in Ray's folder, /tmp/ray on its node")
 
 
+def _import_error(error: BaseException) -> str:
+    """Return the line of a failed start that says what went wrong: the last one that names an error."""
+    lines = [line.strip() for line in str(error).splitlines() if re.match(r"\s*[\w.]*(Error|Exception): ", line)]
+    return lines[-1][:LONGEST] if lines else in_words(error)
+
+
 # --- connecting ---------------------------------------------------------------------------------------
 
 
@@ -214,31 +299,32 @@ def _our_signals() -> Iterator[None]:
 
 
 def _set_environment(address: str | None) -> None:
-    """Ask Ray for a token, no reports and no limit of memory of its own; it reads the environment as it is imported."""
+    """Ask Ray for a token, silence, no reports and no limit of memory; it reads the environment as it is imported."""
     if "ray" in sys.modules:  # by this program, with what it wants; or by an earlier run, with these
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # lines about dead workers, which `log_to_driver` leaves
     if address is None:
         if not any(name in os.environ for name in TOKEN):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this process and its children, in no file
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # the replay's plan has asked for memory already
 
 
-def _connect(ray: Any, config: DQNConfig, chunk_bytes: int) -> None:
+def _connect(ray: Any, collectors: int, address: str | None, game: str, chunk_bytes: int) -> None:
     """Start Ray on this machine, or join the one at the address."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if is_custom(config.game) and (module := _module(config.game)) is not None:
+    if is_custom(game) and (module := _module(game)) is not None:
         quiet["runtime_env"] = {"py_modules": [str(module)]}
-    if config.ray_address is not None:
-        _join(ray, config.ray_address, quiet)
+    if address is not None:
+        _join(ray, address, quiet)
         return
-    store = min((256 << 20) + 3 * config.collectors * chunk_bytes, 4 << 30)
+    store = min((256 << 20) + 3 * collectors * chunk_bytes, 4 << 30)
     try:
         ray.init(address="local", num_cpus=cpu_count(), include_dashboard=False, object_store_memory=store, **quiet)
     except Exception as error:
         raise ConfigError(
-            f"--collectors is {config.collectors}, and Ray cannot be started on this machine ({in_words(error)}); give "
+            f"--collectors is {collectors}, and Ray cannot be started on this machine ({in_words(error)}); give "
             "--collectors 0, or --ray-address of a cluster"
         ) from error
 
@@ -250,6 +336,7 @@ def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
         address = os.environ.get("RAY_ADDRESS", address)
     if address != "auto":
         _ask_address(said, address)
+    _require_secret(said)
     try:
         ray.init(address=address, **quiet)
     except ray.exceptions.AuthenticationError as error:
@@ -262,24 +349,57 @@ def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
         remedy = "start one with `ray start --head`, or give host:port" if address == "auto" else "see its logs there"
         raise ConfigError(f"{said}, and no Ray that runs is found ({in_words(error)}); {remedy}") from error
     except Exception as error:
+        if other := re.search(r"started with:\s+Ray: (\S+)\s+Python: (\S+)", str(error)):
+            raise ConfigError(
+                f"{said}, and the cluster runs Ray {other[1]} on Python {other[2]}, this process Ray {ray.__version__} "
+                f"on Python {platform.python_version()}; install the same versions on every node"
+            ) from error
         raise ConfigError(
             f"{said}, and the cluster cannot be joined ({in_words(error)}); this machine must be a node of it (`ray "
             "start --address=HOST:PORT`), with the same versions of Ray and Python"
         ) from error
 
 
+def _require_secret(said: str) -> None:
+    """Raise ConfigError if others of this machine can read the file of the token; Ray itself makes it so."""
+    if os.environ.get("RAY_AUTH_MODE") != "token" or any(name in os.environ for name in TOKEN):
+        return
+    path = Path("~/.ray/auth_token").expanduser()
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(
+                f"{said}, and others can read its token in {path}, with which they can run any code here; give "
+                f"`chmod 600 {path}`"
+            )
+
+
 def _ask_address(said: str, address: str) -> None:
-    """Raise ConfigError unless something listens at ``host:port``."""
+    """Raise ConfigError unless what listens at ``host:port`` talks like Ray; `ray.init` itself would wait for minutes.
+
+    Ray's head speaks gRPC, and thus HTTP/2, where both sides open with a SETTINGS frame (RFC 9113, section 3.4).
+    """
     parts = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d+)", address)
     if parts is None:
         raise ConfigError(f"{said}; give auto, or host:port of the cluster's head, such as 10.0.0.2:6379")
     try:
-        socket.create_connection((parts[1], int(parts[2])), timeout=CONNECT_SECONDS).close()
+        connection = socket.create_connection((parts[1], int(parts[2])), timeout=CONNECT_SECONDS)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"{said}, and nothing answers there ({in_words(error)}); start Ray on it with `ray start --head`, or give "
             "the address that this prints"
         ) from error
+    with connection:
+        if os.environ.get("RAY_USE_TLS", "0") == "1":  # then nothing is said in plain text
+            return
+        header = b""
+        with contextlib.suppress(OSError):
+            connection.sendall(HTTP2_PREFACE)
+            header = connection.recv(9)  # 3 bytes of length, the type, flags, the stream
+    if header[3:4] != HTTP2_SETTINGS:
+        raise ConfigError(
+            f"{said}, and what answers there is not Ray; give the port that `ray start --head` prints (6379 unless it "
+            "was given another)"
+        )
 
 
 def _module(game: str) -> Path | None:

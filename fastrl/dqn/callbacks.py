@@ -18,6 +18,7 @@ from fastrl.base.stop import Stop
 from fastrl.base.stopwatch import Stopwatch
 from fastrl.config import DQNConfig
 from fastrl.dqn.learner import Learner
+from fastrl.dqn.peers import Peers
 from fastrl.envs.step import Envs
 from fastrl.play.games import Games
 from fastrl.replay import Batch, PrioritizedReplayBuffer
@@ -46,6 +47,9 @@ class TrainingRun(Protocol):
     """All callbacks of the run, in the order in which they are called."""
     lap: Stopwatch
     """Where the time of the loop goes."""
+    peers: Peers
+    """The run's learners. Callbacks are called in each of them, at the same steps, but for `Callback.on_evaluation`:
+    in the one that ``leads``."""
     steps: int
     """Agent steps played so far."""
     abandoned: int

@@ -7,6 +7,8 @@ RUN/checkpoints/000004000000/     frames played, so that names sort by age
     weights.safetensors           the online network alone, with what is needed to rebuild it
     SHA256SUMS                    of all these
     replay/                       only in the newest; shares files with the one before while that is still there
+    rank-1/                       of learner 1, and so on, where torchrun runs several: all but the weights, which are
+                                  those of the first; its learner.safetensors holds what is its own
 RUN/checkpoints/best/             weights.safetensors and state.json of the best evaluation
 """
 
@@ -75,6 +77,15 @@ def pack_learner(learner: dict[str, Any]) -> bytes:
 def load_learner(folder: Path) -> dict[str, Any]:
     """Return what `Learner.state` had returned, on the CPU."""
     return checkpoints.mapped(checkpoints.read(folder / "learner.safetensors"), _as_tensor)
+
+
+OF_ALL = ("online", "target", "optimizer")
+"""What all learners of a run have alike, by the names of `Learner.state`."""
+
+
+def own_part(learner: dict[str, Any]) -> dict[str, Any]:
+    """Return what a learner of several has by itself, of what `Learner.state` returned."""
+    return {name: value for name, value in learner.items() if name not in OF_ALL}
 
 
 def load_games(folder: Path) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
 from fastrl.dqn.network import Dense as DenseLayer
 from fastrl.dqn.noisy import NoisyLinear
 from fastrl.dqn.optimizer import FlatOptimizer
+from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
 
@@ -77,6 +78,9 @@ class Learner:
     delayed : bool, optional
         Hand priorities back one update late, through staging buffers, so that the host never waits
         for the update that it has just asked for. Default: on CUDA only.
+    peers : Peers, optional
+        The learners whose gradients are averaged in every update. All must have one seed, for equal weights; noise and
+        taus are each one's own.
 
     Attributes
     ----------
@@ -108,11 +112,12 @@ class Learner:
         seed: int,
         *,
         delayed: bool | None = None,
+        peers: Peers = ALONE,
     ) -> None:
         on_gpu = device.type == "cuda"
         torch.set_num_threads(config.torch_threads or (1 if on_gpu else cpu_count()))
         keep_freed_memory()
-        self.config, self.device = config, device
+        self.config, self.device, self._peers = config, device, peers
         self.precision = pick_precision(config.precision, device)
         self.updates = 0
         self.delayed = on_gpu if delayed is None else delayed
@@ -139,7 +144,8 @@ class Learner:
         self._tally = Tally(dict(self.online.named_parameters()), device)
         # Random numbers of updates and actions: drawn on the host, equal on all devices, outside of what is compiled or
         # recorded. Taus of online and target network; noise of both, and of the online network where it selects.
-        self._generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+        stream = [seed, 1, *([peers.rank] if peers.rank else [])]
+        self._generator = torch.Generator().manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0]))
         samples, noise = self.online.head.samples, self.online.noise_size
         sizes = {"taus": (2, config.batch_size, samples), "noise": (3, noise), "acting_noise": (noise,)}
         self._draws = {name: torch.zeros(size, device=device) for name, size in sizes.items() if size[-1]}
@@ -156,7 +162,9 @@ class Learner:
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
         copies = [None if trunk is None or config.noisy else trunk.copy_of(p) for p in self._params]
-        optimizer = self._optimizer = FlatOptimizer(config, self._params, self._flat, device, copies)
+        optimizer = self._optimizer = FlatOptimizer(
+            config, self._params, self._flat, device, copies, self._peers.average
+        )
         dense: dict[QNetwork, DenseLayer] = {}
         if trunk is not None:
             layers = zip((online, target), trunk.hidden, strict=True)
@@ -240,12 +248,34 @@ class Learner:
             value, errors, stats = self._loss()
             grads = torch.autograd.grad(value, leaves)
             with torch.no_grad():
-                self._tally.add(stats, optimizer.step(grads))
-                if config.target_tau:  # theta' += tau (theta - theta'), a part of what a CUDA graph records
-                    self._flat_target.values.lerp_(self._flat.values, config.target_tau)
+                finish(stats, optimizer.step(grads))
+            return errors
+
+        def finish(stats: Tensor, norm: Tensor) -> None:
+            self._tally.add(stats, norm)
+            if config.target_tau:  # theta' += tau (theta - theta'), a part of what a CUDA graph records
+                self._flat_target.values.lerp_(self._flat.values, config.target_tau)
             if trunk is not None:
                 trunk.learned(copied=optimizer.keeps_copies)
+
+        # With several learners an update is recorded in two parts, since they do not average in a recording.
+        stats_kept = torch.zeros(4, device=device)
+
+        def differentiate() -> Tensor:
+            """Return the errors of `update`; leave its gradients in the optimizer, and its figures."""
+            value, errors, stats = self._loss()
+            grads = torch.autograd.grad(value, leaves)
+            with torch.no_grad():
+                optimizer.take(grads)
+                stats_kept.copy_(stats)
             return errors
+
+        def step() -> Tensor:
+            """Do the rest of `update`, with the mean of the gradients."""
+            with torch.no_grad():
+                norm = optimizer.step_taken()
+                finish(stats_kept, norm)
+            return norm
 
         self._q_values = q_values
         self._update: Callable[[], Tensor] = update
@@ -284,8 +314,13 @@ class Learner:
         if device.type == "cuda":
             with _eager_if_it_fails("recording a CUDA graph", "Update PyTorch and the driver"):
                 with cuda_graph.unchanged(self._tensors):
-                    recorded = cuda_graph.record(self._act), cuda_graph.record(update)
-                self._act, self._update = recorded
+                    act_recorded = cuda_graph.record(self._act)
+                    if self._peers.average is None:
+                        recorded = cuda_graph.record(update)
+                    else:
+                        parts = cuda_graph.record(differentiate), cuda_graph.record(step)
+                        recorded = _averaging(*parts, optimizer.average)
+                self._act, self._update = act_recorded, recorded
 
     def _fast_trunk(self, bfloat16: bool) -> FastTrunk | None:
         """Return the fast trunk, if it is wanted, and networks, device and observations are made for it."""
@@ -489,6 +524,21 @@ def pick_fast_kernels(config: DQNConfig, obs_dtype: DTypeLike, device: torch.dev
     """Return the kernels of the fast trunk; None where it does not fit device, observations, trunk or precision."""
     fits = device.type == "cpu" and np.dtype(obs_dtype) == np.uint8 and config.trunk in IMAGE_TRUNKS
     return pick_kernels(bfloat16) if fits else None
+
+
+def _averaging(
+    differentiate: Callable[[], Tensor], step: Callable[[], Tensor], average: Callable[[], None]
+) -> Callable[[], Tensor]:
+    """Return an update of two recorded parts, between which the gradients are averaged."""
+
+    def update() -> Tensor:
+        errors = differentiate()
+        average()
+        step()
+        return errors
+
+    update.recorded = differentiate, step  # type: ignore[attr-defined]
+    return update
 
 
 @contextmanager

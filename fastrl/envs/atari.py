@@ -42,6 +42,8 @@ class AtariEnvs:
     num_envs : number of environments ``N``, about 1 MB each.
     seed : at least 0. Every environment gets its own seed, derived from it: same seed, same games, for any
         number of threads.
+    first : number of the first environment among those that the seed is for: 8 environments from the 16th on play what
+        those of a larger number play.
     threads : EnvPool's threads, at most `num_envs` (0: one per CPU core that this process may use).
     frame_skip : emulator frames per agent step.
     episodic_life : a lost life is `terminated`. On also where whole games count: EnvPool presses FIRE after
@@ -65,6 +67,7 @@ class AtariEnvs:
         num_envs: int,
         *,
         seed: int,
+        first: int = 0,
         threads: int = 0,
         frame_skip: int = 4,
         episodic_life: bool = True,
@@ -79,17 +82,18 @@ class AtariEnvs:
     ) -> None:
         counts = {"num_envs": num_envs, "frame_skip": frame_skip, "noop_max": noop_max}
         at_least(1, **counts, max_episode_steps=max_episode_steps)
-        at_least(0, seed=seed, threads=threads, dephase_steps=dephase_steps)
+        at_least(0, seed=seed, first=first, threads=threads, dephase_steps=dephase_steps)
         share(repeat_action_probability=repeat_action_probability)
         task = task_id(game)
         self._catch = task == "Catch-v0"
         if self._catch and max_episode_steps < CATCH_STEPS:
             raise ConfigError(f"max_episode_steps is {max_episode_steps}; catch takes at least {CATCH_STEPS}")
         env_seeds, dephase_seed = np.random.SeedSequence(seed).spawn(2)
+        seeds = env_seeds.generate_state(first + num_envs)[first:] & 0x7FFF_FFFF  # EnvPool's are int32
         options: dict[str, Any] = {
             "num_envs": num_envs,
             "num_threads": min(threads or cpu_count(), num_envs),
-            "seed": (env_seeds.generate_state(num_envs) & 0x7FFF_FFFF).tolist(),  # EnvPool's seeds are int32
+            "seed": seeds.tolist(),
         }
         if not self._catch:
             options |= {

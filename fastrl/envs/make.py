@@ -22,6 +22,7 @@ def make_envs(
     *,
     rules: Rules,
     seed: int,
+    first: int = 0,
     threads: int = 0,
     reward_clip: bool = False,
     max_episode_steps: int = 27_000,
@@ -44,6 +45,8 @@ def make_envs(
         The rules of the game.
     seed : int
         At least 0. Same seed and same actions, same games.
+    first : int
+        With EnvPool, number of the first environment among those that the seed is for.
     threads : int
         EnvPool's threads; 0: one per CPU core that this process may use.
     reward_clip : bool
@@ -76,7 +79,7 @@ def make_envs(
     if backend == "envpool":
         from fastrl.envs.atari import AtariEnvs
 
-        return AtariEnvs(game, num_envs, threads=threads, dephase_steps=dephase_steps, **shared)
+        return AtariEnvs(game, num_envs, first=first, threads=threads, dephase_steps=dephase_steps, **shared)
     if backend != "gymnasium":
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
     if num_envs != 1:

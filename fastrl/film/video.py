@@ -6,10 +6,11 @@ An agent step is four emulator frames at 60 Hz, so a film with one picture per a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,22 @@ def write_film(path: Path, frames: Sequence[Picture]) -> None:
         If there are no pictures.
     """
     check_film(path)
-    try:
+    with _explained(path):
         WRITERS[path.suffix](path, frames)
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Write the file of a film that was made elsewhere, whole or not at all; RunError if it cannot be written."""
+    check_film(path)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise RunError(f"the film {path} could not be written ({in_words(error)}); give --out another place") from error
 

@@ -16,11 +16,14 @@ the number of games in progress."""
 
 
 class Epsilon:
-    """Replaces a share of the actions with random ones, drawn for each of `games` games by itself."""
+    """Replaces a share of the actions with random ones, drawn for each of `games` games by itself.
 
-    def __init__(self, epsilon: float, num_actions: int, games: int, seed: int) -> None:
+    Where only some of these are played, their numbers count up from `first`.
+    """
+
+    def __init__(self, epsilon: float, num_actions: int, games: int, seed: int, first: int = 0) -> None:
         self._rng = np.random.default_rng([seed, 1])
-        self._epsilon, self._num_actions, self._games = epsilon, num_actions, games
+        self._epsilon, self._num_actions, self._games, self._first = epsilon, num_actions, games, first
 
     def __call__(self, actions: npt.ArrayLike, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the actions [n] int64 of the games `ids` [n]; the draws do not depend on which games are over.
@@ -52,4 +55,5 @@ class Epsilon:
             raise ValueError(f"act returned {greedy.tolist()}; the game's actions are 0 to {self._num_actions - 1}")
         explore = self._rng.random(self._games) < self._epsilon
         random = self._rng.integers(self._num_actions, size=self._games)
-        return np.where(explore[ids], random[ids], greedy.astype(np.int64))
+        games = ids + self._first
+        return np.where(explore[games], random[games], greedy.astype(np.int64))

@@ -7,6 +7,8 @@ played to its end, so that short games do not crowd out long ones.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -28,6 +30,8 @@ AT_ONCE = 256
 """Most games to hold in memory side by side, about 1 MB each."""
 CUSTOM_AT_ONCE = 16
 """The same for custom environments, whose size is not known."""
+SHARE = 8
+"""Games that are handed out together where several processes play; `AT_ONCE` is a multiple of it."""
 NO_PICTURES = "nothing to see: the environment draws none; make it with render_mode='rgb_array'"
 
 
@@ -103,6 +107,7 @@ def play_games(
     show: Show | None = None,
     bars: bool = False,
     threads: int = 0,
+    share: range | None = None,
 ) -> Games:
     """Play `episodes` whole games with `act` and return their scores.
 
@@ -135,6 +140,10 @@ def play_games(
         Draw the Q-values that `act` returns beside the pictures, the action taken marked (`fastrl.film.q_bars`).
     threads : int
         EnvPool's threads; 0: one per CPU core that this process may use.
+    share : range, optional
+        Play only these of the `episodes` games, one of `shares`; another process may play the others. EnvPool's are
+        the games, coins included, that they are among all. Other games are seeded by the share: custom environments
+        continue a generator from game to game, and Gymnasium the coins.
 
     Raises
     ------
@@ -150,18 +159,29 @@ def play_games(
     if backend not in get_args(Backend):
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
     name = game if is_custom(game) else game_name(game)
+    wanted = range(episodes) if share is None else share
+    if not (wanted and wanted.step == 1 and wanted.start >= 0 and wanted.stop <= episodes):
+        raise ConfigError(f"share is {wanted}, of {episodes} episodes; give one of `shares({episodes})`")
+    alike = backend == "envpool" and not is_custom(name)  # a game is the same, whichever others are played
     rules = rules or EvaluationRules()
     first_camera = Camera(film_every, film_steps if film else -1, show, bars)
 
     def play(camera: Camera) -> list[Results]:
         parts = []
         for done in range(0, episodes, AT_ONCE):
-            games = min(AT_ONCE, episodes - done)
+            together = range(done, min(done + AT_ONCE, episodes))
+            played = range(max(wanted.start, together.start), min(wanted.stop, together.stop))
+            if not played:
+                continue
+            games, first, seeded = len(played), played.start - done, seed + done
+            if share is not None and not alike:
+                first, seeded = 0, _seed_of(seed, played.start)
             envs = make_envs(
                 name,
                 _at_once(name, backend, games),
                 rules=rules,
-                seed=seed + done,
+                seed=seeded,
+                first=first,
                 threads=threads,
                 max_episode_steps=rules.max_steps,
                 backend=backend,
@@ -175,7 +195,13 @@ def play_games(
                         envs,
                         act,
                         games,
-                        explore=Epsilon(rules.epsilon, envs.num_actions, envs.num_envs, seed + done),
+                        explore=Epsilon(
+                            rules.epsilon,
+                            envs.num_actions,
+                            len(together) if alike else envs.num_envs,
+                            seeded,
+                            first,
+                        ),
                         stack=stack,
                         max_steps=rules.max_steps,
                         camera=camera,
@@ -199,6 +225,22 @@ def play_games(
     film_error = "" if first_camera.error is None else f"{name} cannot be filmed: {first_camera.error}"
     library: Backend | Literal["custom"] = "custom" if is_custom(name) else backend
     return Games(name, scores, lengths, rules, library, first_camera.film, film_error)
+
+
+def shares(episodes: int) -> list[range]:
+    """Return the games of an evaluation in shares of `SHARE`, for several processes."""
+    return [range(first, min(first + SHARE, episodes)) for first in range(0, episodes, SHARE)]
+
+
+def joined(parts: Sequence[Games]) -> Games:
+    """Return the games of shares, given in order, as one; the film is that of the first."""
+    scores, lengths = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "lengths"))
+    return dataclasses.replace(parts[0], scores=scores, lengths=lengths)
+
+
+def _seed_of(seed: int, first: int) -> int:
+    """Return the seed of the share that begins with the game `first`."""
+    return int(np.random.SeedSequence([seed, first]).generate_state(1)[0] & 0x7FFF_FFFF)
 
 
 def _at_once(game: str, backend: Backend, games: int) -> int:

@@ -1,8 +1,10 @@
 """Prioritized experience replay over unstacked frames. Needs NumPy alone."""
 
-from fastrl.replay.batch import Batch
+from fastrl.replay.batch import Batch, ExtraBatch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.prioritized import PrioritizedReplayBuffer
+from fastrl.replay.rows import Rows
+from fastrl.replay.sequences import SequenceBatch
 from fastrl.replay.stores.compressed import Lz4Store
 from fastrl.replay.stores.ram import RamStore
 from fastrl.replay.stores.store import FrameStore, MakeStore
@@ -10,11 +12,14 @@ from fastrl.replay.sum_tree import SumTree
 
 __all__ = [
     "Batch",
+    "ExtraBatch",
     "FrameStore",
     "Lz4Store",
     "MakeStore",
     "PrioritizedReplayBuffer",
     "RamStore",
     "ReplayBuffer",
+    "Rows",
+    "SequenceBatch",
     "SumTree",
 ]

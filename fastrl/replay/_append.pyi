@@ -6,15 +6,26 @@ from numpy.typing import ArrayLike, NDArray
 from fastrl.replay._ring import Rings
 
 @final
+class Column:
+    def __init__(
+        self,
+        memory: NDArray[np.uint8],
+        like: NDArray[Any],
+        has_final: bool,
+        is_frame: bool,
+        after: Column | None = None,
+    ) -> None: ...
+
+@final
 class Appender:
     def __init__(
         self,
         rings: Rings,
-        frames: NDArray[np.uint8],
+        column: Column,
+        several: bool,
         actions: NDArray[np.uint8],
         nodes: NDArray[np.float64],
         offsets: NDArray[np.int64],
-        obs: NDArray[Any],
         action: NDArray[Any],
         final_inside: bool,
         env: NDArray[np.int64],
@@ -23,13 +34,25 @@ class Appender:
     ) -> None: ...
     def add(
         self,
-        obs: ArrayLike,
+        rows: Any,
         action: ArrayLike,
         reward: ArrayLike,
         terminated: ArrayLike,
         truncated: ArrayLike,
         first: ArrayLike | None,
-        final_obs: ArrayLike | None,
+        finals: Any,
+        env_id: ArrayLike | None,
+        weight: float,
+    ) -> int | None: ...
+    def extend(
+        self,
+        rows: Any,
+        action: ArrayLike,
+        reward: ArrayLike,
+        terminated: ArrayLike,
+        truncated: ArrayLike,
+        first: ArrayLike | None,
+        finals: Any,
         env_id: ArrayLike | None,
         weight: float,
     ) -> int | None: ...

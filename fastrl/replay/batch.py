@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastrl.replay.stores.layout import Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """B transitions, each over up to ``n_step`` steps.
 
-    ``obs`` and ``next_obs`` are what the frame store makes: NumPy arrays for the stores of this package.
+    ``obs`` and ``next_obs`` are what the frame store makes: NumPy arrays for the stores of this package. Observations
+    of several arrays are nested here as they were added.
     """
 
     obs: Any
@@ -35,22 +38,47 @@ class Batch:
     index: NDArray[np.int64]
     """``[B]``: names of the rows, for `update_priorities`; opaque."""
 
+    @property
+    def extra(self) -> dict[str, NDArray[Any]]:
+        """``[B, *shape]`` each: fields of one's own at ``obs``, by name; see `ExtraBatch`."""
+        return {}
 
-_NAMES = tuple(field.name for field in fields(Batch))
-_FRAMES = ("obs", "next_obs")
+    @property
+    def next_extra(self) -> dict[str, NDArray[Any]]:
+        """``[B, *shape]`` each: those of the fields that were asked for, at ``next_obs``, by name."""
+        return {}
 
 
-def _held(arrays: dict[str, Any]) -> int:
+@dataclass(frozen=True, slots=True, eq=False)
+class ExtraBatch(Batch):
+    """The batch of a buffer with fields of one's own; as a `Batch` otherwise."""
+
+    extra: dict[str, NDArray[Any]] = field()
+    """``[B, *shape]`` each: fields at ``obs``, by name."""
+    next_extra: dict[str, NDArray[Any]] = field()
+    """``[B, *shape]`` each: those of the fields that were asked for, at ``next_obs``, by name."""
+
+
+_NAMES = tuple(each.name for each in fields(Batch))
+_SCALARS: dict[str, np.dtype[Any]] = {
+    "reward": np.dtype("f4"),
+    "discount": np.dtype("f4"),
+    "weight": np.dtype("f4"),
+    "index": np.dtype("i8"),
+}
+
+
+def held(arrays: dict[str, Any]) -> int:
     """Return the highest reference count among these arrays."""
     return max(map(sys.getrefcount, arrays.values()))
 
 
-# What `_held` returns for arrays that nothing else refers to; it depends on the version of the interpreter.
-_FREE = _held({"index": np.empty(1)})
+# What `held` returns for arrays that nothing else refers to; it depends on the version of the interpreter.
+FREE = held({"index": np.empty(1)})
 
 
 @contextmanager
-def _naming_size(size: int) -> Iterator[None]:
+def naming_size(size: int) -> Iterator[None]:
     """Name the argument that asked for more memory than there is, or than an array can span."""
     try:
         yield
@@ -69,29 +97,39 @@ class BatchPool:
 
     Parameters
     ----------
-    obs_shape, obs_dtype, action_shape, action_dtype
-        Shape behind the batch axis, and dtype, of ``obs`` and ``next_obs``, and of ``action``.
-    empty : callable
-        Makes memory for frames of a given shape (see `FrameStore.empty`).
+    layout : Layout
+        The arrays of a row.
+    action_shape, action_dtype
+        Shape and dtype of one action.
+    empty : sequence of callable
+        For each array of a row, what makes memory for it of a given shape (see `FrameStore.empty`).
     keep : int
         Sets of arrays of one batch size to remember. If more are in use, the pool forgets the oldest.
     """
 
     def __init__(
         self,
-        obs_shape: tuple[int, ...],
-        obs_dtype: np.dtype[Any],
+        layout: Layout,
         action_shape: tuple[int, ...],
         action_dtype: np.dtype[Any],
-        empty: Callable[[tuple[int, ...]], Any],
+        empty: Sequence[Callable[[tuple[int, ...]], Any]],
         keep: int = 4,
     ) -> None:
-        shapes = [obs_shape, action_shape, (), obs_shape, (), (), ()]
-        dtypes = [np.dtype(d) for d in (obs_dtype, action_dtype, "f4", obs_dtype, "f4", "f4", "i8")]
-        self._fields = list(zip(_NAMES, shapes, dtypes, strict=True))
-        self._obs_shape, self._empty, self._keep = obs_shape, empty, keep
-        sample = empty((1, *obs_shape))
-        self._frames_lent = isinstance(sample, np.ndarray) and bool(sample.flags.owndata)
+        self._layout, self._keep = layout, keep
+        scalars = [_Array(name, (), dtype) for name, dtype in _SCALARS.items()]
+        self._columns = [_Array("action", action_shape, action_dtype), *scalars]
+        now: list[_Array] = []  # one for each field
+        after: list[_Array | None] = []
+        for each, make in zip(layout.fields, empty, strict=True):
+            shape = (each.stack, *each.shape) if each.is_obs else each.shape
+            owned = _owns(make((1, *shape)))
+            now.append(_Array(each.name, shape, each.dtype, make, owned))
+            after.append(_Array(f"next_{each.name}", shape, each.dtype, make, owned) if each.in_next else None)
+        self._now, self._after = now, after
+        rows = [array for array in (*now, *after) if array is not None]
+        self._lent = [*self._columns, *(array for array in rows if array.owned)]
+        self._fresh = [array for array in rows if not array.owned]
+        self._batch: Callable[..., Batch] = Batch if layout.single else self._nested
         self._sets: list[dict[str, Any]] = []
 
     def lend(self, size: int) -> Batch:
@@ -103,16 +141,18 @@ class BatchPool:
             If there is too little memory.
         """
         for arrays in self._sets:
-            if len(arrays["index"]) == size and _held(arrays) <= _FREE:
+            if len(arrays["index"]) == size and held(arrays) <= FREE:
                 break
         else:
             arrays = self._remember(size)
-        return Batch(**arrays) if self._frames_lent else Batch(**arrays, **self._frames(size))
+        return self._batch(**arrays, **_made(self._fresh, size)) if self._fresh else self._batch(**arrays)
 
     def check(self, batch: Batch, size: int) -> None:
         """Raise ValueError unless ``batch`` holds writable C-contiguous NumPy arrays of the right shapes and dtypes."""
-        for name, shape, dtype in self._fields:
-            array, wanted = getattr(batch, name, None), (size, *shape)
+        single = self._layout.single
+        found: dict[str, Any] = {name: getattr(batch, name, None) for name in _NAMES} if single else self._flat(batch)
+        for name, shape, dtype, *_ in (*self._now, *self._columns, *filter(None, self._after)):
+            array, wanted = found[name], (size, *shape)
             if not isinstance(array, np.ndarray) or array.shape != wanted or array.dtype != dtype:
                 got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise ValueError(f"out.{name} is {got}; give a NumPy array, {dtype} {wanted}")
@@ -120,23 +160,52 @@ class BatchPool:
                 raise ValueError(
                     f"out.{name} is read-only, misaligned or not contiguous; give a writable C-contiguous array"
                 )
-        where = sorted((array.ctypes.data, array.nbytes) for array in (getattr(batch, name) for name in _NAMES))
+        where = sorted((array.ctypes.data, array.nbytes) for array in found.values())
         if any(begin + nbytes > after for (begin, nbytes), (after, _) in pairwise(where)):
             raise ValueError("two arrays of out share their memory; give each field a separate array")
 
+    def _flat(self, batch: Batch) -> dict[str, Any]:
+        """Return all arrays of a batch by the names that messages give them."""
+        now, after = self._layout.of_batch(batch)
+        named = {array.name: found for array, found in zip(self._now, now, strict=True)}
+        named |= {array.name: found for array, found in zip(self._after, after, strict=True) if array is not None}
+        return named | {array.name: getattr(batch, array.name, None) for array in self._columns}
+
+    def _nested(self, **arrays: Any) -> Batch:
+        """Return the batch of these arrays, whose names are those that messages give them."""
+        columns = {array.name: arrays[array.name] for array in self._columns}
+        obs, extra = self._layout.nest([arrays[array.name] for array in self._now])
+        next_obs, next_extra = self._layout.nest([None if a is None else arrays[a.name] for a in self._after])
+        if not self._layout.has_extra:
+            return Batch(obs=obs, next_obs=next_obs, **columns)
+        return ExtraBatch(obs=obs, next_obs=next_obs, extra=extra, next_extra=next_extra, **columns)
+
     def _remember(self, size: int) -> dict[str, Any]:
-        """Return a new set of arrays to lend again, without frames if these are made anew for every batch."""
-        with _naming_size(size):
-            arrays = {
-                name: np.empty((size, *shape), dtype) for name, shape, dtype in self._fields if name not in _FRAMES
-            }
-        if self._frames_lent:
-            arrays |= self._frames(size)
+        """Return a new set of arrays to lend again, without those that are made anew for every batch."""
+        arrays = _made(self._lent, size)
         others = [arrays for arrays in self._sets if len(arrays["index"]) != size]
         alike = [arrays for arrays in self._sets if len(arrays["index"]) == size]
         self._sets = [*others[-self._keep :], *alike[-self._keep + 1 :], arrays]
         return arrays
 
-    def _frames(self, size: int) -> dict[str, Any]:
-        with _naming_size(size):
-            return {name: self._empty((size, *self._obs_shape)) for name in _FRAMES}
+
+class _Array(NamedTuple):
+    """One array of a batch."""
+
+    name: str
+    shape: tuple[int, ...]  # behind the batch axis
+    dtype: np.dtype[Any]
+    empty: Callable[[tuple[int, ...]], Any] | None = None
+    owned: bool = True  # its reference count tells whether anything refers to its memory
+
+
+def _made(arrays: Sequence[_Array], size: int) -> dict[str, Any]:
+    with naming_size(size):
+        return {
+            name: np.empty((size, *shape), dtype) if empty is None else empty((size, *shape))
+            for name, shape, dtype, empty, _ in arrays
+        }
+
+
+def _owns(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and bool(array.flags.owndata)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -14,20 +16,37 @@ from fastrl.base import forks
 from fastrl.base.checks import assert_that, integer, number
 from fastrl.replay.arrays import as_bytes, from_list
 from fastrl.replay.batch import Batch, BatchPool
-from fastrl.replay.checks import Autoreset, Seed, StepRows, check_index, check_rows, check_settings, generator
+from fastrl.replay.checks import (
+    Autoreset,
+    Seed,
+    StepRows,
+    check_index,
+    check_many_rows,
+    check_rows,
+    check_settings,
+    generator,
+    step_flags,
+)
 from fastrl.replay.prefetch import Prefetcher
-from fastrl.replay.ring import Ring
+from fastrl.replay.ring import AppendedArray, Ring
+from fastrl.replay.rows import RowReader, Rows
 from fastrl.replay.saves import Save, archive
 from fastrl.replay.saves.folder import ReplayFolder, require_none_in, settings_in
 from fastrl.replay.saves.save import Snapshot
-from fastrl.replay.stores.by_name import maker, require_mmap
+from fastrl.replay.sequences import Asked, SequenceBatch, SequenceDrawer
+from fastrl.replay.spaces import settings_of
+from fastrl.replay.stores.by_name import makers, require_mmap
+from fastrl.replay.stores.layout import Extra, Layout, Shapes, nesting
 from fastrl.replay.stores.mapped import MmapStore
 from fastrl.replay.stores.ram import RamStore
-from fastrl.replay.stores.store import MakeStore
+from fastrl.replay.stores.several import Records, SeveralStores
+from fastrl.replay.stores.store import FrameStore, Store
 from fastrl.replay.sum_tree import SumTree
 
 FORK_PATIENCE_S = 10.0
 """Seconds that a fork waits for another thread's call of a buffer to end."""
+PIECE = 1 << 24
+"""Bytes of rows that `ReplayBuffer.extend` copies at a time where it cannot add them in one call."""
 
 
 class Reader(Protocol):
@@ -83,11 +102,12 @@ class ReplayBuffer:
     num_envs : int
         Number of environments, N; ``env_id`` names them 0 to ``num_envs - 1``.
     obs_shape, obs_dtype
-        Shape and dtype of one frame.
+        Shape and dtype of one frame. Of an observation of several arrays, a dictionary or tuple of shapes, nested as
+        the observations are; ``obs_dtype``, ``stack`` and ``store`` may be nested alike, or one value for all.
     action_shape, action_dtype
         Shape and dtype of one action.
     stack : int
-        Frames in an observation.
+        Frames in an observation. A row can be drawn while those of its deepest stack are held.
     stack_padding : {"first", "zero"}
         What fills a stack before the first frame of a game: that frame again, or zeros.
     n_step : int
@@ -106,8 +126,13 @@ class ReplayBuffer:
         ``folder`` (`MmapStore`), or in another `FrameStore`, which the callable makes (`MakeStore`). A batch's ``obs``
         and ``next_obs`` are what the store makes; their values do not depend on it.
     folder : str or Path, optional
-        With ``store="mmap"``: where the buffer lives. If the folder holds one, which must have the same settings, it
-        is taken up as it was at its last `flush`, generator included; if not, it is made.
+        With ``store="mmap"``: where the buffer lives, with all arrays of its rows. If the folder holds one, which must
+        have the same settings, it is taken up as it was at its last `flush`, generator included; if not, it is made.
+    extra : dict, optional
+        Fields of one's own, each a name with (shape, dtype): `add` takes a value of each in every row, and a batch has
+        them in ``extra`` (see `ExtraBatch`). They are kept in memory, or in the folder.
+    next_extra : sequence of str
+        Those of the fields that a batch also has at the state after the last step, in ``next_extra``.
 
     Raises
     ------
@@ -132,18 +157,20 @@ class ReplayBuffer:
         *,
         capacity: int,
         num_envs: int,
-        obs_shape: tuple[int, ...],
-        obs_dtype: DTypeLike = np.uint8,
+        obs_shape: Shapes,
+        obs_dtype: DTypeLike | Mapping[str, Any] | Sequence[Any] = np.uint8,
         action_shape: tuple[int, ...] = (),
         action_dtype: DTypeLike = np.int64,
-        stack: int = 1,
+        stack: int | Mapping[str, Any] | Sequence[Any] = 1,
         stack_padding: Literal["first", "zero"] = "first",
         n_step: int = 1,
         gamma: float = 0.99,
         autoreset: Autoreset = "next_step",
         seed: Seed = None,
-        store: str | MakeStore = "ram",
+        store: Store = "ram",
         folder: str | Path | None = None,
+        extra: Extra | None = None,
+        next_extra: Sequence[str] = (),
     ) -> None:
         settings = self.settings = check_settings(
             capacity=capacity,
@@ -157,37 +184,64 @@ class ReplayBuffer:
             n_step=n_step,
             gamma=gamma,
             autoreset=autoreset,
+            extra=extra,
+            next_extra=next_extra,
         )
-        rng = generator(seed)
-        num_envs, stack, n_step = settings["num_envs"], settings["stack"], settings["n_step"]
-        obs_shape, action_shape = settings["obs_shape"], settings["action_shape"]
-        frame_dtype, act_dtype = np.dtype(settings["obs_dtype"]), np.dtype(settings["action_dtype"])
+        rng, layout = generator(seed), Layout(settings)
+        num_envs, n_step = settings["num_envs"], settings["n_step"]
+        action_shape, act_dtype = settings["action_shape"], np.dtype(settings["action_dtype"])
         rows = settings["capacity"] // num_envs
         if folder is None:
-            make = maker(store)
+            make = [*makers(store, layout.obs), *[RamStore] * (len(layout.fields) - layout.obs_count)]
         else:
             require_mmap(store)
         self._folder: ReplayFolder | None = None
+        self._layout, self._single = layout, layout.single
         self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
         try:
-            self._ring = Ring(num_envs, rows, stack, n_step, action_shape, act_dtype)
+            self._ring = Ring(num_envs, rows, layout.stack, n_step, action_shape, act_dtype)
             self._tree = SumTree(num_envs * rows)
             self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
             self._begin()
             if folder is not None:
                 self._folder = ReplayFolder(Path(folder), self._kind, self.settings)
-                make = self._folder.make
-            self._store = make(num_envs * rows, obs_shape, frame_dtype)
+                make = [self._folder.make] * len(layout.fields)
+            stores = [
+                make_store(num_envs * rows, field.shape, field.dtype)
+                for make_store, field in zip(make, layout.fields, strict=True)
+            ]
         except MemoryError as error:
             raise MemoryError(
                 f"capacity is {capacity}, too much for memory ({error.__cause__ or error}); give less"
             ) from error
-        self._pool = BatchPool((stack, *obs_shape), frame_dtype, action_shape, act_dtype, self._store.empty)
+        stacks = [max(1, field.stack) for field in layout.fields]
+        self._store: Any = stores[0] if layout.single else SeveralStores(stores, stacks)
+        self._pool = BatchPool(layout, action_shape, act_dtype, [store.empty for store in stores])
         self._rng = rng
         self._before = self._rng.bit_generator.state  # as it was before the latest draw
         self._set_helpers()
         if self._folder is not None:
             self._join(self._folder)
+
+    @classmethod
+    def for_spaces(cls, observation_space: Any, action_space: Any, **settings: Any) -> Self:
+        """Return a buffer for the spaces of one environment, such as Gymnasium's (which is not imported).
+
+        Parameters
+        ----------
+        observation_space
+            Space of one frame: ``Dict`` and ``Tuple`` give observations nested alike.
+        action_space
+            Space of one action; not a ``Dict`` or ``Tuple``.
+        **settings
+            All other arguments of the class; one that the spaces give wins over them.
+
+        Raises
+        ------
+        ValueError
+            If a space holds no arrays of one shape, or a setting is out of range.
+        """
+        return cls(**settings_of(observation_space, action_space) | settings)
 
     def __len__(self) -> int:
         """Rows held."""
@@ -201,18 +255,21 @@ class ReplayBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the full buffer takes, without the pool of batches; compressed frames count as now."""
-        return self._store.nbytes + self._ring.nbytes + self._tree.nbytes
+        frames: int = self._store.nbytes
+        return frames + self._ring.nbytes + self._tree.nbytes
 
     def add(
         self,
-        obs: ArrayLike,
+        obs: Any,
         action: ArrayLike,
         reward: ArrayLike,
         terminated: ArrayLike,
         truncated: ArrayLike,
         first: ArrayLike | None = None,
-        final_obs: ArrayLike | None = None,
+        final_obs: Any = None,
         env_id: ArrayLike | None = None,
+        extra: Mapping[str, ArrayLike] | None = None,
+        final_extra: Any = None,
     ) -> None:
         """Add one vector step: one row for each of n environments.
 
@@ -221,7 +278,8 @@ class ReplayBuffer:
         Parameters
         ----------
         obs : [n, *obs_shape] obs_dtype
-            Newest frame of the observation in which ``action`` was taken.
+            Newest frame of the observation in which ``action`` was taken. Observations of several arrays are nested as
+            ``obs_shape`` is, with such arrays inside.
         action : [n, *action_shape]
             Must be valid in every row. In the row after a done with ``autoreset="next_step"`` it is ignored, as are
             reward, terminated and truncated.
@@ -236,9 +294,15 @@ class ReplayBuffer:
         final_obs : [n, *obs_shape] or object array with None, optional
             The frame after a done, for ``autoreset`` "same_step" and "disabled" only; rows without a done are not read.
             If it is missing for a terminated row, its ``next_obs`` repeats its newest frame (its discount is 0), and
-            the row after it must open a new game: a stack that continues needs every frame.
+            the row after it must open a new game: a stack that continues needs every frame. Of several arrays: nested
+            with such arrays inside, or one entry for each row, nested or None.
         env_id : [n] int, optional
             Environments of these rows, none twice (default: all, in order).
+        extra : dict of [n, *shape]
+            Fields of one's own at ``obs``, if the buffer has any.
+        final_extra : dict of [n, *shape], or one dict or None a row, optional
+            Those of the fields that batches have in ``next_extra``, after a done; as ``final_obs``. If it is missing
+            for a terminated row, that row's own values are repeated.
 
         Raises
         ------
@@ -248,6 +312,10 @@ class ReplayBuffer:
         RuntimeError
             If a row would wait for ever for a save that was begun and is never written (see `begin_save`).
         """
+        if self._single and extra is None and final_extra is None:
+            rows, finals = obs, final_obs
+        else:
+            rows, finals = self._layout.rows(obs, extra), self._layout.finals(final_obs, final_extra)
         with self._lock:
             if self._prefetcher.in_flight or self._save is not None:
                 self._wait_for_readers()
@@ -255,37 +323,101 @@ class ReplayBuffer:
                 self._folder.reserve(self._ring.count, self._rows_a_step)
             if self._appender is not None:
                 gained = self._appender.add(
-                    obs, action, reward, terminated, truncated, first, final_obs, env_id, self._new_weight
+                    rows, action, reward, terminated, truncated, first, finals, env_id, self._new_weight
                 )
                 if gained is None and list in map(type, (action, reward, terminated, truncated, first, env_id)):
                     gained = self._appender.add(
-                        obs,
+                        rows,
                         from_list(action),
                         from_list(reward),
                         from_list(terminated),
                         from_list(truncated),
                         from_list(first),
-                        final_obs,
+                        finals,
                         from_list(env_id),
                         self._new_weight,
                     )
                 if gained is not None:
                     self._drawable += gained
                     return
-            rows = check_rows(self.settings, obs, action, reward, terminated, truncated, first, final_obs, env_id)
-            self._ring.check_first(rows.env, rows.first)
-            slots = self._ring.slots_ahead(rows.env)
-            if self._final_inside or not rows.mark.any():
-                self._store.write(slots, rows.obs)
-                self._append(rows)
+            if self._single:
+                rows, finals = (rows,), None if finals is None else (finals,)
+            checked = check_rows(
+                self.settings, self._layout, rows, action, reward, terminated, truncated, first, finals, env_id
+            )
+            self._ring.check_first(checked.env, checked.first)
+            self._append(iter([checked]))
+
+    def extend(
+        self,
+        obs: Any,
+        action: ArrayLike,
+        reward: ArrayLike,
+        terminated: ArrayLike,
+        truncated: ArrayLike,
+        first: ArrayLike | None = None,
+        final_obs: Any = None,
+        env_id: ArrayLike | None = None,
+        extra: Mapping[str, ArrayLike] | None = None,
+        final_extra: Any = None,
+    ) -> None:
+        """Add T vector steps at once, as T calls of `add` would.
+
+        Every step is checked before any is added. If the arrays match exactly, as for `add`, the rows are copied in one
+        call into C; others are first converted.
+
+        Parameters
+        ----------
+        obs, action, reward, terminated, truncated, first, extra
+            As for `add`, with T as one more axis before all others: ``obs [T, n, *obs_shape]``, ``reward [T, n]``.
+        final_obs, final_extra : arrays [T, n, ...], or a sequence of T
+            As for `add`, with this axis, or a sequence with one entry for each step: what `add` takes, or None.
+        env_id : [n] int, optional
+            Environments of the rows of every step, none twice (default: all, in order).
+
+        Raises
+        ------
+        ValueError
+            If an argument does not fit. Nothing has changed then.
+        RuntimeError
+            As for `add`.
+        """
+        layout = self._layout
+        arrays, finals = layout.rows(obs, extra), layout.many_finals(final_obs, final_extra)
+        ends = step_flags(terminated)
+        with self._lock:
+            self._wait_for_readers(len(ends))
+            if self._folder is not None:
+                self._folder.reserve(self._ring.count, self._rows_a_step * len(ends))
+            if not isinstance(finals, list) and self._extend(
+                arrays, action, reward, ends, truncated, first, finals=finals, env_id=env_id
+            ):
                 return
-            finals, unknown = rows.finals()
-            slots = np.concatenate((slots, self._ring.slots_ahead(finals.env, 1)))
-            # All frames at once, and before anything else: if the store cannot write, no row was added.
-            self._store.write(slots, np.concatenate((rows.obs, finals.obs)))
-            self._append(rows)
-            self._append(finals)
-            self._ring.forbid_continuing(finals.env[unknown])
+            rows = check_many_rows(
+                self.settings, layout, arrays, action, reward, ends, truncated, first, finals, env_id
+            )
+            gap = None
+            for step in rows.steps():
+                self._ring.check_first(step.env, step.first, gap)
+                gap = None if self._final_inside else step.gaps(layout.fields)
+            if isinstance(finals, list):
+                finals = rows.finals_of(layout.fields)
+            columns = (rows.arrays, rows.action, rows.reward, *rows.flags())
+            if not self._extend(*columns, finals=finals, env_id=rows.env):
+                self._append(rows.steps())
+
+    def rows(self, chunk: int = 4096) -> Iterator[Rows]:
+        """Return an iterator over all rows held: environment by environment, the oldest first, ``chunk`` at a time.
+
+        Rows that are added later do not come; of those overwritten meanwhile, only the ones that came already do.
+
+        Parameters
+        ----------
+        chunk : int
+            Rows at a time, at least 1; each time in new arrays.
+        """
+        size = integer("chunk", chunk)
+        return RowReader(self._ring, self._layout, self._stores, self._lock, self._prefetcher.wait).chunks(size)
 
     def sample(self, batch_size: int, out: Batch | None = None) -> Batch:
         """Draw transitions; every drawable row has the same probability, and all weights are 1.
@@ -325,6 +457,45 @@ class ReplayBuffer:
             If no row can be drawn yet, or a batch that was prefetched has not been taken.
         """
         self._prefetch({"batch_size": integer("batch_size", batch_size)})
+
+    def sample_sequences(
+        self, batch_size: int, length: int, burn_in: int = 0, *, period: int = 1, stacked: bool = True
+    ) -> SequenceBatch:
+        """Draw stretches of up to ``length`` steps of one game, and up to ``burn_in`` steps before each.
+
+        A row is drawn as by `sample`, and with ``period=1`` the stretch starts there. Otherwise it starts at the first
+        row of the same game since the last multiple of ``period`` in that environment's count of rows, or the first
+        after it that may be drawn. So starts are ``period`` rows apart, and each game has one at its first row.
+
+        A game ends a stretch, and burn-in does not reach back past its first row; a lost life does neither. The place
+        of the final observation of a lost life has ``mask`` False. A row whose game is still in progress is drawn once
+        it has ``length`` more steps.
+
+        Costs O(B (log capacity + period + burn_in + length + stack) + N length log capacity), and one copy of each
+        frame, whatever the stack.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        length : int
+            T, steps of a stretch, at least 1.
+        burn_in : int
+            Steps before it, from 0 up. ``mask`` is False where a game has fewer, or their frames are overwritten.
+        period : int
+            Rows between two starts, from 1 to ``length``.
+        stacked : bool
+            Whether ``obs`` has stacks, or each frame once (see `SequenceBatch`).
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range, if one environment has too few rows for a stretch, or if none can be drawn.
+            Nothing has changed then.
+        MemoryError
+            If there is too little memory.
+        """
+        return self._sample_sequences(Asked(batch_size, length, burn_in, period, stacked))
 
     def reseed(self, seed: Seed) -> None:
         """Draw from now on as a buffer of the same rows and priorities that was built with this seed.
@@ -408,7 +579,7 @@ class ReplayBuffer:
             self._prefetcher.require_none("save")
             self._in_save = True
             try:
-                archive.write_file(Path(path), self._kind, self.settings, self._state(), self._store, self._ring.held)
+                archive.write_file(Path(path), self._kind, self.settings, self._state(), self._frames, self._ring.held)
             finally:
                 self._in_save = False
 
@@ -524,7 +695,7 @@ class ReplayBuffer:
     def load(
         cls,
         path: str | Path,
-        store: str | MakeStore = "ram",
+        store: Store = "ram",
         *,
         capacity: int | None = None,
         folder: str | Path | None = None,
@@ -555,7 +726,8 @@ class ReplayBuffer:
         """
         path, changed = Path(path), {}
         if folder is None:
-            maker(store)
+            nested = isinstance(store, Mapping | list | tuple)
+            makers(store, nesting(cls.saved_settings(path)["obs_shape"]) if nested else None)  # not the file's error
         else:
             require_mmap(store)
             require_none_in(Path(folder))
@@ -570,7 +742,7 @@ class ReplayBuffer:
                 ring = buffer._ring
                 buffer._load_state(saved.state(), saved.rows)
                 assert_that(min(ring.count.max(), saved.rows) == saved.held, "its header gives another number of rows")
-                saved.fill(buffer._store, ring.oldest, ring.count, ring.rows)
+                saved.fill(buffer._frames, ring.oldest, ring.count, ring.rows)
                 buffer.check()
             except BaseException:
                 if buffer._folder is not None:
@@ -589,7 +761,7 @@ class ReplayBuffer:
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             self._prefetcher.require_none("copy")
-            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender")
+            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender", "_sequences")
             return {name: value for name, value in vars(self).items() if name not in helpers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -641,6 +813,9 @@ class ReplayBuffer:
         self._lock = threading.RLock()
         self._prefetcher = Prefetcher(self._tree.capacity)
         self._save, self._in_save = None, False
+        self._sequences = SequenceDrawer(
+            self._ring, self._tree, self._stores, self._layout, zero=self.settings["stack_padding"] == "zero"
+        )
         self._set_kernels()
         forks.watch(
             self,
@@ -676,19 +851,39 @@ class ReplayBuffer:
     def _set_kernels(self) -> None:
         """Make the kernels that draw and add in one call; the latter writes into the memory of stores that have one."""
         self._take_settings(self.settings)
-        self._appender = None
-        if type(self._store) is RamStore or type(self._store) is MmapStore:
-            frames, no_rows = self._store.bytes, self._store.frames[:0]
-            self._appender = self._ring.appender(frames, self._tree, no_rows, final_inside=self._final_inside)
+        self._appender, stores = None, self._stores
+        if all(type(store) in (RamStore, MmapStore) for store in stores):
+            columns = [
+                AppendedArray(store.bytes, store.frames[:0], field.is_obs or field.in_next, field.is_obs)
+                for store, field in zip(stores, self._layout.fields, strict=True)
+            ]
+            self._appender = self._ring.appender(
+                columns, self._tree, several=not self._single, final_inside=self._final_inside
+            )
+
+    @property
+    def _stores(self) -> Sequence[Any]:
+        """The store of each array of a row."""
+        return (self._store,) if self._single else self._store.stores
+
+    @property
+    def _frames(self) -> FrameStore:
+        """All that saves take for the frame of a row."""
+        fields = self._layout.fields
+        single: FrameStore = self._store
+        if self._single:
+            return single
+        return Records(self._store, [each.shape for each in fields], [each.dtype for each in fields])
 
     def _take_settings(self, settings: dict[str, Any]) -> None:
         """Make the kernel that draws by these settings; if it cannot be made, nothing changes."""
         drawer = self._ring.drawer(self._tree, settings["gamma"], zero=settings["stack_padding"] == "zero")
         self.settings, self._drawer = settings, drawer
 
-    def _wait_for_readers(self) -> None:
-        """Wait until no reader has yet to read a frame that the next rows overwrite."""
-        while any(reader.wait_for(self._ring.next_slots(self._rows_a_step)) for reader in self._readers()):
+    def _wait_for_readers(self, steps: int = 1) -> None:
+        """Wait until no reader has yet to read a frame that the next steps overwrite."""
+        ahead = min(self._rows_a_step * steps, self._ring.rows)
+        while any(reader.wait_for(self._ring.next_slots(ahead)) for reader in self._readers()):
             pass  # other threads may have added rows, or begun a save: ask all again
 
     def _readers(self) -> list[Reader]:
@@ -697,15 +892,53 @@ class ReplayBuffer:
     def _gather_saved(self, slots: NDArray[np.int64], frames: NDArray[Any]) -> None:
         """Do as `Snapshot.gather`: put the frames in these slots into an array."""
         self._prefetcher.wait()  # a store need not support two threads at once
-        self._store.gather(slots[None, :, None], frames)
+        self._frames.gather(slots[None, :, None], frames)
 
     def _release_save(self) -> None:
         """Do as `Snapshot.release`: let no row wait for the save any longer."""
         self._save = None
 
-    def _append(self, rows: StepRows) -> None:
-        """Append one row to each ring in ``rows.env``, their frames written already; weigh what may be drawn now."""
-        self._weigh(self._ring.push(rows.env, rows.action, rows.reward, rows.mark, rows.first))
+    def _extend(self, rows: Any, *columns: Any, finals: Any, env_id: Any) -> bool:
+        """Add vector steps in one call; return False, and change nothing, if their arrays do not match exactly."""
+        if self._appender is None:
+            return False
+        if self._single:
+            rows, finals = rows[0], None if finals is None else finals[0]
+        args = (rows, *columns, finals, env_id, self._new_weight)
+        gained = self._appender.extend(*args)
+        self._drawable += gained or 0
+        return gained is not None
+
+    def _append(self, steps: Iterator[StepRows]) -> None:
+        """Add vector steps that were checked; of many, as many at a time as `PIECE` allows.
+
+        All their frames go first: if the store cannot write, none of them was added.
+        """
+        while piece := list(islice(steps, 1)):
+            row_bytes = max(1, sum(array.nbytes for array in piece[0].arrays))
+            most = max(1, min(PIECE // row_bytes, self._ring.rows // self._rows_a_step))
+            piece += islice(steps, most - 1)
+            self._append_piece(piece)
+
+    def _append_piece(self, steps: list[StepRows]) -> None:
+        ahead = np.zeros(self._ring.num_envs, np.int64)  # rows of this piece before those at hand
+        added: list[tuple[StepRows, NDArray[np.bool_] | None]] = []
+        slots = []
+        for rows in steps:
+            added.append((rows, None))
+            if not self._final_inside and rows.mark.any():
+                added.append(rows.ends(self._layout.fields))
+        for rows, _ in added:
+            slots.append(self._ring.slots_ahead(rows.env, ahead[rows.env]))
+            ahead[rows.env] += 1
+        arrays = [rows.arrays for rows, _ in added]
+        if len(added) > 1:
+            arrays = [tuple(map(np.concatenate, zip(*arrays, strict=True)))]
+        self._store.write(np.concatenate(slots), arrays[0][0] if self._single else arrays[0])
+        for rows, unknown in added:
+            self._weigh(self._ring.push(rows.env, rows.action, rows.reward, rows.mark, rows.first))
+            if unknown is not None:
+                self._ring.forbid_continuing(rows.env[unknown])
 
     def _weigh(self, changed: NDArray[np.int64]) -> None:
         """Give changed slots the weight of new rows if they may be drawn now, and weight 0 if not."""
@@ -723,7 +956,7 @@ class ReplayBuffer:
                 if self._prefetcher.in_flight:
                     return self._prefetcher.land(asked)
                 batch, numbers = self._draw(**asked, out=out)
-                self._store.gather(numbers, batch.obs, batch.next_obs)
+                self._gather(numbers, batch)
             except BaseException:
                 self._undo_draw()
                 raise
@@ -734,9 +967,25 @@ class ReplayBuffer:
             self._prefetcher.require_none("prefetch again")
             try:
                 batch, numbers = self._draw(**asked, out=None)
-                self._prefetcher.start(asked, batch, numbers, self._store.gather)
+                self._prefetcher.start(asked, batch, numbers, self._gather)
             except BaseException:
                 self._undo_draw()
+                raise
+
+    def _sample_sequences(self, asked: Asked, **how: float) -> SequenceBatch:
+        with self._lock:
+            self._sequences.check(asked)
+            self._prefetcher.wait()  # a store need not support two threads at once
+            before = self._rng.bit_generator.state
+            try:
+                return self._sequences.draw(
+                    asked,
+                    self._rng,
+                    self.settings["gamma"],
+                    lambda ratios, out: self._put_importance(ratios, out, **how),
+                )
+            except BaseException:
+                self._rng.bit_generator.state = before
                 raise
 
     def _undo_draw(self) -> None:
@@ -758,6 +1007,13 @@ class ReplayBuffer:
         self._drawer.draw(ratios, action, batch.reward, batch.discount, batch.index, numbers)
         self._put_importance(ratios, batch.weight, **how)
         return batch, numbers
+
+    def _gather(self, numbers: NDArray[np.int64], batch: Batch) -> None:
+        """Fill in a batch's frames, and fields of one's own."""
+        if self._single:
+            self._store.gather(numbers, batch.obs, batch.next_obs)
+        else:
+            self._store.gather(numbers, *self._layout.of_batch(batch))
 
     def _put_importance(self, ratios: NDArray[np.float64], out: NDArray[np.float32]) -> None:
         """Fill in importance weights, given the ratio of each row's weight in the tree to the least of them."""

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from fastrl.replay.batch import Batch
 
+Gather = Callable[[NDArray[np.int64], Batch], None]
+
 
 @dataclass(slots=True, eq=False)
 class _Flight:
@@ -19,7 +21,7 @@ class _Flight:
     asked: dict[str, float]  # arguments of the draw
     batch: Batch
     numbers: NDArray[np.int64]  # of the frames that the thread reads
-    gather: Callable[..., None]
+    gather: Gather
     done: Future[None] | None = None  # None: no thread copies the frames; they are copied when the batch is taken
 
 
@@ -43,10 +45,8 @@ class Prefetcher:
         """Whether a batch waits to be taken."""
         return self._flight is not None
 
-    def start(
-        self, asked: dict[str, float], batch: Batch, numbers: NDArray[np.int64], gather: Callable[..., None]
-    ) -> None:
-        """Let the thread fill in the batch's frames by a store's ``gather``.
+    def start(self, asked: dict[str, float], batch: Batch, numbers: NDArray[np.int64], gather: Gather) -> None:
+        """Let the thread fill in the batch's frames.
 
         Parameters
         ----------
@@ -57,7 +57,7 @@ class Prefetcher:
         numbers : [2, B, stack] int64
             Frames of ``obs`` and of ``next_obs``; -1 is a frame of zeros.
         gather : callable
-            `FrameStore.gather`.
+            ``gather(numbers, batch)`` fills in the frames.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class Prefetcher:
             self._thread = ThreadPoolExecutor(1, "fastrl-prefetch")
         self._reading[numbers] = True
         try:
-            done = self._thread.submit(gather, numbers, batch.obs, batch.next_obs)
+            done = self._thread.submit(gather, numbers, batch)
             self._flight = _Flight(asked, batch, numbers, gather, done)
         except RuntimeError:  # no thread can be started; what was submitted must not run later
             self._thread.shutdown(wait=False, cancel_futures=True)
@@ -141,7 +141,7 @@ def _copied(flight: _Flight) -> Future[None]:
     if flight.done is None:
         done: Future[None] = Future()
         try:
-            flight.gather(flight.numbers, flight.batch.obs, flight.batch.next_obs)
+            flight.gather(flight.numbers, flight.batch)
             done.set_result(None)
         except Exception as error:
             done.set_exception(error)

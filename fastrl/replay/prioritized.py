@@ -11,6 +11,7 @@ from fastrl.base.checks import assert_that, integer, number
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.checks import Settings, check_index, numbers
+from fastrl.replay.sequences import Asked, SequenceBatch, sequence_priority
 from fastrl.replay.sum_tree import first_bad
 
 _LARGEST = float(np.finfo(np.float64).max)
@@ -58,6 +59,14 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         with self._lock:
             slots, alive = self._ring.slots(check_index(index))
             return np.where(alive, self._tree.get(slots), 0.0)
+
+    def least_probability(self, index: ArrayLike) -> float:
+        """Return the least P(i) of the rows named ``index [B]``, all of which may be drawn (eq. 1).
+
+        Of several buffers that give a batch its parts, the importance weights of one are to be multiplied by
+        (q / least q)^-beta, where q is what this returns for its part, and least q the least over all parts.
+        """
+        return float(self.weights(index).min() / self._tree.total)
 
     def sample(  # type: ignore[override]
         self, batch_size: int, beta: float = 0.4, out: Batch | None = None
@@ -133,6 +142,64 @@ class PrioritizedReplayBuffer(ReplayBuffer):
                 highest = float(priorities.max())
                 if highest > self._max_priority:
                     self._set_max_priority(highest)
+
+    def sample_sequences(
+        self,
+        batch_size: int,
+        length: int,
+        burn_in: int = 0,
+        beta: float = 0.4,
+        *,
+        period: int = 1,
+        stacked: bool = True,
+    ) -> SequenceBatch:
+        """Draw stretches of games by the priorities of their rows; otherwise as `ReplayBuffer.sample_sequences`.
+
+        The probability P(i) of a stretch is the share of the weights of the rows from its start to the next one of that
+        game: of its first row alone if ``period`` is 1. ``weight`` is (N P(i))^-beta over the batch's largest.
+
+        Parameters
+        ----------
+        batch_size, length, burn_in, period, stacked
+            As there.
+        beta : float
+            Exponent of the importance weights, from 0 (no correction) to 1 (full).
+
+        Raises
+        ------
+        ValueError
+            As there, and if ``beta`` does not lie between 0 and 1.
+        """
+        return self._sample_sequences(
+            Asked(batch_size, length, burn_in, period, stacked), beta=number("beta", beta, 1.0)
+        )
+
+    def update_sequence_priorities(self, batch: SequenceBatch, error: ArrayLike, eta: float = 0.9) -> None:
+        """Give stretches the priorities eta max_t e_t + (1 - eta) mean_t e_t (Kapturowski et al. 2019, section 2.3).
+
+        All rows from the start of a stretch to the next start of that game get its priority, so that `sample` draws
+        them by it too. With ``period=1`` this is ``update_priorities(batch.index, priority)``. A stretch whose first
+        row was overwritten since it was drawn is ignored. Costs O(B period log capacity).
+
+        Parameters
+        ----------
+        batch : SequenceBatch
+            From `sample_sequences`.
+        error : [B, T] float
+            Absolute TD errors of the steps behind the burn-in. Where ``batch.mask[:, burn_in:]`` is False, they are not
+            looked at.
+        eta : float
+            From 0 (the mean) to 1 (the maximum).
+
+        Raises
+        ------
+        ValueError
+            If an argument does not fit; see `update_priorities`. Nothing has changed then.
+        """
+        priority = sequence_priority(error, batch.mask[:, batch.burn_in :], eta)
+        with self._lock:
+            names, which = self._sequences.cells(check_index(batch.index), batch.period)
+            self.update_priorities(names, priority[which])
 
     def _put_importance(self, ratios: NDArray[np.float64], out: NDArray[np.float32], beta: float = 0.0) -> None:
         """Fill in importance weights, given the ratio of each row's weight in the tree to the least of them."""

@@ -1,8 +1,8 @@
 """The kernels in plain NumPy: their definition, for the tests to compare with, and the baseline of the benches.
 
-Names, arguments and results are those of the compiled modules ``_sum_tree``, ``_ring``, ``_append``, ``_draw`` and
-``_frames``, to the last bit; their sources in ``csrc/`` draw the memory layouts. No module of the package imports this
-one.
+Names, arguments and results are those of the compiled modules ``_sum_tree``, ``_ring``, ``_append``, ``_draw``,
+``_sequences`` and ``_frames``, to the last bit; their sources in ``csrc/`` draw the memory layouts. No module of the
+package imports this one.
 """
 
 from __future__ import annotations
@@ -156,12 +156,21 @@ class Rings:
 # --- _append -----------------------------------------------------------------------------------------
 
 
+class Column:
+    """One array of a row; an `Appender` that declines asks nothing of it."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+
 class Appender:
     """Declines every vector step, so that all take the plain path."""
 
     def __init__(self, *_: object) -> None: ...
 
     def add(self, *_: object) -> None:
+        """Decline."""
+
+    def extend(self, *_: object) -> None:
         """Decline."""
 
 
@@ -227,6 +236,107 @@ class Drawer:
         returns[:] = total
         discounts[:] = np.where(end == TERMINATED, 0.0, self.powers[length])
         return slot
+
+
+# --- _sequences --------------------------------------------------------------------------------------
+
+
+class Stretches:
+    """Reads stretches from rings and tree."""
+
+    def __init__(
+        self,
+        rows: int,
+        stack: int,
+        zero: bool,
+        gamma: float,
+        nodes: _Double,
+        oldest: _Int,
+        count: _Int,
+        first: _Byte,
+        reward: _Float,
+        mark: _Byte,
+        action: _Byte,
+    ) -> None:
+        self.rows, self.stack, self.zero, self.gamma, self.nodes = rows, stack, zero, gamma, nodes
+        self.oldest, self.count, self.first, self.reward, self.mark = oldest, count, first, reward, mark
+        self.action = action
+
+    def unfinished(self, length: int, slots: _Int) -> int:
+        """Put into ``slots`` the rows of games in progress with fewer than ``length`` steps yet; return how many."""
+        found: list[int] = []
+        for env, (oldest, count) in enumerate(zip(self.oldest.tolist(), self.count.tolist(), strict=True)):
+            rows = np.arange(max(oldest, count - length), count)
+            if len(rows) and self.mark[self._at(env, count - 1)] != FINAL:
+                opens = np.flatnonzero(self.first[self._at(env, rows)])
+                found += self._at(env, rows[opens[-1] if len(opens) else 0 :])[::-1].tolist()
+        slots[: len(found)] = found
+        return len(found)
+
+    def assemble(
+        self,
+        period: int,
+        burn_in: int,
+        index: _Int,
+        weights: _Double,
+        action: _Byte,
+        reward: _Float,
+        discount: _Float,
+        mask: _Byte,
+        numbers: _Int,
+    ) -> None:
+        """Read the B stretches whose cells hold the rows in the slots ``index [B]``, each over L steps with burn-in.
+
+        Overwrites ``index`` with the names of their first rows and ``weights`` with the ratios of their cells' weights
+        to the least of them. Puts actions (as bytes, ``[B L, bytes]``), rewards, discounts and masks of single steps
+        into arrays ``[B, L]``, and the frames into ``numbers [B, stack - 1 + L + 1]``: those of the first step's stack,
+        then one a row.
+        """
+        steps = mask.shape[1]
+        for array in (action, reward, discount, mask):
+            array[:] = 0
+        numbers[:] = -1
+        for b, chosen in enumerate(index.tolist()):
+            env, t = divmod(chosen, self.rows)
+            newest = int(self.count[env]) - 1
+            row = newest - (newest - t) % self.rows
+            game = self._game(env, row)
+            cell = game[game // period == row // period]
+            cell_weights = self.nodes[self._at(env, cell)]
+            start = int(cell[cell_weights > 0][0])
+            index[b], weights[b] = start * len(self.count) + env, sum(cell_weights.tolist())
+
+            at_opening = self.first[self._at(env, game[0])] != 0
+            whole = game if at_opening else game[self.stack - 1 :]
+            usable = (whole >= start - burn_in) & (whole <= start) & (self.mark[self._at(env, whole)] != FINAL)
+            begin = int(whole[usable][0]) if usable.any() else start
+            place = burn_in - (start - begin)
+            span = game[(game >= begin) & (game <= begin + steps - place)]  # frames
+            slots, end = self._at(env, span), place + len(span) - 1
+            taken = np.flatnonzero(self.mark[slots[:-1]] != FINAL)
+            action[b * steps + place + taken] = self.action[slots[taken]]
+            reward[b, place + taken] = self.reward[slots[taken]]
+            discount[b, place + taken] = np.where(self.mark[slots[taken]] == TERMINATED, 0.0, self.gamma)
+            mask[b, place + taken] = 1
+            numbers[b, place + self.stack - 1 : end + self.stack] = slots
+            older = game[(game < begin) & (game > begin - self.stack)]
+            pads = self.stack - 1 - len(older)
+            pad = -1 if self.zero else self._at(env, game[0])
+            numbers[b, place : place + self.stack - 1] = [*[pad] * pads, *self._at(env, older)]
+        with np.errstate(over="ignore"):
+            weights /= weights.min()
+
+    def _game(self, env: int, row: int) -> _Int:
+        """Return the rows of a row's game that are held."""
+        rows = np.arange(self.oldest[env], self.count[env])
+        opens = rows[self.first[self._at(env, rows)] != 0]
+        begin = max([self.oldest[env], *opens[opens <= row]])
+        end = min([self.count[env], *opens[opens > row]])
+        return np.arange(begin, end)
+
+    def _at(self, env: int, row: _Int) -> _Int:
+        """Return the slots of rows."""
+        return env * self.rows + row % self.rows
 
 
 # --- _frames -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,18 @@ from fastrl.replay.sum_tree import SumTree
 
 _COLUMNS = ("first", "reward", "mark", "drawable", "action")  # [N, T]
 _CURSORS = ("count", "pending", "ended", "opens", "lost")  # [N]
+
+
+_CHANGES = 4096  # slots that change before their weights are written, where many vector steps come at once
+
+
+class AppendedArray(NamedTuple):
+    """One array of a row, as the kernel that adds vector steps writes it."""
+
+    memory: NDArray[np.uint8]  # [slots, bytes]: where it goes
+    like: NDArray[Any]  # [0, *shape]: of its shape and dtype
+    has_final: bool  # it has a value of its own after a done
+    is_frame: bool  # stacks hold it
 
 
 class _Definition(NamedTuple):
@@ -93,33 +106,37 @@ class Ring:
         self._set_kernel()
 
     def appender(
-        self, frames: NDArray[np.uint8], tree: SumTree, obs: NDArray[Any], *, final_inside: bool
+        self, columns: Sequence[AppendedArray], tree: SumTree, *, several: bool, final_inside: bool
     ) -> _append.Appender:
-        """Return the kernel that adds a whole vector step in one call, for this n_step.
+        """Return the kernel that adds whole vector steps in one call, for this n_step.
 
         Parameters
         ----------
-        frames : [slots, bytes] uint8
-            Memory of the frames.
+        columns : sequence of AppendedArray
+            Where the arrays of a row go, at least one.
         tree : SumTree
             Weights of the slots.
-        obs : [0, *obs_shape] obs_dtype
-            No frames, of the shape and dtype that frames have.
+        several : bool
+            Whether they come as tuples; if not, there is one.
         final_inside : bool
             Whether the row after a done holds the final observation.
         """
         nodes, offsets = tree.memory
+        column = None
+        for each in reversed(columns):
+            column = _append.Column(each.memory, each.like, each.has_final, each.is_frame, column)
+        assert column is not None
         return _append.Appender(
             self._rings,
-            frames,
+            column,
+            several,
             as_bytes(self.action, len(self.action)),
             nodes,
             offsets,
-            obs,
             self.action[:0],
             final_inside,
             np.arange(self.num_envs),
-            self._changed,
+            np.empty(max(2 * len(self._changed), _CHANGES), np.int64),
             np.zeros(self.num_envs, np.uint8),
         )
 
@@ -187,8 +204,8 @@ class Ring:
             self.action[slots] = action
         return self._changed[:found]
 
-    def slots_ahead(self, env: NDArray[np.int64], rows: int = 0) -> NDArray[np.int64]:
-        """Return the slot of the next row of each ring in ``env [n]``, or of the row ``rows`` after it."""
+    def slots_ahead(self, env: NDArray[np.int64], rows: int | NDArray[np.int64] = 0) -> NDArray[np.int64]:
+        """Return the slot of the next row of each ring in ``env [n]``, or of the row ``rows`` (or ``[n]``) after it."""
         return env * self.rows + (self.count[env] + rows) % self.rows
 
     def next_slots(self, rows: int) -> NDArray[np.int64]:
@@ -196,9 +213,14 @@ class Ring:
         ahead = self.count + np.arange(rows)[:, None]
         return np.arange(self.num_envs) * self.rows + ahead % self.rows
 
-    def check_first(self, env: NDArray[np.int64], first: NDArray[np.int8]) -> None:
-        """Raise ValueError if a row would continue a game whose last frame was not given."""
-        if ((first == 0) & (self.opens[env] == UNKNOWN)).any():
+    def check_first(
+        self, env: NDArray[np.int64], first: NDArray[np.int8], gap: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Raise ValueError if a row would continue a game whose last frame was not given: where there is a ``gap``.
+
+        Default: where the newest rows of the rings have one.
+        """
+        if ((first == 0) & (self.opens[env] == UNKNOWN if gap is None else gap)).any():
             raise ValueError(
                 "first is False after a done whose final_obs was None, or after rows lost in a crash, so that a frame "
                 "is missing from the stacks that continue; give final_obs there, or first=True here"

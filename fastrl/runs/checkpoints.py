@@ -2,6 +2,7 @@
 
 RUN/checkpoints/000004000000/     a number that grows with the run, so that names sort by age
     SHA256SUMS                    of all other files but a replay, which has checksums inside; `sha256sum -c` reads it
+    rank-1/                       the part of learner 1, and so on, of a run that has several; sealed by itself
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ REPLAY = "replay"
 BEST = "best"
 TIMED = "TIMED"
 """File in a checkpoint that the next checkpoint replaces."""
+
+
+def part(checkpoint: Path, rank: int) -> Path:
+    """Return the folder of a learner's part of a checkpoint: of the first one, the checkpoint itself."""
+    return checkpoint / f"rank-{rank}" if rank else checkpoint
+
+
+def replays(checkpoint: Path) -> list[Path]:
+    """Return where all learners' replays may lie in a checkpoint."""
+    return [checkpoint / REPLAY, *(path / REPLAY for path in checkpoint.glob("rank-*"))]
 
 
 def seal(folder: Path) -> None:
@@ -56,9 +67,14 @@ def write_checkpoint(run_folder: Path, name: str, state: Mapping[str, Any], arra
     return final
 
 
+def hidden(final: Path) -> Path:
+    """Return the hidden folder in which a checkpoint is written that shall be at ``final``."""
+    return final.with_name(f".{final.name}.partial")
+
+
 def new_partial(final: Path) -> Path:
-    """Make the hidden folder in which a checkpoint is written that shall be at ``final``, and return it."""
-    partial = final.with_name(f".{final.name}.partial")
+    """Make that hidden folder, and return it."""
+    partial = hidden(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
@@ -76,9 +92,19 @@ def or_removed(partial: Path) -> Iterator[None]:
 
 def put_in_place(partial: Path, final: Path) -> None:
     """Seal a checkpoint, and once its files are on the disk let it appear in one move; what was there goes."""
+    settle(partial)
+    move(partial, final)
+
+
+def settle(partial: Path) -> None:
+    """Seal a checkpoint, or a learner's part of one, and wait until its files are on the disk."""
     seal(partial)
     for path in (*partial.rglob("*"), partial):
         sync(path)
+
+
+def move(partial: Path, final: Path) -> None:
+    """Let a checkpoint that is sealed appear in one move; what was there goes."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -125,6 +151,16 @@ def check(folder: Path) -> None:
             raise damaged(folder / name[:255], "it is missing")
         if _sha256(folder / name) != expected:
             raise damaged(folder / name, "its checksum is wrong")
+    for rank in range(1, learners(folder)):
+        check(part(folder, rank))
+
+
+def learners(folder: Path) -> int:
+    """Return how many learners saved a checkpoint together; 1 for the part of one of them."""
+    try:
+        return int(json.loads((folder / "state.json").read_text(encoding="utf-8")).get("learners", 1))
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise damaged(folder / "state.json", error) from error
 
 
 def check_file(path: Path) -> None:

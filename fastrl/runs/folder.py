@@ -20,6 +20,7 @@ from typing import IO, Self, TypeVar
 from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError, DamageError, RunError
 from fastrl.base.files import why_no_place, write_atomically
+from fastrl.base.launch import launcher
 from fastrl.config import DQNConfig, RunConfig, from_record, read_record, to_record
 from fastrl.runs import checkpoints
 
@@ -253,7 +254,7 @@ class RunFolder:
             final = self.checkpoints / old.name[1:].removesuffix(".old")
             if not final.exists():  # killed between two moves
                 os.replace(old, final)
-        for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone"):
+        for pattern in (".*.partial", ".*.old", ".*.gone", "*/.*.gone", "*/*/.*.gone"):
             for left in self.checkpoints.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)
         for pattern in (".*.partial", "pictures/.*.partial"):  # of `write_atomically`
@@ -345,7 +346,9 @@ def versions() -> dict[str, str]:
 
 def _command_line() -> str:
     """Return what was typed, as far as Python knows, without the folders that programs lie in."""
-    words = sys.orig_argv[1:]
+    words, by = sys.orig_argv[1:], launcher()
+    if by and words[:1] == ["-u"]:  # which torchrun gives
+        words = words[1:]
     if words and Path(words[0]).stem == "fastrl":  # the console script
-        return shlex.join(["fastrl", *words[1:]])
-    return shlex.join([Path(sys.executable).name, *words])
+        return shlex.join([*by, "fastrl", *words[1:]])
+    return shlex.join([*(by or [Path(sys.executable).name]), *words])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastrl.base.extras import extra
 from fastrl.base.files import sync
 from fastrl.runs.metrics_csv import MetricsCsv
-from fastrl.runs.screen import Extras
+from fastrl.runs.screen import Extras, Silent
 
 
 class Reporter:
@@ -174,6 +174,32 @@ class Reporter:
         except OSError:
             if error is None:  # or it would hide the error that is on its way
                 raise
+
+
+class NoReporter(Reporter):
+    """Writes nothing and shows nothing: of a learner that is not the first of its run."""
+
+    def __init__(self) -> None:
+        self._screen = Silent()
+
+    def write(self, values: Mapping[str, float], at: int) -> None:
+        """Do nothing."""
+
+    def histogram(self, tag: str, values: NDArray[Any], at: int) -> None:
+        """Do nothing."""
+
+    def image(self, tag: str, gif: Path, at: int) -> None:
+        """Do nothing."""
+
+    def progress(self, at: int, **shown: float | str) -> None:
+        """Do nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """Return an empty state."""
+        return {}
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _event_files(folder: Path) -> list[Path]:

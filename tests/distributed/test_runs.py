@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from unittest.mock import patch
 
 import numpy as np
@@ -41,6 +43,14 @@ class Counts(Callback):
     def on_step(self, run, actions):
         self.steps.append(run.steps)
         self.updates.append(run.learner.updates)
+
+
+def test_a_stop_while_collectors_start_ends_the_run_at_once_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeEngine, "open_games", lambda self, number: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt) as asked:
+        play_on(tmp_path / "run")
+    assert asked.value.args == (signal.SIGTERM,)
+    assert not (tmp_path / "run").exists()
 
 
 def test_in_order_two_runs_of_one_seed_are_equal_to_the_bit_whatever_the_delays(tmp_path):

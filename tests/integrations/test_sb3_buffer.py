@@ -143,7 +143,9 @@ BOX = spaces.Box(0, 255, (12, 10, 4), np.uint8)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"observation_space": spaces.Dict({"a": BOX})}, "observation_space is Dict.*FlattenObservation"),
+        ({"observation_space": spaces.Tuple([BOX])}, "observation_space is Tuple.*FlattenObservation"),
+        ({"observation_space": spaces.Dict({"a": spaces.Dict({"b": BOX})})}, "observation_space is Dict.*FlattenObs"),
+        ({"channels_order": {"a": "first"}}, "channels_order is {'a': 'first'}; give 'first', 'last' or None"),
         ({"optimize_memory_usage": True}, "optimize_memory_usage is True; leave it out"),
         ({"handle_timeout_termination": None}, "handle_timeout_termination is None; give True or False"),
         ({"n_envs": 0}, "n_envs is 0"),

@@ -1,5 +1,7 @@
 """Whole games: one per episode, scored whole, on both makers of games."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,9 @@ pytest.importorskip("cv2")
 from fastrl.base.errors import ConfigError, Stopped
 from fastrl.envs.atari import AtariEnvs
 from fastrl.envs.rules import EvaluationRules
+from fastrl.play import games as games_module
 from fastrl.play.acting import Epsilon
-from fastrl.play.games import Games, play_games
+from fastrl.play.games import Games, joined, play_games, shares
 
 BACKENDS = ["envpool", "gymnasium"]
 
@@ -157,6 +160,42 @@ def test_each_game_tosses_its_own_coin_whichever_others_still_run():
     assert 0.25 < (actions > 0).mean() < 0.35
     assert len(set(actions.tolist())) == 50
     assert np.array_equal(Epsilon(0.3, 50, 1_000, seed=1)(np.zeros(len(some), int), some), actions[some])
+
+
+def by_the_picture(stacks):
+    """Act by the observation alone, whatever else is in the batch."""
+    return stacks.astype(np.int64).sum(axis=(1, 2, 3)) % 3
+
+
+@pytest.mark.parametrize(("game", "backend"), [("breakout", "envpool"), ("catch", "envpool")])
+def test_shares_of_envpools_games_are_the_games_that_all_of_them_are(game, backend):
+    options = {"seed": 4, "backend": backend, "rules": EvaluationRules(epsilon=0.3, max_steps=90), "stack": 2}
+    with patch.object(games_module, "AT_ONCE", 16):
+        whole = play_games(game, by_the_picture, 27, **options)
+        parts = [play_games(game, by_the_picture, 27, share=share, **options) for share in shares(27)]
+    assert [len(part.scores) for part in parts] == [8, 8, 8, 3]
+    assert joined(parts).scores.tolist() == whole.scores.tolist()
+    assert joined(parts).lengths.tolist() == whole.lengths.tolist()
+    assert len(set(whole.scores.tolist())) > 1
+
+
+def test_shares_of_other_games_repeat_themselves_and_not_each_other():
+    options = {"seed": 4, "backend": "gymnasium", "rules": EvaluationRules(epsilon=0.5, max_steps=20)}
+
+    def seen(share):
+        act = Random(4)
+        play_games("breakout", act, 4, share=share, **options)
+        return np.concatenate(act.stacks)
+
+    first, second, again = (seen(share) for share in (range(2), range(2, 4), range(2)))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("share", [range(0), range(3, 6), range(-1, 2), range(0, 4, 2)])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ConfigError, match=r"share is range.*of 4 episodes; give one of `shares\(4\)`"):
+        play_games("catch", noop, 4, seed=0, share=share)
 
 
 def test_catch_can_be_won_and_filmed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kernels import COMPILED, REFERENCE
 
-from fastrl.replay import Lz4Store, reference, ring, sum_tree
+from fastrl.replay import Lz4Store, reference, ring, sequences, sum_tree
 from fastrl.replay.stores import copy_threads
 from fastrl.replay.stores.by_name import STORES
 from fastrl.replay.stores.mapped import MmapStore
@@ -24,14 +24,22 @@ def kernels(request, monkeypatch):
         monkeypatch.setattr(ring, "_ring", reference)
         monkeypatch.setattr(ring, "_append", reference)
         monkeypatch.setattr(ring, "_draw", reference)
+        monkeypatch.setattr(sequences, "_sequences", reference)
         monkeypatch.setattr(copy_threads, "_frames", reference)
         return REFERENCE
     return COMPILED
 
 
-@pytest.fixture(params=["ram", "lz4"])
+@pytest.fixture
+def copies(stores):
+    """As `stores`, without those whose buffers refuse to be copied."""
+    if stores == "mmap":
+        pytest.skip("a copy would share the files")
+
+
+@pytest.fixture(params=["ram", "lz4", "mmap"])
 def stores(request, monkeypatch, tmp_path_factory):
-    """Let buffers that are given no store keep their frames in one kind of it; in files, of which no copy is made, on request."""
+    """Let buffers that are given no store keep their frames in one kind of it."""
     if request.param == "mmap":
 
         def make(*arguments):

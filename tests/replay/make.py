@@ -40,13 +40,17 @@ def step(t=12, **changes):
 
 
 def frames_of(buffer):
-    """Return all frames of a buffer, whatever its store, ``[slots, …]``."""
-    store, slots = buffer._store, np.arange(buffer._tree.capacity)
-    if isinstance(store, RamStore):
-        return store.frames
-    frames = store.empty((len(slots), 1, *buffer.settings["obs_shape"]))
-    store.gather(slots[None, :, None], frames)
-    return frames[:, 0]
+    """Return all frames of a buffer, whatever its stores, as bytes ``[slots, …]``."""
+    slots = np.arange(buffer._tree.capacity)
+    parts = []
+    for store, field in zip(buffer._stores, buffer._layout.fields, strict=True):
+        if isinstance(store, RamStore):
+            frames = store.frames
+        else:
+            frames = store.empty((len(slots), 1, *field.shape))
+            store.gather(slots[None, :, None], frames)
+        parts.append(frames.reshape(len(slots), -1).view(np.uint8))
+    return np.concatenate(parts, axis=1)
 
 
 def snapshot(buffer):

@@ -16,7 +16,7 @@ def test_constructor_arguments_are_keyword_only_and_named_as_promised():
     with pytest.raises(TypeError):
         ReplayBuffer(40, 2, (3,))
     promised = set("capacity num_envs obs_shape obs_dtype action_shape action_dtype stack stack_padding n_step gamma "
-                   "autoreset seed store".split())  # fmt: skip
+                   "autoreset seed store folder extra next_extra".split())  # fmt: skip
     assert set(inspect.signature(ReplayBuffer).parameters) == promised
     buffer = PrioritizedReplayBuffer(
         capacity=1000, num_envs=4, obs_shape=(84, 84), obs_dtype=np.uint8, action_shape=(), action_dtype=np.int64,

@@ -20,6 +20,7 @@ each_way = pytest.mark.parametrize("copied", COPIED.values(), ids=COPIED)
 
 
 @each_way
+@pytest.mark.parametrize("stores", ["ram", "lz4"], indirect=True)  # in files, no copy has its own
 def test_what_is_done_to_a_copy_of_a_buffer_does_not_reach_the_original(copied, stores):
     buffer, untouched = filled(30, n_step=2), filled(30, n_step=2)
     other = copied(buffer)
@@ -35,6 +36,7 @@ def test_what_is_done_to_a_copy_of_a_buffer_does_not_reach_the_original(copied, 
 
 
 @each_way
+@pytest.mark.parametrize("stores", ["ram", "lz4"], indirect=True)  # in files, no copy has its own
 def test_what_is_done_to_a_buffer_does_not_reach_its_copy(copied, stores):
     buffer, untouched = filled(30), filled(30)
     other = copied(buffer)

@@ -113,6 +113,7 @@ def in_thread():
 # --- threads ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stores", ["ram", "lz4"], indirect=True)  # in files, no copy has its own
 def test_a_child_draws_what_the_parent_would_have_drawn(stores, kernels):
     buffer, twin = filled(30), filled(30)
     for each in (buffer, twin):
@@ -182,6 +183,7 @@ def test_a_tree_draws_in_a_child():
     assert tree.total == 4
 
 
+@pytest.mark.parametrize("stores", ["ram", "lz4"], indirect=True)  # in files, no copy has its own
 def test_a_child_leaves_the_parents_buffer_as_it_is(stores):
     buffer, twin = filled(30), filled(30)
 
@@ -231,6 +233,7 @@ def test_rows_that_a_child_adds_wait_for_a_batch_in_flight():
     buffer.sample(40)
 
 
+@pytest.mark.parametrize("stores", ["ram", "lz4"], indirect=True)  # in files, no copy has its own
 def test_a_batch_copied_before_the_fork_is_kept_though_its_frames_are_overwritten(stores):
     buffer, twin = filled(30), filled(30)
     expected = arrays(twin.sample(40))
@@ -382,6 +385,7 @@ def test_several_threads_may_fork_while_others_draw(in_thread):
 # --- saves --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stores", ["ram", "lz4"], indirect=True)  # in files, no copy has its own
 def test_a_save_in_progress_stays_with_the_parent(tmp_path, stores):
     buffer, twin = filled(30), filled(30)
     save = buffer.begin_save(tmp_path / "save")

@@ -29,7 +29,6 @@ STRANGE = {  # each the same as step()
 }
 
 
-@pytest.mark.parametrize("stores", ["ram", "lz4", "mmap"], indirect=True)
 @pytest.mark.parametrize("changes", STRANGE.values(), ids=STRANGE)
 def test_strange_arrays_of_the_right_values_add_the_right_rows(stores, changes):
     usual, strange = filled(), filled()
@@ -97,7 +96,6 @@ BAD_ROWS = [
 ]
 
 
-@pytest.mark.parametrize("stores", ["ram", "lz4", "mmap"], indirect=True)
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
 def test_rows_that_do_not_fit_are_named_and_leave_nothing_behind(stores, autoreset):
     buffer, untouched = filled(autoreset=autoreset), filled(autoreset=autoreset)

@@ -41,7 +41,6 @@ BAD_OUT = [
 ]
 
 
-@pytest.mark.parametrize("stores", ["ram", "lz4", "mmap"], indirect=True)
 def test_arrays_that_cannot_be_filled_are_named_and_nothing_is_drawn(stores):
     buffer, untouched = filled(), filled()
     for changes, message in BAD_OUT:
@@ -61,7 +60,6 @@ def test_arrays_side_by_side_in_one_piece_of_memory_are_filled():
         assert np.array_equal(getattr(batch, name), getattr(expected, name)), name
 
 
-@pytest.mark.parametrize("stores", ["ram", "lz4", "mmap"], indirect=True)
 def test_axes_of_length_one_may_have_any_strides(stores):
     buffer, twin = filled(), filled()
     odd = np.lib.stride_tricks.as_strided(np.empty(6, np.uint8), (1, 2, 3), (10**6, 3, 1))

@@ -93,6 +93,7 @@ def test_bad_arguments_leave_nothing_in_flight():
     buffer.sample(3)
 
 
+@pytest.mark.usefixtures("copies")
 @pytest.mark.parametrize("what", ["save", "copy"])
 def test_a_batch_in_flight_would_be_lost_in_a_file_or_copy(tmp_path, what):
     buffer = filled()

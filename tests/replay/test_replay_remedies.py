@@ -28,7 +28,7 @@ ROOM = Path(buffer.__file__).parent
 CHECKS = ROOM.parent / "base" / "checks.py"
 ELSEWHERE = {  # messages of that file which no call of the replay can meet, and messages that other tests provoke
     "checks.py": ("check_state", "at_least", "share", "indices"),
-    "buffer.py": ("_Torn",),  # test_forks.py, with its remedies
+    "buffer.py": ("_Barred",),  # test_forks.py and test_replay_folder.py, with its remedies
 }
 PROJECT = ROOM.parent.parent / "pyproject.toml"
 ENDS = np.array([False, True])
@@ -388,6 +388,233 @@ def a_game_that_goes_on_without_a_frame(folder):
     return lambda: replay.add(**step(first=NO)), remedied
 
 
+# --- observations of several arrays, and fields of one's own -------------------------------------------
+
+TWO = {"image": (3,), "state": (2,)}
+OWN = {"mask": ((2,), bool)}
+MASK = np.ones((2, 2), bool)
+
+
+def two(t=12):
+    return {"image": np.full((2, 3), t, np.uint8), "state": np.full((2, 2), t, np.uint8)}
+
+
+def building(remedied, **changes):
+    """Return the call that builds a buffer with settings that are refused, and one that builds it with others."""
+    return lambda: small(**changes), lambda said: small(**changes | remedied)
+
+
+def adding_to(remedied, settings, **changes):
+    """Return the call that adds rows that are refused to a buffer of these settings, and one that adds others."""
+    return lambda: small(**settings).add(**step(**changes)), lambda said: small(**settings).add(
+        **step(**changes | remedied)
+    )
+
+
+@case("obs_shape is empty; give the shape of at least one array")
+def an_observation_of_nothing(folder):
+    return building({"obs_shape": TWO}, obs_shape={})
+
+
+@case("obs_shape['in'] has the key 1; give strings as keys")
+def an_array_with_a_number_for_a_name(folder):
+    return building({"obs_shape": {"in": {"1": (3,)}}}, obs_shape={"in": {1: (3,)}})
+
+
+@case("stack is a dictionary of 'image'; give a dictionary of 'image', 'state', as obs_shape is, or one for all")
+def a_stack_for_one_of_two(folder):
+    def remedied(said):
+        small(obs_shape=TWO, stack={"image": 2, "state": 1})
+        small(obs_shape=TWO, stack=2)
+
+    return lambda: small(obs_shape=TWO, stack={"image": 2}), remedied
+
+
+@case("obs_dtype is a tuple of 1; give a tuple of 2, as obs_shape is, or one for all")
+def a_dtype_for_one_of_two(folder):
+    shapes = {"obs_shape": ((3,), ())}
+    return (
+        lambda: small(**shapes, obs_dtype=("u1",)),
+        lambda said: [small(**shapes, obs_dtype=dtype) for dtype in (("u1", "f4"), "u1")],
+    )
+
+
+@case("obs is a dictionary of 'image'; give a dictionary of 'image', 'state'")
+def one_of_two_arrays(folder):
+    return adding_to({"obs": two()}, {"obs_shape": TWO}, obs={"image": two()["image"]})
+
+
+@case("obs is of type ndarray; give a tuple of 2")
+def an_array_in_place_of_a_tuple(folder):
+    tuples = {"obs_shape": ((3,), (2,))}
+    return adding_to({"obs": tuple(two().values())}, tuples, obs=np.zeros((2, 3), np.uint8))
+
+
+@case("extra is ('mask', (2,), 'bool'); give a dictionary of fields, each a name with (shape, dtype)")
+def fields_that_are_no_dictionary(folder):
+    return building({"extra": OWN}, extra=("mask", (2,), "bool"))
+
+
+@case("extra has the key 3; give strings as names of fields")
+def a_field_with_a_number_for_a_name(folder):
+    return building({"extra": {"3": ((), bool)}}, extra={3: ((), bool)})
+
+
+@case("extra['mask'] is <class 'bool'>; give (shape, dtype), such as ((), np.float32)")
+def a_field_without_a_shape(folder):
+    return building({"extra": {"mask": ((), np.float32)}}, extra={"mask": bool})
+
+
+@case("next_extra is 'mask'; give a tuple of names of fields in extra")
+def a_name_in_place_of_a_tuple(folder):
+    return building({"next_extra": ("mask",)}, extra=OWN, next_extra="mask")
+
+
+@case("next_extra names 'other', which is no field in extra; give names of ['mask']")
+def a_next_field_that_is_none(folder):
+    return building({"next_extra": ["mask"]}, extra=OWN, next_extra=("other",))
+
+
+@case("extra is a dictionary of 'mask'; leave it out, or build the buffer with extra=")
+def a_field_that_the_buffer_lacks(folder):
+    def remedied(said):
+        small().add(**step())
+        small(extra=OWN).add(**step(extra={"mask": MASK}))
+
+    return lambda: small().add(**step(extra={"mask": MASK})), remedied
+
+
+@case("extra['mask'] is float64; expected bool: convert it, or build the buffer with extra['mask'] of dtype 'float64'")
+def a_field_of_another_dtype(folder):
+    def remedied(said):
+        small(extra=OWN).add(**step(extra={"mask": MASK}))
+        small(extra={"mask": ((2,), "float64")}).add(**step(extra={"mask": MASK * 1.0}))
+
+    return lambda: small(extra=OWN).add(**step(extra={"mask": MASK * 1.0})), remedied
+
+
+@case("batches hold no field at the next state; leave it out, or build the buffer with next_extra=")
+def a_final_field_that_no_batch_holds(folder):
+    rows = step(extra={"mask": MASK})
+    settings = {"extra": OWN, "autoreset": "same_step"}
+
+    def remedied(said):
+        small(**settings).add(**rows)
+        small(**settings, next_extra=("mask",)).add(**rows, final_extra={"mask": MASK})
+
+    return lambda: small(**settings).add(**rows, final_extra={"mask": MASK}), remedied
+
+
+@case("final_extra['mask'] is None in row 1, which was truncated; give the value after the last action")
+def a_truncated_row_without_its_final_field(folder):
+    rows = {"extra": {"mask": MASK}, "truncated": ENDS, "final_obs": np.zeros((2, 3), np.uint8)}
+    settings = {"extra": OWN, "next_extra": ("mask",), "autoreset": "same_step"}
+    return adding_to({"final_extra": [None, {"mask": MASK[1]}]}, settings, **rows)
+
+
+@case("final_obs['image'][1] is object (); expected uint8 (3,)")
+def a_final_observation_that_is_nested_in_another_way(folder):
+    settings = {"obs_shape": TWO, "autoreset": "same_step"}
+    good = {name: array[1] for name, array in two().items()}
+    rows = {"obs": two(), "truncated": ENDS, "final_obs": [None, good["image"]]}
+    return adding_to({"final_obs": [None, good]}, settings, **rows)
+
+
+@case("action_space is many, of several arrays; give the space of one of them, and keep the others as extra=")
+def a_space_of_several_actions(folder):
+    one, many = Space((), np.int64), Space((), np.int64)
+    many.spaces = {"move": one, "turn": one}
+
+    def remedied(said):
+        sizes = {"capacity": 40, "num_envs": 2}
+        replay = ReplayBuffer.for_spaces(one, many.spaces["move"], extra={"turn": ((), np.int64)}, **sizes)
+        replay.add([1, 2], [0, 0], [0, 0], NO, NO, extra={"turn": [1, 1]})
+
+    return lambda: ReplayBuffer.for_spaces(one, many, capacity=40, num_envs=2), remedied
+
+
+@case("observation_space['text'] is many, which holds no arrays of one shape and numeric dtype; give one that does")
+def a_space_of_texts(folder):
+    one, many = Space((), np.int64), Space(None, None)
+    many.spaces = {"text": Space(None, str)}
+    return (
+        lambda: ReplayBuffer.for_spaces(many, one, capacity=40, num_envs=2),
+        lambda said: ReplayBuffer.for_spaces(one, one, capacity=40, num_envs=2),
+    )
+
+
+class Space:
+    """Has what is looked at of Gymnasium's."""
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = shape, dtype
+
+    def __repr__(self):
+        return "many"
+
+
+# --- many steps ---------------------------------------------------------------------------------------
+
+
+def steps(count=3, **changes):
+    """What `extend` gets: as `step`, with one more axis."""
+    return {name: np.stack([value] * count) for name, value in step().items()} | changes
+
+
+FINALS = np.zeros((3, 2, 3), np.uint8)
+
+
+def extending(remedied, **changes):
+    settings = {"autoreset": "same_step"}
+    return (
+        lambda: small(**settings).extend(**steps(**changes)),
+        lambda said: small(**settings).extend(**steps(**changes | remedied)),
+    )
+
+
+@case("terminated is bool (2,); expected bool (T, n), T vector steps")
+def one_step_in_place_of_many(folder):
+    return extending({"terminated": np.stack([NO] * 3)}, terminated=NO)
+
+
+@case("final_obs has 2 entries; expected 3, one for each step")
+def final_frames_of_some_steps(folder):
+    return extending({"final_obs": list(FINALS)}, final_obs=list(FINALS[:2]))
+
+
+@case("final_obs has shape (2, 2, 3); expected (3, 2, 3)")
+def too_few_final_frames(folder):
+    return extending({"final_obs": FINALS}, final_obs=FINALS[:2])
+
+
+@case("final_obs is None in row 1 of step 2, which was truncated; give the frame after the last action")
+def a_truncated_row_of_many_without_its_final_frame(folder):
+    truncated = np.stack([NO, NO, ENDS])
+    return extending({"final_obs": [None, None, FINALS[2]]}, truncated=truncated)
+
+
+FIELDS = {"extra": OWN, "next_extra": ("mask",), "autoreset": "same_step"}
+
+
+@case("final_extra is a dictionary of 'mask'; give a list with one entry for each step")
+def final_frames_by_step_and_fields_in_one(folder):
+    rows = steps(extra={"mask": np.stack([MASK] * 3)}, final_obs=[None] * 3)
+    mask = {"mask": np.ones((3, 2, 2), bool)}
+    return (
+        lambda: small(**FIELDS).extend(**rows, final_extra=mask),
+        lambda said: small(**FIELDS).extend(**rows, final_extra=[None, {"mask": MASK}, None]),
+    )
+
+
+@case("final_extra has 2 entries; give one for each of 3 steps")
+def final_fields_of_some_steps(folder):
+    rows = steps(extra={"mask": np.stack([MASK] * 3)}, final_obs=[None] * 3)
+    return (
+        lambda: small(**FIELDS).extend(**rows, final_extra=[None] * 2),
+        lambda said: small(**FIELDS).extend(**rows, final_extra=[None] * 3),
+    )
+
+
 # --- draws --------------------------------------------------------------------------------------------
 
 
@@ -677,7 +904,7 @@ def a_copied_save(folder):
     return lambda: copy.copy(save), lambda said: copy.copy(replay).begin_save(folder / "two").write()
 
 
-@case("expected kind 'uniform' in format 1 or 2: load it with the class and version that saved it")
+@case("expected kind 'uniform' in format 1, 2 or 3: load it with the class and version that saved it")
 def a_replay_of_another_class(folder):
     filled().save(folder / "replay")
     return (
@@ -760,7 +987,7 @@ def test_the_remedy_that_a_message_names_works(function, words, error, tmp_path)
 
 def arguments():
     """Return the names of all arguments of buffers and their methods."""
-    calls = [getattr(PrioritizedReplayBuffer, name) for name in ("__init__", "sample", "add")]
+    calls = [getattr(PrioritizedReplayBuffer, name) for name in ("__init__", "sample", "add", "extend")]
     return {"self"}.union(*(inspect.signature(call).parameters for call in calls), Settings.__annotations__)
 
 

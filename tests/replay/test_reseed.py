@@ -19,7 +19,6 @@ def same(one, other):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
-@pytest.mark.parametrize("stores", ["ram", "lz4", "mmap"], indirect=True)
 @pytest.mark.parametrize("seed", [7, np.uint32(7), [3, 7], (3, 7), np.random.SeedSequence(7), np.array([3, 7])])
 def test_a_reseeded_buffer_draws_as_one_built_with_that_seed(seed, stores):
     buffer, built = filled(30, seed=0), filled(30, seed=seed)

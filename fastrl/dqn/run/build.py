@@ -16,7 +16,9 @@ from fastrl.config import DQNConfig
 from fastrl.dqn.collector import build_envs
 from fastrl.dqn.device.device import gpu_free_bytes
 from fastrl.dqn.device.store import DeviceStore
+from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.run.replay_plan import (
+    DEFAULT_CAPACITY,
     ReplayPlan,
     ReplayToLoad,
     describe,
@@ -50,25 +52,35 @@ def find_replay(
     device: torch.device,
     notes: list[str],
     warm_up_steps: int,
-    *,
     grow: bool,
+    peers: Peers = ALONE,
 ) -> FoundReplay:
-    """Load the replay of a checkpoint, or build an empty one where it is missing or damaged.
+    """Load the replay of a checkpoint, or build an empty one where it is missing or damaged, for any of the learners.
 
     Damage is added to ``notes``, in words. With ``grow`` the replay gets the rows that a new run of this length would
     have, if those are more. Errors as of `load_replay` and `build_replay`.
     """
-    earlier = None if found is None else found / REPLAY
+    earlier, loaded = None if found is None else found / REPLAY, None
     if earlier is not None and earlier.exists() and not _is_left_out(earlier, config, notes):
         try:
-            return FoundReplay(*load_replay(earlier, config, envs, device, warm_up_steps, grow=grow), earlier)
+            loaded = load_replay(earlier, config, envs, device, warm_up_steps, grow=grow, peers=peers)
         except DamageError as error:
             notes.append(f"{error}; resuming with an empty replay")
-    return FoundReplay(*build_replay(config, envs, seed, device, warm_up_steps), None)
+    if peers.every(loaded is not None) and loaded is not None:
+        return FoundReplay(*loaded, earlier)
+    if loaded is not None:
+        notes.append("the replay of another learner cannot be loaded; resuming with empty ones")
+    loaded = None  # before memory is asked for another
+    return FoundReplay(*build_replay(config, envs, seed, device, warm_up_steps, peers), None)
 
 
 def build_replay(
-    config: DQNConfig, envs: Envs, seed: int, device: torch.device, warm_up_steps: int | None = None
+    config: DQNConfig,
+    envs: Envs,
+    seed: int,
+    device: torch.device,
+    warm_up_steps: int | None = None,
+    peers: Peers = ALONE,
 ) -> tuple[PrioritizedReplayBuffer, str]:
     """Build an empty replay by a plan for this machine; return it with words on its size and place.
 
@@ -80,7 +92,7 @@ def build_replay(
     ImportError
         If the settings ask for compressed frames, but lz4 is not installed.
     """
-    plan = _plan(config, envs, device, warm_up_steps)
+    plan = _plan(config, envs, device, warm_up_steps, peers=peers)
     settings = _settings(config, envs)
     buffer = PrioritizedReplayBuffer(capacity=plan.capacity, **settings, seed=seed, store=_store(plan, device))
     return buffer, describe(plan, buffer.nbytes)
@@ -94,6 +106,7 @@ def load_replay(
     warm_up_steps: int | None = None,
     *,
     grow: bool = False,
+    peers: Peers = ALONE,
 ) -> tuple[PrioritizedReplayBuffer, str]:
     """Load a saved replay if these settings would have built the same; return it with words on its size and place.
 
@@ -125,7 +138,7 @@ def load_replay(
                     f"{path} was made with {name} {saved[name]}, this run has {value}; give the settings that it was "
                     f"made with{remedy}"
                 )
-        plan = _plan(config, envs, device, warm_up_steps, ReplayToLoad(path, saved["capacity"], grow))
+        plan = _plan(config, envs, device, warm_up_steps, ReplayToLoad(path, saved["capacity"], grow), peers)
         buffer = PrioritizedReplayBuffer.load(path, store=_store(plan, device), capacity=plan.capacity)
     except ConfigError:
         raise
@@ -162,7 +175,12 @@ def _other_games(path: Path, games: int, config: DQNConfig) -> ConfigError | Non
 
 
 def require_disk(
-    config: DQNConfig, buffer: PrioritizedReplayBuffer, steps: int, run_folder: Path, earlier: Path | None
+    config: DQNConfig,
+    buffer: PrioritizedReplayBuffer,
+    steps: int,
+    run_folder: Path,
+    earlier: Path | None,
+    peers: Peers = ALONE,
 ) -> str:
     """Return words on the disk that checkpoints with the replay take at most, to follow those on the replay.
 
@@ -176,6 +194,8 @@ def require_disk(
         Where the run's files go.
     earlier : Path or None
         The save that the replay was loaded from; None without one.
+    peers : Peers, optional
+        The run's learners, which have a disk together.
 
     Raises
     ------
@@ -191,9 +211,9 @@ def require_disk(
         config,
         segments.frame_bytes(settings),
         settings["capacity"],
-        free_disk_bytes(run_folder) + replaced,
+        free_disk_bytes(run_folder) // peers.count + replaced,
         held=len(buffer),
-        steps=steps,
+        steps=steps // peers.count,
         share_files=not one_file and has_hard_links(run_folder),
     )
     if error := disk_refusal(plan, run_folder):
@@ -213,19 +233,24 @@ def _plan(
     device: torch.device,
     warm_up_steps: int | None,
     saved: ReplayToLoad | None = None,
+    peers: Peers = ALONE,
 ) -> ReplayPlan:
     """Plan the replay for the memory that is free now, or raise what refuses the plan."""
+    free, warm_up = available_bytes(), config.warm_up_steps if warm_up_steps is None else warm_up_steps
     plan = plan_replay(
         config,
         frame_bytes(envs),
-        available_bytes(),
+        None if free is None else free // peers.local_count,
         None if device.type == "cpu" else gpu_free_bytes(device),
         lz4_installed=lz4_installed(),
         compressed_bytes=lambda: compressed_bytes(config),
         saved=saved,
-        warm_up_steps=warm_up_steps,
+        warm_up_steps=-(-warm_up // peers.count),
+        most=DEFAULT_CAPACITY // peers.count,
     )
     if error := refusal(plan):
+        if peers.several:
+            raise ConfigError(f"{error} (rows of one of {peers.count} learners; --capacity is that of all)")
         raise error
     return plan
 

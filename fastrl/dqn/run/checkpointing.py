@@ -37,10 +37,12 @@ class Checkpoints(Callback):
         run.settle(wait=False)
         if run.over:
             return
-        if self._clock.due(run.frames):
+        due = self._clock.due(run.frames)
+        timed = run.peers.timed(not due and time.monotonic() - self._whole_at >= self._seconds)
+        if due:
             self._save(run, timed=False)
             announce(run, "save", self._clock)
-        elif time.monotonic() - self._whole_at >= self._seconds:
+        elif timed:
             self._save(run, timed=True)
 
     def on_checkpoint(self, run: TrainingRun, folder: Path) -> None:

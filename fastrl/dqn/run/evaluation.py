@@ -62,6 +62,9 @@ class Evaluation(Callback):
         announce(run, "evaluation", self._clock)
 
     def _evaluate(self, run: TrainingRun, episodes: int) -> None:
+        run.peers.leading(lambda: self._play(run, episodes), run.stop)
+
+    def _play(self, run: TrainingRun, episodes: int) -> None:
         config = run.config
 
         def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastrl.base import console
 from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
 from fastrl.distributed.engine import build_collectors
+from fastrl.distributed.ranks import joined
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback, check_callbacks, named
 from fastrl.dqn.collector import RowSource, build_collector
 from fastrl.dqn.device.device import forget_compiled, pick_device
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.pace import Pace
+from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.policy import Policy
 from fastrl.dqn.run.build import find_replay, require_disk
 from fastrl.dqn.run.checkpointing import Checkpoints
@@ -32,11 +37,15 @@ from fastrl.dqn.run.metrics import Metrics
 from fastrl.dqn.run.replay_plan import check_rings
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
-from fastrl.dqn.tune import Shapes, settle
+from fastrl.dqn.tune import OPEN, Shapes, settle
 from fastrl.envs.names import is_custom, refuse_while_loading, same_game
 from fastrl.envs.step import Envs
+from fastrl.runs import checkpoints
 from fastrl.runs.folder import RunFolder, load_dqn_config
-from fastrl.runs.report import Reporter
+from fastrl.runs.report import NoReporter, Reporter
+
+SEEN_SECONDS = 60.0
+"""Until a folder made on one machine is seen on another, which remembers for a while that there was none."""
 
 
 def train(
@@ -73,8 +82,14 @@ def train(
     RunError
         If the folder takes no more files, a loss or a weight is not finite, or a custom environment fails.
     """
-    with Stop() as stop:
-        run = Run(config, callbacks, stop, resume=resume, quiet=quiet)
+    with Stop() as own, joined(config.device) as peers:
+        stop = peers.agreed(own)
+        if (begun := _begun_before(peers, quiet=quiet)) is not None:
+            config, resume = load_dqn_config(begun), begun
+        try:
+            run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
+        except Stopped as asked:  # while collectors were starting: nothing is written yet
+            raise KeyboardInterrupt(own.signal) from asked
         try:
             with run.reporter:
                 run.play()
@@ -96,6 +111,8 @@ class Run(Loop):
         As for `train`.
     stop : Stop
         Asked by a signal to stop.
+    peers : Peers, optional
+        The run's learners.
 
     Attributes
     ----------
@@ -111,19 +128,19 @@ class Run(Loop):
         *,
         resume: str | os.PathLike[str] | None,
         quiet: bool,
+        peers: Peers = ALONE,
     ) -> None:
         refuse_while_loading()
         self.evaluation = Evaluation()
         of_the_run = [Metrics(), self.evaluation, Checkpoints()]
         check_callbacks(callbacks, of_the_run)
         self._last = contextlib.ExitStack()  # closes what was made, the newest first
-        folder = RunFolder.new(config, config.game) if resume is None else RunFolder(resume)
+        folder = _place(config, resume, peers)
         try:
             self._last.callback(folder.close)
             self._last.callback(self.evaluation.films.wait)
-            if resume is not None:
-                config = folder.reopen(config)
-            self._build(config, folder, stop, [*callbacks, *of_the_run], new=resume is None, quiet=quiet)
+            config = peers.shared(lambda: config if resume is None else folder.reopen(config))
+            self._build(config, folder, stop, [*callbacks, *of_the_run], new=resume is None, quiet=quiet, peers=peers)
         except BaseException as error:
             self.close()
             if refused := folder.unwritable(error):
@@ -131,15 +148,23 @@ class Run(Loop):
             raise
 
     def _build(
-        self, config: DQNConfig, folder: RunFolder, stop: Stop, callbacks: list[Callback], *, new: bool, quiet: bool
+        self,
+        config: DQNConfig,
+        folder: RunFolder,
+        stop: Stop,
+        callbacks: list[Callback],
+        *,
+        new: bool,
+        quiet: bool,
+        peers: Peers,
     ) -> None:
         """Make all parts, or restore them from the newest checkpoint that is whole."""
-        found, notes = (None, []) if new else folder.newest_whole()
+        found, mine, notes = (None, None, []) if new else _newest(folder, config, peers)
         state = checkpoint.load_state(found) if found else {}
         if state and not same_game(state["game"], config.game):
             raise ConfigError(f"{found} plays {state['game']}, not {config.game}; start a new run for that")
         steps = int(state.get("steps", 0))
-        last_step = config.num_envs * config.frame_skip  # a run ends with the vector step that reaches its total
+        last_step = peers.count * config.num_envs * config.frame_skip  # a run ends with the step that reaches it
         if (played := steps * config.frame_skip) - last_step >= config.total_frames:
             raise ConfigError(
                 f"--total-frames is {config.total_frames:,}, and {found} has played {played:,} already; give more, or "
@@ -149,6 +174,9 @@ class Run(Loop):
         longer = bool(state) and schedules.load_state(state.get("schedules") or _schedules_before(folder), steps)
         # Every generator has a stream of its own; resumed games must not repeat the first ones.
         seeds = [int(s) for s in np.random.SeedSequence([config.seed, steps]).generate_state(4)]
+        if peers.rank:  # one seed of the weights for all learners
+            own = np.random.SeedSequence([config.seed, steps, peers.rank]).generate_state(3)
+            seeds[:3] = [int(s) for s in own]
         for package in ("tensorboard", "rich", "PIL", "safetensors"):  # before anything is written
             need(package, "train")
         device = pick_device(config.device)
@@ -164,20 +192,26 @@ class Run(Loop):
         envs = collector.envs
         if new:  # one that was trained so goes on so
             _refuse_two_stacks(config, envs)
-        replay = find_replay(found, config, envs, seeds[2], device, notes, schedules.warm_up_steps, grow=longer)
+        part = peers.part(config)
+        replay = find_replay(mine, part, envs, seeds[2], device, notes, schedules.warm_up_steps, longer, peers)
         if config.collectors:
-            notes += check_rings(config, replay.buffer.settings["capacity"])
-        replay_words = replay.words + require_disk(config, replay.buffer, steps, folder.path, replay.earlier)
+            notes += check_rings(part, replay.buffer.settings["capacity"])
+        replay_words = replay.words + require_disk(part, replay.buffer, steps, folder.path, replay.earlier, peers)
         obs_shape = (config.stack, *envs.frame_shape)
         # Before anything is written, since what is chosen belongs to the settings.
-        config, arithmetic = settle(
-            config,
-            Shapes(obs_shape, envs.frame_dtype, envs.num_actions),
-            device,
-            earlier=None if new else load_dqn_config(folder),
-            notes=notes,
+        chosen, arithmetic = peers.shared(
+            lambda: settle(
+                part,
+                Shapes(obs_shape, envs.frame_dtype, envs.num_actions),
+                device,
+                earlier=None if new else load_dqn_config(folder),
+                notes=notes,
+            )
         )
-        learner = Learner(config, obs_shape, envs.frame_dtype, envs.num_actions, device, seeds[3])
+        config = config.replace(**{name: getattr(chosen, name) for name in OPEN})
+        learner = Learner(
+            peers.part(config), obs_shape, envs.frame_dtype, envs.num_actions, device, seeds[3], peers=peers
+        )
         super().__init__(
             config,
             folder,
@@ -193,13 +227,24 @@ class Run(Loop):
             steps=steps,
             abandoned=int(state.get("abandoned", 0)),
             seconds=float(state.get("seconds", 0.0)),
+            peers=peers,
         )
         self._last.callback(self.saver.wait)
-        games_continue = found is not None and self._restore(found, state, pace=replay.earlier is not None)
+        games_continue = found is not None and self._restore(found, mine, pace=replay.earlier is not None)
         if is_custom(config.game) or config.collectors:
             collector.open_games()  # which may fail: before anything is written
-        folder.open(config, new=new)
-        self.reporter = Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
+        peers.wait()  # for all learners, any of which may refuse something: before anything is written
+        if peers.leads:
+            folder.open(config, new=new)
+            peers.remember(folder.path)
+        peers.wait()
+        self.reporter = (
+            Reporter(folder.path, total=config.total_frames, resume=state or None, quiet=quiet)
+            if peers.leads
+            else NoReporter()
+        )
+        if not peers.leads:
+            _must_see(folder)
         rules = f", protocol {config.protocol_name}"
         if is_custom(config.game):
             rules = f", frames {list(envs.frame_shape)} stacked {config.stack} high, trunk {config.trunk}"
@@ -210,8 +255,11 @@ class Run(Loop):
         if config.collectors:
             side_by_side += f" in each of {config.collectors} collectors"
         games = f"{config.game} on {device}{arithmetic}, {side_by_side}{rules}"
-        self.reporter.line(f"{games}; {replay_words}; {folder}")
-        for note in notes if found is None else [*notes, *folder.set_aside(found)]:
+        each = f"; all of this in each of {peers.count} learners" if peers.several else ""
+        self.reporter.line(f"{games}; {replay_words}{each}; {folder}")
+        if found is not None and peers.leads:
+            notes += folder.set_aside(found)
+        for note in notes:
             self.reporter.line(note)
         if found is not None:
             self._say_what_is_resumed(found, games_continue)
@@ -230,19 +278,35 @@ class Run(Loop):
             flag = "--total-frames" if self.frames >= self.config.total_frames else "--total-samples"
             self.reporter.line(f"the run has ended: nothing is left to play; a larger {flag} makes it longer")
 
-    def _restore(self, found: Path, state: dict[str, Any], *, pace: bool) -> bool:
-        """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue."""
+    def _restore(self, found: Path, mine: Path | None, *, pace: bool) -> bool:
+        """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue.
+
+        Parameters
+        ----------
+        found : Path
+            The checkpoint.
+        mine : Path or None
+            This learner's part of it; None where other learners saved it.
+        pace : bool
+            Whether the replay was loaded.
+        """
+        state, learner = checkpoint.load_state(mine or found), checkpoint.load_learner(found)
+        if mine is None and not self.peers.leads:
+            learner |= {"generator": None, "pending": None}
+        elif mine is not None and mine != found:
+            learner |= checkpoint.load_learner(mine)
         if pace:
             self.pace.load_state(state)
-        self.learner.load_state(checkpoint.load_learner(found))
+        self.learner.load_state(learner)
         if not len(self.buffer):
             self.learner.flush()  # priorities of rows that are gone
         elif not self.learner.delayed:
             self._update_priorities(self.learner.flush())  # of a run resumed from a GPU
-        self.policy.load_state(state)
+        if mine is not None or self.peers.leads:
+            self.policy.load_state(state)
         for name, callback in named(self.callbacks).items():
             callback.load_state(state["callbacks"].get(name, {}))
-        games_continue = self.collector.load_state(checkpoint.load_games(found))
+        games_continue = mine is not None and self.collector.load_state(checkpoint.load_games(mine))
         if not games_continue and self.steps:
             self.abandoned += self.config.all_envs
         return games_continue
@@ -260,7 +324,8 @@ class Run(Loop):
                 except Stopped:
                     self.reporter.line("stopped during the evaluation")
         except Exception as error:
-            if not isinstance(error, NotFiniteError):  # what was learned is spoilt then
+            # What was learned is spoilt, or a checkpoint would need all learners.
+            if not isinstance(error, NotFiniteError) and not self.peers.several:
                 keeps = self.config.checkpoint_replay
 
                 def take(replay: bool) -> RunSnapshot:  # without games, which stand in the middle of a step
@@ -274,6 +339,80 @@ class Run(Loop):
     def close(self) -> None:
         """Wait for what threads write, close the games, forget what was compiled, release the folder."""
         self._last.close()
+
+
+def _begun_before(peers: Peers, *, quiet: bool) -> Path | None:
+    """Return the folder of the run to resume, if torchrun has started its processes anew; None if they are new.
+
+    A run that was started and has no checkpoint yet is set aside, and starts anew.
+    """
+
+    def find() -> Path | None:
+        path = peers.remembered()
+        if path is None or not path.exists():
+            return None
+        if RunFolder(path).numbered():
+            return path
+        number = 1
+        while (aside := path.with_name(f"{path.name}-failed-{number}")).exists():
+            number += 1
+        os.replace(path, aside)
+        if not quiet:
+            console.say(f"{path} had no checkpoint yet: it is set aside as {aside}, and the run starts anew")
+        return None
+
+    return peers.shared(find)
+
+
+def _place(config: DQNConfig, resume: str | os.PathLike[str] | None, peers: Peers) -> RunFolder:
+    """Return the run's folder, which the first learner names; nothing is written yet."""
+
+    def name() -> tuple[str, str]:
+        peers.part(config)  # refuses what cannot be divided, for all
+        folder = RunFolder.new(config, config.game) if resume is None else RunFolder(resume)
+        return os.fspath(folder), os.path.abspath(folder)
+
+    named_here, elsewhere = peers.shared(name)
+    return RunFolder(named_here if peers.leads else elsewhere)
+
+
+def _newest(folder: RunFolder, config: DQNConfig, peers: Peers) -> tuple[Path, Path | None, list[str]]:
+    """Return the newest checkpoint that is whole, this learner's part of it, and words on what was passed over.
+
+    The part is None if other learners saved it; that is refused unless the run keeps no replay.
+    """
+
+    def find() -> tuple[str, bool, list[str]]:
+        found, notes = folder.newest_whole()
+        saved, now = checkpoints.learners(found), peers.count
+        if saved == now:
+            return found.name, True, notes
+        by, there = (f"{n} learner{'s' if n > 1 else ''}" for n in (saved, now))
+        if config.checkpoint_replay:
+            remedy = (
+                f"let torchrun start {saved}: --nproc-per-node times --nnodes" if saved > 1 else "leave out torchrun"
+            )
+            raise ConfigError(
+                f"{found} was saved by {by}, and there {'are' if now > 1 else 'is'} {there} now; {remedy}, or resume "
+                "with empty replays by --no-checkpoint-replay"
+            )
+        return found.name, False, [*notes, f"{found} was saved by {by}: {there} start with empty replays"]
+
+    name, same, notes = peers.shared(find)
+    found = folder.checkpoints / name
+    return found, checkpoints.part(found, peers.rank) if same else None, notes
+
+
+def _must_see(folder: RunFolder) -> None:
+    """Raise ConfigError if the folder that the first learner has made is not here within some seconds."""
+    until = time.monotonic() + SEEN_SECONDS
+    while not (folder / "config.json").exists():
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"{folder} is not there on {platform.node()}; give a --runs-dir that all machines share, such as one "
+                "on NFS"
+            )
+        time.sleep(0.1)
 
 
 def _schedules_before(folder: RunFolder) -> dict[str, Any]:

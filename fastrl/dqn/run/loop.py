@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fastrl.base.errors import Stopped
 from fastrl.base.stop import Stop
 from fastrl.base.stopwatch import Stopwatch
 from fastrl.config import DQNConfig
+from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback, states
 from fastrl.dqn.collector import Rows, RowSource
 from fastrl.dqn.learner import Learner, Priorities
 from fastrl.dqn.pace import Pace
+from fastrl.dqn.peers import ALONE, Peers, Turn
 from fastrl.dqn.policy import Policy
 from fastrl.dqn.run.faults import NotFiniteError, not_finite, spoilt
 from fastrl.dqn.run.saver import RunSnapshot, Saver
@@ -49,6 +53,8 @@ class Loop:
         Counters of `TrainingRun`, as they stood at the checkpoint.
     seconds : float
         Wall-clock time of the run until then.
+    peers : Peers
+        The run's learners. Steps, updates and clocks are those of all together; games and replay are this one's.
     """
 
     reporter: Reporter
@@ -70,11 +76,14 @@ class Loop:
         steps: int = 0,
         abandoned: int = 0,
         seconds: float = 0.0,
+        peers: Peers = ALONE,
     ) -> None:
         self.config, self.folder, self.stop, self.callbacks = config, folder, stop, callbacks
         self.collector, self.policy, self.pace, self.learner, self.buffer = collector, policy, pace, learner, buffer
         self.schedules, self.envs = schedules, collector.envs
-        self.saver = Saver(folder, config.keep_checkpoints, earlier, self._on_checkpoint)
+        self.peers, self._batch_size = peers, peers.part(config).batch_size
+        self._turn = Turn(0, 0)
+        self.saver = Saver(folder, config.keep_checkpoints, earlier, self._on_checkpoint, peers)
         self.steps, self.abandoned = steps, abandoned
         self.game_env = -1
         self.lap = Stopwatch()
@@ -126,14 +135,25 @@ class Loop:
         self.collector.send(self.policy)
         self.lap("act")
         self._learn()  # while the games step
-        rows = self.collector.recv()
+        rows = self._receive()
         self.lap("environments")
-        self.buffer.add(
-            rows.frame, rows.action, rows.reward, rows.terminated, rows.truncated, rows.first, rows.final, rows.env_id
-        )
+        if rows is not None:
+            self.buffer.add(
+                rows.frame, rows.action, rows.reward, rows.terminated, rows.truncated, rows.first, rows.final,
+                rows.env_id,
+            )  # fmt: skip
         self.lap("add")
         self._count(rows)
         self.lap("callbacks")
+
+    def _receive(self) -> Rows | None:
+        """Wait for the rows of the step; None if a stop was asked for meanwhile, of which other learners must hear."""
+        try:
+            return self.collector.recv()
+        except Stopped:
+            if not self.peers.several:
+                raise
+            return None
 
     def _learn(self) -> None:
         """Learn as many batches as are due."""
@@ -145,7 +165,9 @@ class Loop:
             self.buffer.set_gamma(gamma)
         self.learner.set_learning_rate(self.schedules.learning_rate(self.steps))
         while self.pace.due():
-            batch = self.buffer.sample(self.config.batch_size, self.beta)
+            batch = self.buffer.sample(self._batch_size, self.beta)
+            if self.peers.several and self.config.prioritized:
+                weigh_part(batch.weight, self.buffer.least_probability(batch.index), self.beta, self.peers)
             self.lap("sample")
             measure = self.learner.updates % MEASURE_EVERY_UPDATES == 0
             self._recent.append(batch)
@@ -166,15 +188,17 @@ class Loop:
         if self.config.prioritized:
             self.buffer.update_priorities(index, errors)
 
-    def _count(self, rows: Rows) -> None:
-        """Count what a vector step brought and tell the callbacks."""
-        counted = rows.counted
-        self.steps += len(counted)
-        self.pace.added(len(counted), self.buffer.drawable)
-        for i in np.flatnonzero(rows.game_over):
-            self.game_env = int(rows.env_id[i])
-            for callback in self.callbacks:
-                callback.on_game(self, float(rows.score[i]), int(rows.length[i]))
+    def _count(self, rows: Rows | None) -> None:
+        """Count what a vector step brought to all learners, and tell the callbacks what it brought to this one."""
+        counted = np.zeros(0, np.int64) if rows is None else rows.counted
+        turn = self._turn = self.peers.turn(Turn(len(counted), self.buffer.drawable, self.saver.written), self.stop)
+        self.steps += turn.steps
+        self.pace.added(turn.steps, turn.drawable)
+        if rows is not None:
+            for i in np.flatnonzero(rows.game_over):
+                self.game_env = int(rows.env_id[i])
+                for callback in self.callbacks:
+                    callback.on_game(self, float(rows.score[i]), int(rows.length[i]))
         for callback in self.callbacks:
             callback.on_step(self, counted)
 
@@ -204,7 +228,8 @@ class Loop:
             If this checkpoint cannot be written, or the one in progress could not; the last whole one is left as it is.
         """
         if name is not None:
-            return self.saver.save_weights(name, self.snapshot())
+            here = self.folder.checkpoints / name
+            return self.saver.save_weights(name, self.snapshot()) if self.peers.leads else here
         self.settle()
         snapshot = self.snapshot(games=True, replay=self.config.checkpoint_replay)
         folder = self.saver.save(f"{self.frames:012d}", snapshot, timed=timed)
@@ -213,6 +238,10 @@ class Loop:
 
     def settle(self, *, wait: bool = True) -> None:
         """Tell callbacks of a checkpoint that has become whole, or raise what kept it from that; see `Saver`."""
+        if self.peers.several and not wait:
+            if not self._turn.saved:
+                return
+            self._turn = self._turn._replace(saved=False)
         self.saver.settle(wait=wait)
 
     def snapshot(self, *, games: bool = False, replay: bool = False, rescue: bool = False) -> RunSnapshot:
@@ -248,10 +277,12 @@ class Loop:
             "callbacks": states(self.callbacks, leave_out=self.reporter.line if rescue else None),
             **self.reporter.state(),
         }
+        if self.peers.several and self.peers.leads and games:
+            state["learners"] = self.peers.count
         return RunSnapshot(
             state=state,
-            weights=self.learner.online.state_dict(),
-            learner=learner,
+            weights=self.learner.online.state_dict() if self.peers.leads else None,
+            learner=learner if self.peers.leads else checkpoint.own_part(learner),
             games=self.collector.state() if games else None,
             replay=self.buffer if replay else None,
         )
@@ -263,3 +294,25 @@ class Loop:
     def _not_finite(self, what: str, found: dict[str, Any]) -> NotFiniteError:
         self.saver.wait()  # a checkpoint in progress, of before, may be the one to resume from
         return not_finite(what, self.folder, self.learner.updates, self._recent, found, self.config)
+
+
+def weigh_part(weight: NDArray[np.float32], least: float, beta: float, peers: Peers) -> None:
+    """Give importance weights of one learner's part of a batch the scale that they have in the whole batch.
+
+    Learner r draws its row i with probability P_r(i), so of R learners' whole batch row i makes up P_r(i) / R, and its
+    weight is (P_r(i) / R)^-beta over the largest of the whole batch (Schaul et al. 2016, section 3.4). The replay gives
+    (P_r(i) / q_r)^-beta, q_r the least P of its part. The whole batch has the least q of all parts, hence the factor
+    (q_r / min q)^-beta, at most 1.
+
+    Parameters
+    ----------
+    weight : [B] float32
+        Importance weights of this learner's part; changed in place.
+    least : float
+        q_r.
+    beta : float
+        Their exponent.
+    peers : Peers
+        The learners.
+    """
+    np.multiply(weight, (least / peers.least(least)) ** -beta, out=weight, casting="same_kind")

@@ -136,6 +136,7 @@ def plan_replay(
     compressed_bytes: Callable[[], int],
     saved: ReplayToLoad | None = None,
     warm_up_steps: int | None = None,
+    most: int = DEFAULT_CAPACITY,
 ) -> ReplayPlan:
     """Decide which store holds the frames and how many rows there are.
 
@@ -167,6 +168,8 @@ def plan_replay(
         The save to load; its capacity stays, unless the setting names another or the replay grows with the run.
     warm_up_steps : int, optional
         Agent steps before learning starts (default: those of the settings).
+    most : int
+        Rows at most, without a setting or a save that says more.
 
     Returns
     -------
@@ -189,6 +192,7 @@ def plan_replay(
             lz4_installed=lz4_installed,
             compressed_bytes=measured,
             warm_up_steps=warm_up_steps,
+            most=most,
         )
         if grown.capacity > saved.capacity and refusal(grown) is None:
             return grown
@@ -197,7 +201,7 @@ def plan_replay(
     elif config.capacity is not None:
         wanted, asked_by = config.capacity, "--capacity"
     else:
-        wanted, asked_by = min(DEFAULT_CAPACITY, max(most_rows(config.total_steps), least)), None
+        wanted, asked_by = min(most, max(most_rows(config.total_steps), least)), None
 
     plan = partial(
         ReplayPlan,

@@ -5,6 +5,7 @@ A saver is handed a snapshot and never sees the run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from fastrl.base.background import Background
+from fastrl.base.files import sync
 from fastrl.dqn.checkpoint import pack_learner, pack_state, pack_weights
+from fastrl.dqn.peers import ALONE, Peers
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.replay.saves import Save
 from fastrl.runs import checkpoints
@@ -28,8 +31,8 @@ class RunSnapshot:
 
     state: dict[str, Any]
     """JSON-able: counters, generators, callbacks; ``"network"`` holds the settings of the network."""
-    weights: dict[str, Tensor]
-    """State of the online network."""
+    weights: dict[str, Tensor] | None
+    """State of the online network; None in a part of a learner that is not the first."""
     learner: dict[str, Any] | None = None
     """What `Learner.state` returned."""
     games: dict[str, Any] | None = None
@@ -41,6 +44,9 @@ class RunSnapshot:
 class Saver:
     """Writes checkpoints into a run's folder, one at a time.
 
+    Of several learners each writes its part, in a thread. Once all are written, which `settle` waits for, the first
+    learner puts them together and lets the checkpoint appear.
+
     Parameters
     ----------
     folder : RunFolder
@@ -51,10 +57,20 @@ class Saver:
         The newest save of the replay, whose files the next one shares.
     on_whole : callable
         Called with the folder of a checkpoint that has become whole, in the thread that calls `settle`.
+    peers : Peers, optional
+        The run's learners.
     """
 
-    def __init__(self, folder: RunFolder, keep: int, earlier: Path | None, on_whole: Callable[[Path], None]) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        keep: int,
+        earlier: Path | None,
+        on_whole: Callable[[Path], None],
+        peers: Peers = ALONE,
+    ) -> None:
         self._folder, self._keep, self._earlier, self._on_whole = folder, keep, earlier, on_whole
+        self._peers = peers
         self._draft: Draft | None = None  # what is being written
         self._saving: Background[Path] | None = None
 
@@ -62,6 +78,11 @@ class Saver:
     def in_progress(self) -> bool:
         """Whether a checkpoint is being written, or has been and `settle` has not been told."""
         return self._saving is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether the checkpoint in progress is written, or failed: `settle` would not wait for the disk."""
+        return self._saving is not None and self._saving.done
 
     def save_weights(self, name: str, snapshot: RunSnapshot) -> Path:
         """Write a named checkpoint of the snapshot's state and weights alone, here and now; return its folder."""
@@ -76,9 +97,12 @@ class Saver:
             If it cannot be written.
         """
         assert self._saving is None
-        draft = Draft(self._folder, name, snapshot, self._earlier, timed=timed)
+        draft = Draft(self._folder, name, snapshot, self._earlier, timed=timed, rank=self._peers.rank)
 
         def finish() -> Path:
+            if self._peers.several:
+                draft.write()
+                return draft.folder
             whole = draft.finish()
             self._folder.prune(self._keep)
             return whole
@@ -88,14 +112,25 @@ class Saver:
         return draft.folder
 
     def settle(self, *, wait: bool = True) -> None:
-        """Tell of a checkpoint that has become whole, or raise what kept it from that; wait for one in progress."""
+        """Tell of a checkpoint that has become whole, or raise what kept it from that; wait for one in progress.
+
+        Several learners must call it at the same step; without ``wait``, once it is `written` by all of them.
+        """
         if self._saving is None or not (wait or self._saving.done):
             return
         self._saving.wait()  # may be interrupted: it is in progress until then
-        saving, self._saving, self._draft = self._saving, None, None
+        saving, draft, self._saving, self._draft = self._saving, self._draft, None, None
         whole = saving.result()
-        if (whole / checkpoints.REPLAY).exists():
-            self._earlier = whole / checkpoints.REPLAY
+        if self._peers.several:
+            assert draft is not None
+            self._peers.wait()  # until all parts are on the disk
+            if self._peers.leads:
+                draft.put_together(self._peers.count)
+                self._folder.prune(self._keep)
+            self._peers.wait()
+        replay = checkpoints.part(whole, self._peers.rank) / checkpoints.REPLAY
+        if replay.exists():
+            self._earlier = replay
         self._on_whole(whole)
 
     def rescue(
@@ -161,6 +196,8 @@ class Draft:
         An earlier save of this replay; see `Save`.
     timed : bool
         Whether the next checkpoint replaces this one.
+    rank : int
+        Of the learner whose part this is.
 
     Attributes
     ----------
@@ -176,12 +213,14 @@ class Draft:
         earlier: Path | None = None,
         *,
         timed: bool = False,
+        rank: int = 0,
     ) -> None:
         self._run_folder, self.folder = run_folder, run_folder.checkpoints / name
-        self._partial = checkpoints.new_partial(self.folder)
+        self._partial = checkpoints.new_partial(self._place(rank))
         self._replay: Save | None = None
         with checkpoints.or_removed(self._partial):
-            self._write("weights.safetensors", pack_weights(snapshot.weights, snapshot.state["network"]))
+            if snapshot.weights is not None:
+                self._write("weights.safetensors", pack_weights(snapshot.weights, snapshot.state["network"]))
             if snapshot.learner is not None:
                 self._write("learner.safetensors", pack_learner(snapshot.learner))
             if snapshot.games is not None:
@@ -194,15 +233,34 @@ class Draft:
 
     def finish(self) -> Path:
         """Write the rest, move the folder to its place in one move, and return it."""
+        self.write()
+        return self.put_together()
+
+    def write(self) -> None:
+        """Write the rest and wait for the disk."""
         with checkpoints.or_removed(self._partial):
             if self._replay is not None:
                 self._replay.write()
-            checkpoints.put_in_place(self._partial, self.folder)
+            checkpoints.settle(self._partial)
+
+    def put_together(self, learners: int = 1) -> Path:
+        """Move this folder, with the parts of the other learners in it, to its place in one move, and return it."""
+        with checkpoints.or_removed(self._partial):
+            for rank in range(1, learners):
+                os.replace(checkpoints.hidden(self._place(rank)), checkpoints.part(self._partial, rank))
+            if learners > 1:
+                sync(self._partial)
+            checkpoints.move(self._partial, self.folder)
         if self._replay is not None:
             for other in self._run_folder.numbered():
                 if other != self.folder:
-                    checkpoints.remove(other / checkpoints.REPLAY)
+                    for replay in checkpoints.replays(other):
+                        checkpoints.remove(replay)
         return self.folder
+
+    def _place(self, rank: int) -> Path:
+        """Return the path that the hidden folder of a learner's part is named after."""
+        return self.folder.with_name(f"{self.folder.name}.rank-{rank}") if rank else self.folder
 
     def give_up(self) -> None:
         """Let a `finish` that is writing frames end with an error."""

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3 import DQN
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 from fastrl.integrations.sb3.buffer import ReplayBuffer
 from fastrl.integrations.sb3.checks import fraction
@@ -160,9 +162,19 @@ def stacking(env: VecEnv | None) -> dict[str, Any]:
     """
     moved = False
     while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecFrameStack) and isinstance(env.observation_space, spaces.Box):
-            first = moved or env.stacked_obs.channels_first
-            return {"stack": env.stacked_obs.n_stack, "channels_order": "first" if first else "last"}
+        if isinstance(env, VecFrameStack):
+            stacked = env.stacked_obs
+            parts = getattr(stacked, "sub_stacked_observations", {"": stacked})
+            order = {key: _order(part, moved) for key, part in parts.items()}
+            is_dict = isinstance(env.observation_space, spaces.Dict)
+            return {"stack": stacked.n_stack, "channels_order": order if is_dict else order[""]}
         moved = moved or (isinstance(env, VecTransposeImage) and not env.skip)
         env = env.venv
     return {}
+
+
+def _order(stacked: StackedObservations[Any], moved: bool) -> str:
+    """Return where `VecFrameStack` puts frames, as the agent sees it: ``moved`` says that images are transposed."""
+    space: Any = stacked.stacked_observation_space
+    transposed = moved and is_image_space(space) and not is_image_space_channels_first(space)
+    return "first" if transposed or stacked.channels_first else "last"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -22,11 +23,11 @@ from fastrl.replay import PrioritizedReplayBuffer
 class Samples(NamedTuple):
     """B transitions: the fields of Stable-Baselines3's ``ReplayBufferSamples``, and two more."""
 
-    observations: torch.Tensor
-    """``[B, *obs_shape]``."""
+    observations: torch.Tensor | dict[str, torch.Tensor]
+    """``[B, *obs_shape]``; of a Dict space, one for each key."""
     actions: torch.Tensor
     """``[B, action_dim]``."""
-    next_observations: torch.Tensor
+    next_observations: torch.Tensor | dict[str, torch.Tensor]
     """``[B, *obs_shape]`` after the last step of the return."""
     dones: torch.Tensor
     """``[B, 1] float32``: 1 after a termination."""
@@ -56,7 +57,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
     buffer_size : int
         Transitions over all environments. The final observation of each episode takes the room of one more.
     observation_space, action_space : gymnasium.spaces.Space
-        Spaces of one environment. Observations: any space except Dict and Tuple.
+        Spaces of one environment. Observations: any space except Tuple, and Dict of such (for `MultiInputPolicy`).
     device : torch.device or str
         Where samples go; frames stay in memory.
     n_envs : int
@@ -73,7 +74,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         (Gymnasium's `FrameStackObservation`).
     channels_order : {"first", "last", None}
         The axis along which frames are stacked. None: the channels of an image, as Stable-Baselines3 finds them; the
-        last axis of anything else.
+        last axis of anything else. Of a Dict space also a dictionary of these.
     n_steps : int
         Rewards summed into one return.
     gamma : float, optional
@@ -105,7 +106,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         *,
         stack: int = 1,
         stack_padding: Padding = "zero",
-        channels_order: Literal["first", "last"] | None = None,
+        channels_order: Literal["first", "last"] | Mapping[str, Literal["first", "last"] | None] | None = None,
         n_steps: int = 1,
         gamma: float | None = None,
         alpha: float = 0.6,
@@ -115,16 +116,18 @@ class ReplayBuffer(buffers.ReplayBuffer):
     ) -> None:
         stack, n_steps = positive_integer("stack", stack), positive_integer("n_steps", n_steps)
         n_envs = positive_integer("n_envs", n_envs)
-        if isinstance(observation_space, spaces.Dict | spaces.Tuple):
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        if any(isinstance(part, spaces.Dict | spaces.Tuple) for part in parts.values()):
             raise ValueError(
                 f"observation_space is {observation_space}; flatten it into one Box, for example with Gymnasium's "
-                "FlattenObservation, or use Stable-Baselines3's own buffer"
+                "FlattenObservation, or into a Dict of such"
             )
         if optimize_memory_usage:
             raise ValueError("optimize_memory_usage is True; leave it out: frames are stored once in any case")
         if not isinstance(handle_timeout_termination, bool):
             raise ValueError(f"handle_timeout_termination is {handle_timeout_termination!r}; give True or False")
-        if channels_order not in (None, "first", "last"):
+        orders = channels_order if isinstance(channels_order, Mapping) else dict.fromkeys(parts, channels_order)
+        if orders.keys() != parts.keys() or not all(order in (None, "first", "last") for order in orders.values()):
             raise ValueError(f"channels_order is {channels_order!r}; give 'first', 'last' or None")
         if n_steps > 1 and gamma is None:
             raise ValueError(f"gamma is None, but n_steps={n_steps} sums discounted rewards; give the agent's gamma")
@@ -139,13 +142,18 @@ class ReplayBuffer(buffers.ReplayBuffer):
         self.buffer_size = buffer_size // n_envs
         self.optimize_memory_usage, self.handle_timeout_termination = False, handle_timeout_termination
         self.n_steps, self.gamma, self.beta = n_steps, gamma, fraction("beta", beta)
-        self.stacks = Stacks(self.obs_shape, stack, axis=_stacked_axis(observation_space, channels_order))
+        obs_shape: Any = self.obs_shape  # of a Dict space a dictionary, whatever its annotation says
+        shapes = obs_shape if isinstance(observation_space, spaces.Dict) else {"": obs_shape}
+        self._spaces = parts
+        self._stacks = {
+            key: Stacks(shapes[key], stack, axis=_stacked_axis(part, orders[key])) for key, part in parts.items()
+        }
         self._settings: dict[str, Any] = {
             "capacity": buffer_size,
             "num_envs": n_envs,
             "autoreset": "same_step",
-            "obs_shape": self.stacks.frame_shape,
-            "obs_dtype": observation_space.dtype,
+            "obs_shape": self._nested({key: each.frame_shape for key, each in self._stacks.items()}),
+            "obs_dtype": self._nested({key: part.dtype for key, part in parts.items()}),
             "action_shape": (self.action_dim,),
             "action_dtype": self._maybe_cast_dtype(action_space.dtype),
             "stack": stack,
@@ -162,8 +170,15 @@ class ReplayBuffer(buffers.ReplayBuffer):
         """Forget all transitions; draws start again from the seed."""
         super().reset()
         self.replay = PrioritizedReplayBuffer(**self._settings)
-        self._next = np.zeros((self.n_envs, *self.obs_shape), self.observation_space.dtype)  # the newest next_obs
+        self._next = {  # the newest next_obs
+            key: np.zeros((self.n_envs, *each.shape), self._spaces[key].dtype) for key, each in self._stacks.items()
+        }
         self._ended = np.ones(self.n_envs, bool)  # the newest transitions ended their episodes
+
+    @property
+    def stacks(self) -> Any:
+        """How observations split into frames; of a Dict space, one `Stacks` for each key."""
+        return self._nested(self._stacks)
 
     def size(self) -> int:
         """Return how many transitions can be drawn for each environment, rounded down."""
@@ -171,8 +186,8 @@ class ReplayBuffer(buffers.ReplayBuffer):
 
     def add(
         self,
-        obs: NDArray[Any],
-        next_obs: NDArray[Any],
+        obs: Any,
+        next_obs: Any,
         action: NDArray[Any],
         reward: NDArray[Any],
         done: NDArray[Any],
@@ -184,7 +199,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         ----------
         obs, next_obs : [n_envs, *obs_shape]
             Observations before and after the action; after a done the terminal one, not that of the reset. An ``obs``
-            that differs from the ``next_obs`` before it opens a new episode.
+            that differs from the ``next_obs`` before it opens a new episode. Of a Dict space, one for each key.
         action : [n_envs, action_dim] or [n_envs]
             Action taken at ``obs``.
         reward : [n_envs] float
@@ -215,19 +230,22 @@ class ReplayBuffer(buffers.ReplayBuffer):
         action = np.asarray(action)
         if action.size != self.n_envs * self.action_dim:
             raise ValueError(f"action has shape {action.shape}; expected {(self.n_envs, self.action_dim)}")
-        opens = self._ended | differ(obs, self._next)
-        if self.stacks.stack > 1:
-            self._check_stacks(obs, next_obs, opens, seen)
+        opens = self._ended.copy()
+        for key, array in obs.items():
+            opens |= differ(array, self._next[key])
+        for key, stacks in self._stacks.items():
+            if stacks.stack > 1:
+                self._check_stacks(key, obs[key], next_obs[key], opens, seen)
         self.replay.add(
-            np.ascontiguousarray(self.stacks.newest(obs)),  # so that the replay takes all in one call
+            self._newest(obs),
             action.reshape(self.n_envs, -1),
             reward,
             terminated=done & ~truncated,
             truncated=truncated,
             first=opens,
-            final_obs=np.ascontiguousarray(self.stacks.newest(next_obs)) if done.any() else None,
+            final_obs=self._newest(next_obs) if done.any() else None,
         )
-        self._next, self._ended = next_obs.copy(), done
+        self._next, self._ended = {key: array.copy() for key, array in next_obs.items()}, done
         self.pos = (self.pos + 1) % self.buffer_size
         self.full |= self.pos == 0
 
@@ -252,16 +270,16 @@ class ReplayBuffer(buffers.ReplayBuffer):
         """
         self.check_normalizer(env)
         batch = self.replay.sample(batch_size, beta=self.beta if beta is None else beta)
-        obs, next_obs = (self._normalize_obs(self.stacks.join(o), env) for o in (batch.obs, batch.next_obs))
+        obs, next_obs = (self._observations(frames, env) for frames in (batch.obs, batch.next_obs))
         columns = {
             "dones": (batch.discount == 0).astype(np.float32),
             "rewards": self._normalize_reward(batch.reward, env),
             "weights": batch.weight,
         } | ({} if self.gamma is None else {"discounts": batch.discount})
         return Samples(
-            observations=self.to_torch(obs, copy=False),  # type: ignore[arg-type]
+            observations=obs,
             actions=self.to_torch(batch.action, copy=False),
-            next_observations=self.to_torch(next_obs, copy=False),  # type: ignore[arg-type]
+            next_observations=next_obs,
             indices=batch.index,
             **{"discounts": None} | {k: self.to_torch(v[:, None], copy=False) for k, v in columns.items()},  # type: ignore[arg-type]
         )
@@ -280,10 +298,9 @@ class ReplayBuffer(buffers.ReplayBuffer):
         `VecNormalize` gives terminal observations back rounded, so that they would not match the stacks. It clips each
         reward, but the buffer returns sums over several steps.
         """
-        if env is not None and env.norm_obs and self.stacks.stack > 1:
-            raise ValueError(
-                f"norm_obs of VecNormalize is True, but stack is {self.stacks.stack}; give False, or stack=1"
-            )
+        stack = self.replay._ring.stack
+        if env is not None and env.norm_obs and stack > 1:
+            raise ValueError(f"norm_obs of VecNormalize is True, but stack is {stack}; give False, or stack=1")
         if env is not None and env.norm_reward and self.n_steps > 1:
             raise ValueError(
                 f"norm_reward of VecNormalize is True, but n_steps is {self.n_steps}; give False, or n_steps=1"
@@ -306,35 +323,68 @@ class ReplayBuffer(buffers.ReplayBuffer):
 
     # --- inside ---------------------------------------------------------------------------------------
 
-    def _checked(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        """Return observations as ``[n_envs, *obs_shape]`` of the space's dtype, or raise ValueError."""
-        array, wanted = np.asarray(value), (self.n_envs, *self.obs_shape)
-        if isinstance(self.observation_space, spaces.Discrete) and array.shape == wanted[:1]:
-            array = array.reshape(wanted)
-        if array.shape != wanted:
-            raise ValueError(
-                f"{name} has shape {array.shape}; expected {wanted}, an observation for each of n_envs={self.n_envs}: "
-                "build the buffer with the number and the observation_space of the environments"
-            )
-        return array.astype(self.observation_space.dtype, copy=False)
+    def _nested(self, parts: dict[str, Any]) -> Any:
+        """Return what stands for each array of an observation, nested as the observation space is."""
+        return parts if isinstance(self.observation_space, spaces.Dict) else parts[""]
+
+    def _parts(self, name: str, value: Any) -> Mapping[str, Any]:
+        """Return each array of an observation by its key, or raise ValueError."""
+        if not isinstance(self.observation_space, spaces.Dict):
+            return {"": value}
+        if not isinstance(value, Mapping) or value.keys() != self._spaces.keys():
+            found = list(value) if isinstance(value, Mapping) else type(value).__name__
+            raise ValueError(f"{name} is {found}; give a dictionary with the keys {list(self._spaces)}")
+        return value
+
+    def _checked(self, name: str, value: Any) -> dict[str, NDArray[Any]]:
+        """Return observations as ``[n_envs, *shape]`` of the spaces' dtypes by key, or raise ValueError."""
+        checked = {}
+        for key, part in self._parts(name, value).items():
+            space, array, wanted = self._spaces[key], np.asarray(part), (self.n_envs, *self._stacks[key].shape)
+            if isinstance(space, spaces.Discrete) and array.shape == wanted[:1]:
+                array = array.reshape(wanted)
+            if array.shape != wanted:
+                raise ValueError(
+                    f"{_named(name, key)} has shape {array.shape}; expected {wanted}, an observation for each of "
+                    f"n_envs={self.n_envs}: build the buffer with the number and the observation_space of the "
+                    "environments"
+                )
+            checked[key] = array.astype(space.dtype, copy=False)
+        return checked
+
+    def _newest(self, obs: dict[str, NDArray[Any]]) -> Any:
+        """Return the newest frames, contiguous, so that the replay takes all in one call."""
+        return self._nested({key: np.ascontiguousarray(self._stacks[key].newest(part)) for key, part in obs.items()})
+
+    def _observations(self, frames: Any, env: VecNormalize | None) -> Any:
+        """Return observations as tensors, made of the frames of a batch."""
+        joined = {key: self._stacks[key].join(part) for key, part in self._parts("obs", frames).items()}
+        found: Any = self._normalize_obs(self._nested(joined), env)
+        if isinstance(found, dict):
+            return {key: self.to_torch(part, copy=False) for key, part in found.items()}
+        return self.to_torch(found, copy=False)
 
     def _check_stacks(
-        self, obs: NDArray[Any], next_obs: NDArray[Any], opens: NDArray[np.bool_], seen: NDArray[np.bool_]
+        self, key: str, obs: NDArray[Any], next_obs: NDArray[Any], opens: NDArray[np.bool_], seen: NDArray[np.bool_]
     ) -> None:
         """Raise ValueError unless stored frames would give these observations back, to the bit."""
-        stacks, padding = self.stacks, self._settings["stack_padding"]
+        stacks, padding = self._stacks[key], self._settings["stack_padding"]
         lost = seen & differ(stacks.older(next_obs), stacks.newer(obs))
         if lost.any():
             raise ValueError(
-                f"next_obs of environment {np.argmax(lost)} does not hold the newer frames of obs, but stack is "
-                f"{stacks.stack}; give VecFrameStack's n_stack and channels_order, or stack=1"
+                f"{_named('next_obs', key)} of environment {np.argmax(lost)} does not hold the newer frames of obs, "
+                f"but stack is {stacks.stack}; give VecFrameStack's n_stack and channels_order, or stack=1"
             )
         strange = opens & differ(stacks.older(obs), stacks.padding(obs, padding))
         if strange.any():
             raise ValueError(
-                f"obs of environment {np.argmax(strange)} opens an episode, but its older frames are not "
-                f"stack_padding={padding!r}; give the padding that the environments use, and reset them first"
+                f"{_named('obs', key)} of environment {np.argmax(strange)} opens an episode, but its older frames are "
+                f"not stack_padding={padding!r}; give the padding that the environments use, and reset them first"
             )
+
+
+def _named(name: str, key: str) -> str:
+    return f"{name}[{key!r}]" if key else name
 
 
 def _stacked_axis(space: spaces.Space[Any], channels_order: str | None) -> int:

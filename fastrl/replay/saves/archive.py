@@ -5,14 +5,16 @@ Or as a folder: its ``index`` is such a file without the frames, and the header 
 
 The header::
 
-    {"format": 2,
+    {"format": 2, or 3,
      "kind": "uniform" or "prioritized",
      "settings": arguments of the buffer's class,
      "held": slots of each ring that were written to,
      "state": what of the buffer's state is no array,
      "segments": files of frames, in an index only}
 
-In format 1 ``kind`` was the name of the class. The array ``ring.lost`` is there only if rings have grown and rows are
+In format 1 ``kind`` was the name of the class. Format 3 is that of buffers whose rows hold several arrays (see
+`layout`): the frame of a row is a record there, the bytes of all its arrays side by side, in the order of
+`Layout.fields`. The array ``ring.lost`` is there only if rings have grown and rows are
 missing from them (see `Ring`).
 """
 
@@ -36,9 +38,10 @@ from numpy.typing import NDArray
 
 from fastrl.base.checks import assert_that
 from fastrl.replay.saves.segments import SavedRows, Segment, assert_complete, frame_bytes, memory_of, piece_for
+from fastrl.replay.stores.layout import Layout
 from fastrl.replay.stores.store import FrameStore
 
-FORMAT = 2
+FORMAT, FORMAT_OF_SEVERAL = 2, 3
 INDEX = "index"
 STATE = "state"
 """What a buffer's own folder has in its place (see `folder`)."""
@@ -104,7 +107,8 @@ def _new_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 def _write_all_but_frames(archive: zipfile.ZipFile, header: dict[str, Any], state: dict[str, Any]) -> None:
     arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
     rest = {name: value for name, value in state.items() if name not in arrays}
-    archive.writestr("header.json", json.dumps({"format": FORMAT} | header | {"state": rest}))
+    version = FORMAT if Layout(header["settings"]).single else FORMAT_OF_SEVERAL
+    archive.writestr("header.json", json.dumps({"format": version} | header | {"state": rest}))
     for name, array in arrays.items():
         with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, array, allow_pickle=False)
@@ -186,11 +190,11 @@ class SavedReplay:
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
-        if version not in (1, FORMAT) or found != self._kind:
+        if version not in (1, FORMAT, FORMAT_OF_SEVERAL) or found != self._kind:
             self._file.close()
             raise ValueError(
                 f"{self._path} holds a replay of kind {found!r} in format {version}; expected kind {self._kind!r} in "
-                f"format 1 or {FORMAT}: load it with the class and version that saved it"
+                f"format 1, {FORMAT} or {FORMAT_OF_SEVERAL}: load it with the class and version that saved it"
             )
         return self
 

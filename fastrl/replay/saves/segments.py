@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.base.checks import assert_that
+from fastrl.replay.stores.layout import Layout
 
 PIECE = 1 << 24
 """Bytes of frames that a save or a load holds in memory at a time, besides the store."""
@@ -96,14 +98,17 @@ class Segment(NamedTuple):
 
 
 def frame_bytes(settings: dict[str, Any]) -> int:
-    """Return the bytes of one frame."""
-    return int(np.dtype(settings["obs_dtype"]).itemsize * np.prod(settings["obs_shape"], dtype=object))
+    """Return the bytes that a row takes in the files: those of one frame, or of all arrays of a row."""
+    return sum(each.dtype.itemsize * math.prod(each.shape) for each in Layout(settings).fields)
 
 
 def piece_for(settings: dict[str, Any]) -> NDArray[Any]:
-    """Return memory for a piece of frames, ``[most, 1, *obs_shape]``."""
-    most = max(1, min(PIECE // frame_bytes(settings), settings["capacity"]))
-    return np.empty((most, 1, *settings["obs_shape"]), settings["obs_dtype"])
+    """Return memory for a piece of frames, ``[most, 1, *obs_shape]``; of several arrays, of records as bytes."""
+    layout, size = Layout(settings), frame_bytes(settings)
+    most = max(1, min(PIECE // size, settings["capacity"]))
+    if layout.single:
+        return np.empty((most, 1, *settings["obs_shape"]), settings["obs_dtype"])
+    return np.empty((most, 1, size), np.uint8)
 
 
 def memory_of(frames: NDArray[Any]) -> memoryview:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Self
 
@@ -49,11 +50,20 @@ class Lz4Store:
 
     def write(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> None:
         """Keep ``frames [n, *shape]`` under the numbers ``ids [n]``; compresses each."""
+        self.prepare(ids, frames)()
+
+    def prepare(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> Callable[[], None]:
+        """Compress frames; return a call that keeps them as `write` does, and cannot fail."""
         compress = _lz4().compress
         rows = np.ascontiguousarray(frames, self._dtype).reshape(-1, self._items).view(np.uint8)
         blocks = [compress(row, store_size=False) for row in rows]  # all before any is kept: memory may run out
-        for number, block in zip(ids.tolist(), blocks, strict=True):
-            self._blocks[number] = block
+        numbers = ids.tolist()
+
+        def keep() -> None:
+            for number, block in zip(numbers, blocks, strict=True):
+                self._blocks[number] = block
+
+        return keep
 
     def gather(self, ids: NDArray[np.int64], *outs: NDArray[Any]) -> None:
         """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``, one or two of them; -1 is a frame of zeros.

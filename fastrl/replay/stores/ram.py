@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -46,6 +48,10 @@ class RamStore:
     def write(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> None:
         """Keep ``frames [n, *shape]`` under the numbers ``ids [n]``."""
         self.frames[ids] = frames
+
+    def prepare(self, ids: NDArray[np.int64], frames: NDArray[Any]) -> Callable[[], None]:
+        """Return a call that does as `write`, and cannot fail."""
+        return partial(self.write, ids, frames)
 
     def gather(self, ids: NDArray[np.int64], *outs: NDArray[Any]) -> None:
         """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``, one or two of them; -1 is a frame of zeros."""

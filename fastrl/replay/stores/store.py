@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,3 +35,6 @@ class FrameStore(Protocol):
 
 MakeStore = Callable[[int, tuple[int, ...], np.dtype[Any]], FrameStore]
 """Makes a store, given the number of frames, and the shape and dtype of one."""
+
+Store = str | MakeStore | Mapping[str, Any] | Sequence[Any]
+"""The name of a store, or what makes one; of observations of several arrays, also nested like these."""

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from fastrl.dqn.collector import build_collector
 from fastrl.dqn.device import cuda_graph
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.learner import Learner
+from fastrl.dqn.peers import Peers
 from fastrl.dqn.run import experiment
 from fastrl.replay import Batch
 
@@ -54,7 +56,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     gc.unfreeze()
 
 
-def make(config: DQNConfig = SMALL, device: torch.device = GPU, seed: int = 1, **options: bool) -> Learner:
+def make(config: DQNConfig = SMALL, device: torch.device = GPU, seed: int = 1, **options: Any) -> Learner:
     return Learner(config, IMAGE, np.uint8, ACTIONS, device, seed, **options)
 
 
@@ -156,6 +158,48 @@ def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer
     assert np.array_equal(errors[0], errors[2])
     assert same(weights(gpu), weights(resumed[0]))
     assert same(weights(gpu), weights(resumed[1]))
+
+
+class Two(Peers):
+    """A learner beside another, whose gradients are always zero."""
+
+    count = 2
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda, self.averaged = cuda, list[torch.Tensor]()
+
+    @property
+    def average(self):
+        def mean(gradients: torch.Tensor) -> None:
+            assert not self._cuda.recording
+            self.averaged.append(gradients.clone())
+            gradients.div_(2)
+
+        return mean
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("settings", [{}, {"target_tau": 0.25}, {"head": "iqn", "quantiles": 5, "noisy": True}])
+def test_with_several_learners_an_update_is_two_graphs_and_the_gradients_are_averaged_between(
+    cuda, optimizer, settings
+):
+    config, peers, eager_peers = SMALL.replace(optimizer=optimizer, **settings), Two(cuda), Two(cuda)
+    gpu = make(config, peers=peers)
+    eager = make(config.replace(compile=False), peers=eager_peers)
+    assert is_recorded(gpu)
+    assert peers.averaged == []  # recording exchanges nothing
+    assert cuda.log["recordings"] == 3
+    before = cuda.log["replays"]
+    errors = learn(gpu, range(7))
+    assert cuda.log["replays"] - before == 2 * 7
+    for got, expected in zip(errors, learn(eager, range(7)), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert same(weights(gpu), weights(eager))
+    assert same(gpu.target.state_dict(), eager.target.state_dict())
+    assert len(peers.averaged) == 7
+    assert all(map(torch.equal, peers.averaged, eager_peers.averaged))
+    assert float(peers.averaged[0].norm()) > 0
+    assert gpu.metrics() == eager.metrics()
 
 
 def test_replayed_updates_in_bfloat16_are_the_eager_ones(cuda):

@@ -125,7 +125,7 @@ def test_a_file_of_format_1_whose_kind_is_the_name_of_a_class_loads(tmp_path, ki
 def test_another_kind_or_format_is_named_with_what_was_expected(tmp_path):
     path = tmp_path / "replay"
     filled().save(path)
-    expected = "expected kind 'uniform' in format 1 or 2: load it with the class and version that saved it"
+    expected = "expected kind 'uniform' in format 1, 2 or 3: load it with the class and version that saved it"
     with pytest.raises(ValueError, match=f"{path} holds a replay of kind 'prioritized' in format 2; {expected}"):
         ReplayBuffer.load(path)
     altered(path, lambda header, arrays: header.update(format=1, kind="PrioritizedReplayBuffer"))

@@ -24,10 +24,12 @@ class FolderMachine(BufferMachine):
         padding=st.sampled_from(["first", "zero"]),
         autoreset=st.sampled_from(["next_step", "same_step", "disabled"]),
         alpha=st.sampled_from([None, 0.0, 0.6, 1.0]),
+        several=st.booleans(),
+        extra=st.booleans(),
         seed=st.integers(0, 2**31),
     )
-    def build(self, num_envs, stack, n_step, spare, padding, autoreset, alpha, seed):
-        super().build(num_envs, stack, n_step, spare, padding, autoreset, alpha, seed)
+    def build(self, num_envs, stack, n_step, spare, padding, autoreset, alpha, several, extra, seed):
+        super().build(num_envs, stack, n_step, spare, padding, autoreset, alpha, several, extra, seed)
         self.homes = 0
         self.buffer = type(self.buffer)(**self.buffer.settings, seed=seed, store="mmap", folder=self.new_home())
         self.flushed = copy.deepcopy(self.oracle)

@@ -61,7 +61,7 @@ def many(buffer, steps, rng):
 # --- equal to the bit ---------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("stores", "tiny_pieces")
+@pytest.mark.usefixtures("copies", "tiny_pieces")
 @pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
 @pytest.mark.parametrize("seed", range(3))
 def test_what_was_saved_bit_by_bit_while_rows_were_added_is_the_buffer_of_that_moment(tmp_path, autoreset, seed):

@@ -1,0 +1,379 @@
+"""Learners that torchrun has started, a process each: what they agree on. Only this module imports torch.distributed.
+
+All that is agreed on travels by gloo, between CPUs; gradients by NCCL where they lie on GPUs. Nothing here is encrypted
+or checked, and objects are unpickled: see docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastrl.base.errors import ConfigError, PeerError, Stopped, in_words
+from fastrl.base.launch import Launch, launched
+from fastrl.base.stop import Stop
+from fastrl.config import DQNConfig
+from fastrl.dqn.device.device import pick_device
+from fastrl.dqn.optimizer import adam_eps
+from fastrl.dqn.peers import ALONE, Peers, Turn
+
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(minutes=30)
+"""Longest wait for another learner, which may compile, load a replay or finish a checkpoint meanwhile. One that is gone
+is noticed at once, by its closed connection; this is for a machine that has lost its network."""
+JOIN = timedelta(minutes=5)
+"""Longest wait for all to come together."""
+MESSAGE_SECONDS = 2.0
+"""Time for the message of a learner that failed to arrive."""
+SIGN_SECONDS = 0.5
+"""Between two signs of life of a learner that leads while the others wait."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Those that ask for a stop; the first that was asked of any is the one that all name."""
+WORKS, DONE, LEFT = range(3)
+"""What the leading learner says of its work."""
+
+
+class Ranks(Peers):
+    """The learners of one job of torchrun.
+
+    Parameters
+    ----------
+    launch : Launch
+        What torchrun says.
+    device : torch.device
+        Where they learn.
+    number : int
+        Of the run in this process: a program may train several, one after another.
+
+    Raises
+    ------
+    PeerError
+        By every method that hears of others, if one of them is gone.
+    """
+
+    def __init__(self, launch: Launch, device: torch.device, number: int) -> None:
+        self.rank, self.count, self.local_count = launch.rank, launch.count, launch.local_count
+        self._number = number
+        self._agent = _agent_store()
+        # Whatever starts anew needs keys of its own: gloo would connect to addresses of processes that are gone.
+        # torchrun counts restarts after failures, and not those after a change of machines.
+        times = self._agent.add(f"fastrl/{number}/{launch.restarts}/{launch.rank}", 1)
+        self._store: Any = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"fastrl/{number}/{launch.restarts}/{times}", self._agent
+        )
+        cuda = device.type == "cuda"
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=self._store,
+                rank=self.rank,
+                world_size=self.count,
+                timeout=PATIENCE,
+            )
+            self._sum(torch.zeros(1, dtype=torch.int64))
+        except PeerError:
+            raise
+        except RuntimeError as error:
+            raise self._gone(error) from error
+        self._due = self._timed = False
+
+    def close(self) -> None:
+        """Close all connections, which ends what others wait for."""
+        with contextlib.suppress(RuntimeError, AssertionError, ValueError):
+            dist.destroy_process_group()
+
+    # --- what is divided ------------------------------------------------------------------------------
+
+    @property
+    def average(self) -> Callable[[Tensor], None]:
+        """What makes flat gradients the mean over all learners, in place, equal in all of them to the bit."""
+        return self._average
+
+    def _average(self, gradients: Tensor) -> None:
+        with self._heard():
+            dist.all_reduce(gradients)
+        gradients.div_(self.count)
+
+    def part(self, config: DQNConfig) -> DQNConfig:
+        """Return settings with the batch, the capacity and the frames of this learner, and the whole batch's eps."""
+        for name in ("batch_size", "capacity"):
+            value = getattr(config, name)
+            if value is not None and value % self.count:
+                fits = [n for n in (value // self.count * self.count, -(-value // self.count) * self.count) if n]
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {value}, which {self.count} learners cannot share evenly; give "
+                    f"{' or '.join(map(str, fits))}"
+                )
+        return config.replace(
+            batch_size=config.batch_size // self.count,
+            capacity=None if config.capacity is None else config.capacity // self.count,
+            total_frames=-(-config.total_frames // self.count),
+            optimizer_eps=adam_eps(config) if config.optimizer == "adam" else config.optimizer_eps,
+        )
+
+    # --- what is agreed on ----------------------------------------------------------------------------
+
+    def agreed(self, stop: Stop) -> Stop:
+        """Return a stop that holds for all learners at the same step."""
+        return SharedStop(stop, self)
+
+    def turn(self, mine: Turn, stop: Stop) -> Turn:
+        """Add up what a vector step brought to all, by one message of some numbers."""
+        steps, drawable, ready, saved, due = self._hear(
+            stop, mine.steps, mine.drawable, mine.drawable > 0, mine.saved, self._due
+        )
+        self._due, self._timed = False, due > 0
+        return Turn(steps, drawable if ready == self.count else 0, saved == self.count)
+
+    def timed(self, due: bool) -> bool:
+        """Whether to save now; asked once a turn."""
+        timed, self._timed = self._timed, False
+        self._due = due and self.leads and not timed
+        return timed
+
+    def leading(self, work: Callable[[], None], stop: Stop) -> None:
+        """Let the first learner work; it tells the others that it lives, and hears of their stops, in `Stop.check`."""
+        assert isinstance(stop, SharedStop)
+        if self.leads:
+            state = DONE
+            try:
+                with stop.leading():
+                    work()
+            except Stopped:
+                state = LEFT
+            self.sign(stop, state)
+        else:
+            while (state := self.sign(stop, WORKS)) == WORKS:
+                pass
+        if state == LEFT:
+            raise Stopped
+
+    def sign(self, stop: Stop, state: int) -> int:
+        """Exchange the state of the first learner's work, and stops."""
+        return self._hear(stop, state if self.leads else 0)[0]
+
+    def _hear(self, stop: Stop, *numbers: int) -> list[int]:
+        """Return sums over all learners; a stop asked of any of them holds from now on."""
+        assert isinstance(stop, SharedStop)
+        asked = [stop.asked == number for number in SIGNALS]
+        *sums, term, interrupt, hang_up = self._sum(torch.tensor([*numbers, *asked], dtype=torch.int64)).tolist()
+        for number, count in zip(SIGNALS, (term, interrupt, hang_up), strict=True):
+            if count and not stop:
+                stop.signal = number
+        return [int(n) for n in sums]
+
+    def _sum(self, numbers: Tensor) -> Tensor:
+        with self._heard():
+            dist.all_reduce(numbers)
+        return numbers
+
+    def shared(self, make: Callable[[], Result]) -> Result:
+        """Return what ``make`` returns in the first learner, to all."""
+        found = [make() if self.leads else None]
+        with self._heard():
+            dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+        return found[0]  # type: ignore[return-value]
+
+    def least(self, number: float) -> float:
+        """Return the least of the learners' numbers, float64."""
+        mine = torch.tensor([number], dtype=torch.float64)
+        with self._heard():
+            dist.all_reduce(mine, op=dist.ReduceOp.MIN)
+        return float(mine)
+
+    def every(self, yes: bool) -> bool:
+        """Whether it is so in every learner."""
+        return int(self._sum(torch.tensor([int(yes)], dtype=torch.int64))) == self.count
+
+    def wait(self) -> None:
+        """Wait until all have come here."""
+        self.every(True)
+
+    # --- failures -------------------------------------------------------------------------------------
+
+    def failed(self, error: BaseException) -> None:
+        """Tell the others why this learner ends; `PeerError` if the first one says the same."""
+        says = in_words(error)
+        with contextlib.suppress(RuntimeError):
+            self._store.compare_set("error", "", f"learner {self.rank} ended the run ({says})")
+            self._store.set(f"error {self.rank}", says)
+        if not self.leads and isinstance(error, ConfigError) and self._said("error 0") == says:
+            raise PeerError(says) from error
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Turn the error of a connection into one that says what became of the other side."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._gone(error) from error
+
+    def _gone(self, error: RuntimeError) -> PeerError:
+        """Return the error to raise where another learner does not answer."""
+        if says := self._said("error"):
+            return PeerError(says)
+        return PeerError(
+            f"another learner is gone without a message ({in_words(error)}): it was killed, or its machine or the "
+            "network failed"
+        )
+
+    def _said(self, key: str) -> str:
+        """Return a message of another learner, if it comes soon; otherwise an empty text."""
+        until = time.monotonic() + MESSAGE_SECONDS
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < until:
+                if self._store.check([key]):
+                    return str(self._store.get(key).decode())
+                time.sleep(0.05)
+        return ""
+
+    # --- restarts -------------------------------------------------------------------------------------
+
+    def remembered(self) -> Path | None:
+        """Return the folder of the run that this job has begun before torchrun started it anew."""
+        return _remembered(self._agent, self._number)
+
+    def remember(self, folder: Path) -> None:
+        """Keep the folder where torchrun keeps it as long as the job lasts."""
+        self._agent.set(_folder_key(self._number), os.path.abspath(folder))
+
+
+class Restarted(Peers):
+    """The one process of a job of torchrun, which may be started anew."""
+
+    def __init__(self, number: int) -> None:
+        self._agent, self._number = _agent_store(), number
+
+    def remembered(self) -> Path | None:
+        """Return the folder of the run that this job has begun before torchrun started it anew."""
+        return _remembered(self._agent, self._number)
+
+    def remember(self, folder: Path) -> None:
+        """Keep the folder where torchrun keeps it as long as the job lasts."""
+        self._agent.set(_folder_key(self._number), os.path.abspath(folder))
+
+
+class SharedStop(Stop):
+    """A stop of all learners: true once all know of it, at the same step.
+
+    Parameters
+    ----------
+    own : Stop
+        Asked by signals that this process gets.
+    ranks : Ranks
+        All learners.
+    """
+
+    def __init__(self, own: Stop, ranks: Ranks) -> None:
+        super().__init__()
+        self._own, self._ranks = own, ranks
+        self._signed: float | None = None  # when the others last heard of this learner, which leads; None if not
+
+    @property
+    def asked(self) -> int | None:
+        """The signal that asked this process."""
+        return self._own.signal
+
+    def check(self) -> None:
+        """Raise `Stopped` if a stop was asked for, of this learner or, while it leads, of another."""
+        if self._signed is not None and time.monotonic() - self._signed > SIGN_SECONDS:
+            self._ranks.sign(self, WORKS)
+            self._signed = time.monotonic()
+        if self or self._own:
+            raise Stopped
+
+    @contextlib.contextmanager
+    def leading(self) -> Iterator[None]:
+        """Let `check` tell the others that this learner lives."""
+        self._signed = time.monotonic()
+        try:
+            yield
+        finally:
+            self._signed = None
+
+
+_runs = 0  # that this process has begun
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Peers]:
+    """Come together with the other learners that torchrun has started; without torchrun there is this one.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"}
+        As of the setting: on GPUs each learner of a machine has one of its own.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer GPUs.
+    PeerError
+        If the others do not come, or one of them is gone.
+    """
+    global _runs
+    launch = launched()
+    if launch is None:
+        yield ALONE
+        return
+    number, _runs = _runs, _runs + 1
+    if launch.count == 1:
+        yield Restarted(number)
+        return
+    where = pick_device(device)
+    if where.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if launch.local_count > gpus:
+            raise ConfigError(
+                f"torchrun's --nproc-per-node is {launch.local_count}, and this machine has {gpus} GPUs; give "
+                f"--nproc-per-node {gpus}, or --device cpu"
+            )
+        torch.cuda.set_device(launch.local_rank)
+    ranks = Ranks(launch, where, number)
+    try:
+        yield ranks
+    except PeerError:
+        raise
+    except BaseException as error:
+        ranks.failed(error)
+        raise
+    finally:
+        ranks.close()
+
+
+def _agent_store() -> Any:
+    """Return a client of the store that torchrun keeps for as long as the job lasts.
+
+    Where it is told to keep none, the first process does; then nothing is remembered over a restart.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
+    try:
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=ours, wait_for_workers=False, timeout=JOIN, multi_tenant=True
+        )
+    except RuntimeError as error:
+        raise ConfigError(
+            f"nothing answers at {host}:{port}, where torchrun's store should be ({in_words(error)}); give torchrun "
+            "--master-addr, or --rdzv-endpoint, an address of the first machine that the others reach"
+        ) from error
+
+
+def _folder_key(number: int) -> str:
+    return f"fastrl/{number}/folder"
+
+
+def _remembered(store: Any, number: int) -> Path | None:
+    key = _folder_key(number)
+    return Path(os.fsdecode(store.get(key))) if store.check([key]) else None

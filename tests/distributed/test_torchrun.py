@@ -1,0 +1,119 @@
+"""The command itself, started by torchrun on the loopback."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CATCH = ["catch", "--no-compile", "--no-films", "--device", "cpu", "--precision", "float32", "--torch-threads", "1",
+         "--final-episodes", "2", "--evaluate-every-frames", "1000000000"]  # fmt: skip
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")]
+
+
+class Torchrun:
+    """A job of two processes."""
+
+    def __init__(self, folder: Path, *arguments: str, flags: tuple[str, ...] = ()) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.flags = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), *flags]
+        words = [sys.executable, "-m", "torch.distributed.run", *self.flags, "-m", "fastrl.train", *arguments]
+        self.log = folder / f"log-{time.monotonic_ns()}"
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait(self, seconds: float = 180) -> int:
+        try:
+            return self.process.wait(seconds)
+        finally:
+            self.process.kill()
+
+    def until(self, what, seconds: float = 120):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            if found := what():
+                return found
+            time.sleep(0.05)
+        self.process.kill()
+        raise AssertionError(f"in vain: {self.said}")
+
+    def learner(self, rank: int) -> int:
+        """Return the process of a learner."""
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                environment = (path / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if parent == self.process.pid and f"RANK={rank}".encode() in environment:
+                return int(path.name)
+        raise AssertionError("there is no such process")
+
+
+def frames(folder: Path) -> list[int]:
+    path = folder / "metrics.csv"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [int(row["frames"]) for row in csv.DictReader(lines) if row["updates"]]  # without those of evaluations
+
+
+def test_sigterm_saves_all_learners_and_the_command_that_is_printed_resumes_them(tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*CATCH, "--total-frames", "100000000", "--name", "run", "--runs-dir", str(tmp_path)]
+    job = Torchrun(tmp_path, *arguments)
+    job.until(lambda: len(frames(folder)) >= 2)
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait(40) != 0
+    called = shlex.join(["python", "-m", "torch.distributed.run", *job.flags, "-m", "fastrl.train"])
+    assert f"resume with: {called} --resume {folder}" in job.said
+    assert (folder / "commands.txt").read_text() == f"{called} {shlex.join(arguments)}\n"
+    assert job.said.count("stopped after") == 1  # one learner speaks
+    newest = sorted((folder / "checkpoints").glob("0*"))[-1]
+    assert (newest / "rank-1" / "replay").exists()
+    stopped = int(newest.name)
+    again = Torchrun(tmp_path, "--resume", str(folder), "--total-frames", str(stopped + 2_000))
+    assert again.wait() == 0, again.said
+    assert f"resuming after {stopped:,} frames" in again.said
+    assert "with its replay" in again.said
+    assert frames(folder) == sorted(set(frames(folder)))
+
+
+def test_torchrun_restarts_a_job_whose_learner_was_killed_and_it_resumes(tmp_path):
+    folder = tmp_path / "run"
+    job = Torchrun(
+        tmp_path, *CATCH, "--total-frames", "6000", "--checkpoint-every-frames", "1000", "--log-every-frames", "500",
+        "--name", "run", "--runs-dir", str(tmp_path), flags=("--max-restarts", "1"),
+    )  # fmt: skip
+    job.until(lambda: list((folder / "checkpoints").glob("0*")))
+    os.kill(job.learner(1), signal.SIGKILL)
+    assert job.wait() == 0, job.said
+    assert "another learner is gone without a message" in job.said
+    assert "resuming after" in job.said
+    assert "with its replay" in job.said
+    assert len((folder / "commands.txt").read_text().splitlines()) == 2
+    assert frames(folder) == sorted(set(frames(folder)))
+    assert frames(folder)[-1] >= 6_000
+
+
+def test_a_batch_that_learners_cannot_share_is_refused_in_one_line(tmp_path):
+    job = Torchrun(tmp_path, *CATCH, "--batch-size", "33", "--runs-dir", str(tmp_path / "runs"))
+    assert job.wait() != 0
+    [line] = [line for line in job.said.splitlines() if "error: " in line]
+    assert line.endswith("--batch-size is 33, which 2 learners cannot share evenly; give 32 or 34")
+    assert not (tmp_path / "runs").exists()
