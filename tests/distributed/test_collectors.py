@@ -169,8 +169,9 @@ def test_a_collector_acts_with_noise_of_its_own_where_layers_are_noisy(noisy):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = QNetwork((2, 10, 5), 3, "vector", hidden=8, noisy=noisy)
+        torch.nn.init.zeros_(network.advantage.bias)  # or one action is the best, whatever is seen
     one, same, other = (CopiedNetwork(network, seed) for seed in (1, 1, 2))
-    obs = np.random.default_rng(0).random((50, 2, 10, 5), np.float32)
+    obs = np.random.default_rng(0).standard_normal((500, 2, 10, 5), np.float32)
     first, second = one.act(obs), one.act(obs)
     assert np.array_equal(first, same.act(obs))
     assert np.array_equal(first, second) == (not noisy)
