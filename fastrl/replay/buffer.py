@@ -794,6 +794,8 @@ class ReplayBuffer:
                 self._load_state(saved.state(), self._ring.rows)
                 self.check()
             env = np.flatnonzero((folder.reserved > self._ring.count) & (self._ring.count > 0))
+            for store, field in zip(self._stores, self._layout.fields, strict=True):  # no frame of a lost row
+                store.write(self._ring.slots_ahead(env), np.zeros((len(env), *field.shape), field.dtype))
             self._weigh(self._ring.cut(folder.reserved[env] - self._ring.rows, env))
         except BaseException:
             folder.abandon()

@@ -229,8 +229,8 @@ class Ring:
     def cut(self, gone: NDArray[np.int64], env: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give up rows before ``gone [m]`` of the rings ``env [m]``, and let their next rows open new games.
 
-        For rings that lost rows after their newest ones. One more row stands for those: a final observation that was
-        not given, and that no window reaches. Returns the slots ``[m]`` whose ``drawable`` this changed.
+        For rings that lost rows after their newest ones. One more row stands for those: a final observation of zeros
+        that was not given, and that no window reaches. Returns the slots ``[m]`` whose ``drawable`` this changed.
         """
         self.lost[env] = np.clip(gone, self.lost[env], self.count[env])
         slots = self.slots_ahead(env)

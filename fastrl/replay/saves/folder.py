@@ -199,9 +199,9 @@ class ReplayFolder:
         with self.saved() as saved:
             found = saved.settings
         given = json.loads(json.dumps(self._settings))
-        others = [name for name in given if name not in found or found[name] != given[name]]
+        others = [name for name in {**given, **found} if found.get(name) != given.get(name)]
         if others:
-            each = ", ".join(f"{name} is {self._settings[name]!r}, not {found.get(name)!r}" for name in others)
+            each = ", ".join(f"{name} is {self._settings.get(name)!r}, not {found.get(name)!r}" for name in others)
             instead = ", ".join(f"{name}={found.get(name)!r}" for name in others)
             raise ValueError(
                 f"folder is {str(self.path)!r}, which holds a replay with other settings: {each}; give {instead}, or "

@@ -97,6 +97,50 @@ def test_a_uniform_buffer_lives_in_a_folder_too(tmp_path):
         PrioritizedReplayBuffer.from_folder(tmp_path / "replay")
 
 
+NESTED = {
+    "capacity": 80, "num_envs": 2, "obs_shape": {"image": (4, 4), "state": (3,)}, "stack": {"image": 3, "state": 1},
+    "obs_dtype": {"image": np.uint8, "state": np.float32}, "n_step": 2, "seed": 0, "extra": {"number": ((), np.int64)},
+}  # fmt: skip
+
+
+def add_nested(buffer, begin, end):
+    for t in range(begin, end):
+        obs = {"image": np.full((2, 4, 4), t, np.uint8), "state": np.full((2, 3), t, np.float32)}
+        buffer.add(obs, np.array([t, t]), np.ones(2), NO, NO, extra={"number": np.array([t, t])})
+
+
+def test_observations_of_several_arrays_and_fields_of_ones_own_come_back_too(tmp_path):
+    twin, buffer = PrioritizedReplayBuffer(**NESTED), PrioritizedReplayBuffer(**NESTED, store="mmap", folder=tmp_path)
+    for each in (twin, buffer):
+        add_nested(each, 0, 60)
+    buffer.close()
+    buffer = PrioritizedReplayBuffer(**NESTED, store="mmap", folder=tmp_path)
+    first, second = twin.sample(50), buffer.sample(50)
+    assert np.array_equal(first.obs["image"], second.obs["image"])
+    assert np.array_equal(first.next_obs["state"], second.next_obs["state"])
+    assert np.array_equal(first.extra["number"], second.extra["number"])
+    add_nested(buffer, 60, 65)
+    crash(buffer)
+    batch = PrioritizedReplayBuffer.from_folder(tmp_path).sample(100)
+    assert set(batch.action.tolist()) == set(range(27, 58))  # 20 to 24 were overwritten, two rows need 24
+    for values in (batch.obs["image"][:, -1, 0, 0], batch.obs["state"][:, 0, 0], batch.extra["number"]):
+        assert np.array_equal(values, batch.action)
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("extra", r"extra is None, not \{'number': .*\}; give extra=\{'number': .*\}, or another folder"),
+        ("stack", r"stack is .*; give stack=\{'image': 3, 'state': 1\}, or another folder"),
+    ],
+)
+def test_a_nested_setting_that_is_left_out_is_named(tmp_path, without, message):
+    PrioritizedReplayBuffer(**NESTED, store="mmap", folder=tmp_path).close()
+    settings = {name: value for name, value in NESTED.items() if name != without}
+    with pytest.raises(ValueError, match=message):
+        PrioritizedReplayBuffer(**settings, store="mmap", folder=tmp_path)
+
+
 # --- what a crash leaves ------------------------------------------------------------------------------
 
 
