@@ -67,7 +67,7 @@ class FolderMachine(BufferMachine):
             if rows and reserved[env] > len(rows):
                 gone = int(reserved[env]) - self.oracle.rows
                 self.oracle.lost[env] = max(self.oracle.lost[env], min(gone, len(rows)))
-                rows.append(Row(0, rows[-1].game + 1, rows[-1].episode + 1, final=True))
+                rows.append(Row(-1, rows[-1].game + 1, rows[-1].episode + 1, final=True))
                 self.must_open[env] = True
         self.take_up_again()
 
