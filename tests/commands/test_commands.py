@@ -230,6 +230,8 @@ SAME = {  # flags of several commands, and words that each help has: a new one w
     "runs_dir": "Folder that holds",
     "name": "Name of the run's folder",
     "films": "Film one game of each evaluation",
+    "collectors": "Processes that play",
+    "ray_address": "Ray cluster on which the collectors run",
 }
 
 

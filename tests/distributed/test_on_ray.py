@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not _namespaces(), reason="this user cannot make a network namespace, or `ip` is missing"),
 ]
+ROOT = Path(__file__).parents[2]
 CATCH = [
     "catch", "--collectors", "2", "--no-compile", "--no-films", "--final-episodes", "2", "--evaluate-every-frames",
     "1000000000", "--checkpoint-every-minutes", "0", "--device", "cpu",
@@ -193,6 +194,32 @@ def test_evaluations_are_the_same_for_any_number_of_collectors_and_whichever_are
             assert play.actors() == []
             found.append(json.loads(path.read_text()))
         assert found[0] == found[1]
+
+
+def test_a_node_without_this_fastrl_is_named_and_not_asked_again(tmp_path):
+    (tmp_path / "other.py").write_text(
+        "import sys, types\n"
+        "from fastrl.distributed import engine\n"
+        "missing = sys.modules['missing'] = types.ModuleType('missing')\n"
+        "exec('class Player:\\n    def __init__(self, *what): pass\\n    def ready(self): pass', missing.__dict__)\n"
+        "missing.Player.__module__ = 'missing'\n"
+        "players = engine.RayPlayers(1, None, 'catch')\n"
+        "players._class = players._ray.remote(missing.Player).options(max_restarts=-1)\n"
+        "players.start(0)\n"
+        "ref = players.ready(0)\n"
+        "players.wait([ref], 100)\n"
+        "try:\n"
+        "    players.get(0, ref)\n"
+        "finally:\n"
+        "    players.close()\n"
+    )
+    script = f"ip link set lo up && exec {sys.executable} other.py"
+    done = subprocess.run(
+        [*UNSHARE, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        env=os.environ | {"RAY_worker_niceness": "0", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    why = "ModuleNotFoundError: No module named 'missing'"
+    assert f"ConfigError: collector 0 cannot start on its node ({why}); install fastrl" in done.stderr
 
 
 def test_a_ray_of_another_version_is_refused_and_goes_on(tmp_path):
