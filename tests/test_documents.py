@@ -117,6 +117,7 @@ FILES_OF_OTHERS = {
 @pytest.mark.parametrize("words", COMMANDS)
 def test_every_command_in_a_page_is_understood(words, somewhere, monkeypatch):
     """Runs and games begin but are not played; curves are drawn."""
+    from fastrl.distributed import engine
     from fastrl.dqn import run
     from fastrl.play import games
     from fastrl.sarsa import run as sarsa_run
@@ -127,7 +128,7 @@ def test_every_command_in_a_page_is_understood(words, somewhere, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", ModuleType("imageio_ffmpeg"))  # no film is made
     module, *arguments = words[2:]
     command = importlib.import_module(module)
-    for owner, name in ((run, "train"), (sarsa_run, "train"), (games, "play_games")):
+    for owner, name in ((run, "train"), (sarsa_run, "train"), (games, "play_games"), (engine, "RayPlayers")):
         monkeypatch.setattr(owner, name, begin)
         if hasattr(command, name):  # a command may import it when it is imported itself, or when it needs it
             monkeypatch.setattr(command, name, begin)

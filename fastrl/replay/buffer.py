@@ -399,7 +399,8 @@ class ReplayBuffer:
             gap = None
             for step in rows.steps():
                 self._ring.check_first(step.env, step.first, gap)
-                gap = None if self._final_inside else step.gaps(layout.fields)
+                # Of a final observation that comes as a row, the frame is always there.
+                gap = np.zeros(len(step.env), np.bool_) if self._final_inside else step.gaps(layout.fields)
             if isinstance(finals, list):
                 finals = rows.finals_of(layout.fields)
             columns = (rows.arrays, rows.action, rows.reward, *rows.flags())

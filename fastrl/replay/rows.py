@@ -84,9 +84,13 @@ class RowReader:
                 env, row = _first_rows(next_row, end, size)
                 if not len(env):
                     return
-                found = self._read(env, row)
+                slots = env * self.ring.rows + row % self.ring.rows
+                # A final observation that opens a game stands for rows that a crash lost (`Ring.cut`).
+                there = (self.ring.mark[slots] != FINAL) | (self.ring.first[slots] == 0)
+                found = self._read(env[there], row[there]) if there.any() else None
             np.maximum.at(next_row, env, row + 1)
-            yield found
+            if found is not None:
+                yield found
 
     def _read(self, env: NDArray[np.int64], row: NDArray[np.int64]) -> Rows:
         """Return these rows, which are held; the lock is held."""

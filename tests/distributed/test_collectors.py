@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from fake_engine import PEACE, TROUBLE, FakeEngine
 from ledger_games import Ledger, LedgerGames, number_of, wrong_rows
 
@@ -165,9 +166,12 @@ def actor(config, seed, number, *, again):
 
 @pytest.mark.parametrize("noisy", [True, False])
 def test_a_collector_acts_with_noise_of_its_own_where_layers_are_noisy(noisy):
-    network = QNetwork((2, 10, 5), 3, "vector", hidden=8, noisy=noisy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = QNetwork((2, 10, 5), 3, "vector", hidden=8, noisy=noisy)
+        torch.nn.init.zeros_(network.advantage.bias)  # or one action is the best, whatever is seen
     one, same, other = (CopiedNetwork(network, seed) for seed in (1, 1, 2))
-    obs = np.random.default_rng(0).random((50, 2, 10, 5), np.float32)
+    obs = np.random.default_rng(0).standard_normal((500, 2, 10, 5), np.float32)
     first, second = one.act(obs), one.act(obs)
     assert np.array_equal(first, same.act(obs))
     assert np.array_equal(first, second) == (not noisy)

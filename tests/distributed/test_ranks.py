@@ -347,7 +347,7 @@ class AsksDuringTheEvaluation(Callback):
 
     def on_step(self, run, actions):
         if self._rank == 1 and run.steps >= 400 and not hasattr(self, "asked"):
-            self.asked = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+            self.asked = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
             self.asked.daemon = True
             self.asked.start()
 

@@ -220,7 +220,7 @@ class BufferMachine(RuleBasedStateMachine):
     def read_all_rows(self, chunk):
         wanted = [
             (e, r, row) for e, rows in enumerate(self.oracle.envs) for r, row in enumerate(rows)
-            if r >= self.oracle.oldest(e)
+            if r >= self.oracle.oldest(e) and row.frame >= 0  # negative: it stands for what a crash lost
         ]  # fmt: skip
         drawable = [set(self.oracle.drawable(e)) for e in range(self.num_envs)]
         found = 0

@@ -23,12 +23,24 @@ from make import NO, altered, filled, small, step
 
 from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, ReplayBuffer, SumTree, buffer
 from fastrl.replay.checks import Settings
+from fastrl.replay.sequences import sequence_priority
 
 ROOM = Path(buffer.__file__).parent
 CHECKS = ROOM.parent / "base" / "checks.py"
 ELSEWHERE = {  # messages of that file which no call of the replay can meet, and messages that other tests provoke
     "checks.py": ("check_state", "at_least", "share", "indices"),
     "buffer.py": ("_Barred",),  # test_forks.py and test_replay_folder.py, with its remedies
+    # test_replay_folder.py and test_mapped.py, with their remedies
+    "folder.py": (
+        "ReplayFolder",
+        "settings_in",
+        "require_none_in",
+        "_saved",
+        "_holds_replay",
+        "_require_room",
+        "_locked",
+    ),
+    "mapped.py": ("MmapStore",),
 }
 PROJECT = ROOM.parent.parent / "pyproject.toml"
 ENDS = np.array([False, True])
@@ -63,6 +75,95 @@ def last_number(message):
 @case("which is no regular file; give the name of a file")
 def a_save_into_a_folder(folder):
     return lambda: filled().save(folder), lambda said: filled().save(folder / "replay")
+
+
+@case("flush is for a buffer with a folder (store='mmap'), and this one has none; call save")
+def a_flush_without_a_folder(folder):
+    return lambda: filled().flush(), lambda said: filled().save(folder / "replay")
+
+
+@case("period is 5 and length 4, so that steps between two stretches would never be drawn; give a period from 1 to 4")
+def a_period_longer_than_its_stretches(folder):
+    replay = filled()
+    return lambda: replay.sample_sequences(2, 4, period=5), lambda said: replay.sample_sequences(2, 4, period=4)
+
+
+@case("stacked is 'no'; give True or False")
+def a_stacked_that_is_no_bool(folder):
+    replay = filled()
+    return lambda: replay.sample_sequences(2, 4, stacked="no"), lambda said: replay.sample_sequences(
+        2, 4, stacked=False
+    )
+
+
+@case("of one environment, but each has 20; give less, or build the buffer with capacity=")
+def a_stretch_longer_than_a_ring(folder):
+    return (
+        lambda: filled().sample_sequences(2, 30),
+        lambda said: filled(60, capacity=named(said, "capacity")).sample_sequences(2, 30),
+    )
+
+
+@case(
+    "no stretch of 10 steps can be drawn yet: 4 rows held; add more before the first sample, or give a smaller length"
+)
+def a_stretch_before_there_are_steps(folder):
+    return lambda: filled(2).sample_sequences(2, 10), lambda said: filled(30).sample_sequences(2, 10)
+
+
+@case("error has shape (2, 3); give one for each step behind the burn-in, (2, 4)")
+def errors_of_another_length(folder):
+    replay = filled()
+    batch = replay.sample_sequences(2, 4, 2)
+    return (
+        lambda: replay.update_sequence_priorities(batch, np.ones((2, 3))),
+        lambda said: replay.update_sequence_priorities(batch, np.ones((2, 4))),
+    )
+
+
+@case("error holds -1.0; give absolute TD errors, finite numbers from 0 up")
+def errors_with_a_sign(folder):
+    replay = filled()
+    batch = replay.sample_sequences(2, 4)
+    return (
+        lambda: replay.update_sequence_priorities(batch, -np.ones((2, 4))),
+        lambda said: replay.update_sequence_priorities(batch, np.ones((2, 4))),
+    )
+
+
+@case("mask has no step in a stretch; give the mask of the batch, from its burn_in on")
+def a_mask_without_a_step(folder):
+    mask = np.array([[True, False], [True, True]])
+    return lambda: sequence_priority(np.ones((2, 2)), ~mask), lambda said: sequence_priority(np.ones((2, 2)), mask)
+
+
+@case("store is 'mmap', but folder is None; give the folder that holds its files")
+def files_without_a_folder(folder):
+    return lambda: small(store="mmap"), lambda said: small(store="mmap", folder=folder / "home")
+
+
+@case("folder is given, but store is 'ram'; give store='mmap', or no folder")
+def a_folder_without_files(folder):
+    return lambda: small(folder=folder / "home"), lambda said: small(store="mmap", folder=folder / "home")
+
+
+@case("is the folder of a buffer with store='mmap', which from_folder takes")
+def a_folder_that_is_no_save(folder):
+    small(store="mmap", folder=folder / "home").close()
+    kind = PrioritizedReplayBuffer
+    return lambda: kind.load(folder / "home"), lambda said: kind.from_folder(folder / "home")
+
+
+@case("a save is in progress; write or close it before you close the buffer")
+def a_buffer_closed_while_it_is_saved(folder):
+    replay = small(store="mmap", folder=folder / "home")
+    save = replay.begin_save(folder / "save")
+
+    def remedy(said):
+        save.close()
+        replay.close()
+
+    return replay.close, remedy
 
 
 @case("capacity is 4, which is 2 rows for each of 2 environments; stack + n_step + 1 = 4 are needed: give capacity=8")
