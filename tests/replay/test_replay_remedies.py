@@ -30,17 +30,7 @@ CHECKS = ROOM.parent / "base" / "checks.py"
 ELSEWHERE = {  # messages of that file which no call of the replay can meet, and messages that other tests provoke
     "checks.py": ("check_state", "at_least", "share", "indices"),
     "buffer.py": ("_Barred",),  # test_forks.py and test_replay_folder.py, with its remedies
-    # test_replay_folder.py and test_mapped.py, with their remedies
-    "folder.py": (
-        "ReplayFolder",
-        "settings_in",
-        "require_none_in",
-        "_saved",
-        "_holds_replay",
-        "_require_room",
-        "_locked",
-    ),
-    "mapped.py": ("MmapStore",),
+    "folder.py": ("ReplayFolder", "_holds_replay", "_locked"),  # what a disk answers: test_replay_folder.py
 }
 PROJECT = ROOM.parent.parent / "pyproject.toml"
 ENDS = np.array([False, True])
@@ -1067,29 +1057,6 @@ def living(folder, **changes):
     return small(store="mmap", folder=folder / "replay", **changes)
 
 
-@case("store is 'mmap', but folder is None; give the folder that holds its files")
-def files_without_a_folder(folder):
-    return lambda: small(store="mmap"), lambda said: living(folder)
-
-
-@case("folder is given, but store is 'ram'; give store='mmap', or no folder")
-def a_folder_without_files(folder):
-    return lambda: small(folder=folder / "replay"), lambda said: [living(folder), small()]
-
-
-@case("flush is for a buffer with a folder (store='mmap'), and this one has none; call save")
-def a_flush_without_a_folder(folder):
-    buffer = small()
-    return buffer.flush, lambda said: buffer.save(folder / "replay")
-
-
-@case("a save is in progress; write or close it before you close the buffer")
-def a_close_during_a_save(folder):
-    buffer = living(folder)
-    save = buffer.begin_save(folder / "saved")
-    return buffer.close, lambda said: [save.write(), buffer.close()]
-
-
 @case("a copy or pickle would share them; save the buffer, and load the save where a copy is needed", TypeError)
 def a_copy_of_files(folder):
     buffer = living(folder)
@@ -1130,13 +1097,6 @@ def a_save_over_a_buffer(folder):
     filled().save(folder / "saved")
     load = partial(PrioritizedReplayBuffer.load, folder / "saved", "mmap")
     return lambda: load(folder=folder / "replay"), lambda said: load(folder=folder / "new")
-
-
-@case("is the folder of a buffer with store='mmap', which from_folder takes")
-def a_folder_for_a_save(folder):
-    living(folder).close()
-    load, take_up = PrioritizedReplayBuffer.load, PrioritizedReplayBuffer.from_folder
-    return lambda: load(folder / "replay"), lambda said: take_up(folder / "replay")
 
 
 @case("uses; close its buffer or end the process, or give another folder", BlockingIOError)
