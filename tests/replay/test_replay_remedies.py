@@ -30,17 +30,7 @@ CHECKS = ROOM.parent / "base" / "checks.py"
 ELSEWHERE = {  # messages of that file which no call of the replay can meet, and messages that other tests provoke
     "checks.py": ("check_state", "at_least", "share", "indices"),
     "buffer.py": ("_Barred",),  # test_forks.py and test_replay_folder.py, with its remedies
-    # test_replay_folder.py and test_mapped.py, with their remedies
-    "folder.py": (
-        "ReplayFolder",
-        "settings_in",
-        "require_none_in",
-        "_saved",
-        "_holds_replay",
-        "_require_room",
-        "_locked",
-    ),
-    "mapped.py": ("MmapStore",),
+    "folder.py": ("ReplayFolder", "_holds_replay", "_locked"),  # what a disk answers: test_replay_folder.py
 }
 PROJECT = ROOM.parent.parent / "pyproject.toml"
 ENDS = np.array([False, True])
@@ -1058,6 +1048,140 @@ def a_file_that_a_flipped_bit_marks_as_encrypted(folder):
         path.write_bytes(content)
 
     return damaged(flip, folder)
+
+
+# --- folders ------------------------------------------------------------------------------------------
+
+
+def living(folder, **changes):
+    return small(store="mmap", folder=folder / "replay", **changes)
+
+
+@case("a copy or pickle would share them; save the buffer, and load the save where a copy is needed", TypeError)
+def a_copy_of_files(folder):
+    buffer = living(folder)
+    return lambda: copy.copy(buffer), lambda said: [
+        buffer.save(folder / "saved"), PrioritizedReplayBuffer.load(folder / "saved")
+    ]  # fmt: skip
+
+
+@case("with other settings: capacity is 60, not 40, alpha is 0.5, not 0.6; give capacity=40, alpha=0.6, or another")
+def a_folder_of_other_settings(folder):
+    living(folder).close()
+    return lambda: living(folder, capacity=60, alpha=0.5), lambda said: living(
+        folder, **{name: named(said.partition("give")[2].replace(",", " "), name) for name in ("capacity", "alpha")}
+    )
+
+
+@case("which holds no replay, but 'notes'; give a new or an empty one")
+def a_folder_of_other_files(folder):
+    (folder / "replay").mkdir()
+    (folder / "replay" / "notes").touch()
+    return lambda: living(folder), lambda said: living(folder / "new")
+
+
+@case("which is no folder; give a new or an empty one")
+def a_folder_that_is_a_file(folder):
+    (folder / "replay").touch()
+    return lambda: living(folder), lambda said: living(folder / "new")
+
+
+@case("which holds no replay; give it to the class, with store='mmap', to make one")
+def nothing_to_take_up(folder):
+    return lambda: PrioritizedReplayBuffer.from_folder(folder / "replay"), lambda said: living(folder)
+
+
+@case("which holds a replay; give a new or an empty one")
+def a_save_over_a_buffer(folder):
+    living(folder).close()
+    filled().save(folder / "saved")
+    load = partial(PrioritizedReplayBuffer.load, folder / "saved", "mmap")
+    return lambda: load(folder=folder / "replay"), lambda said: load(folder=folder / "new")
+
+
+@case("uses; close its buffer or end the process, or give another folder", BlockingIOError)
+def a_folder_in_use(folder):
+    buffer = living(folder)
+    return lambda: [buffer, living(folder)], lambda said: [living(folder / "another"), buffer.close(), living(folder)]
+
+
+@case("needs file locks (flock), which this system lacks; use store='ram'", OSError)
+def a_system_without_locks(folder):
+    def refused():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "fcntl", None)
+            living(folder)
+
+    return refused, lambda said: small(store=named(said.partition("use ")[2], "store"))
+
+
+@case("GiB free, but capacity = 40 needs 4.1e+04; give less capacity, or a folder on another disk", OSError)
+def more_frames_than_the_disk_holds(folder):
+    huge = partial(living, folder, obs_shape=(2**40,))
+    return huge, lambda said: living(folder, obs_shape=(2**10,))
+
+
+def kept_elsewhere(name, damage, folder):
+    """Damage a file of a buffer, and put back what was there."""
+    living(folder).close()
+    path = folder / "replay" / name
+    content = path.read_bytes()
+    damage(path)
+    return lambda: living(folder), lambda said: [living(folder / "another"), path.write_bytes(content), living(folder)]
+
+
+@case("state is missing; put back the file that was there, or give another folder", FileNotFoundError)
+def a_state_that_is_missing(folder):
+    return kept_elsewhere("state", Path.unlink, folder)
+
+
+@case("is not a saved replay, or is damaged (File is not a zip file); use an earlier one, or give another folder")
+def a_state_that_is_damaged(folder):
+    return kept_elsewhere("state", lambda path: path.write_text("something else"), folder)
+
+
+@case("reserved.json is damaged (")
+def a_note_that_is_damaged(folder):
+    return kept_elsewhere("reserved.json", lambda path: path.write_text("something else"), folder)
+
+
+@case("reserved.json fails (No such file or directory); make it whole", FileNotFoundError)
+def a_note_that_is_missing(folder):
+    return kept_elsewhere("reserved.json", Path.unlink, folder)
+
+
+@case("frames-0 has 60 bytes instead of 120; put back the file that was there", OSError)
+def frames_that_are_cut(folder):
+    return kept_elsewhere("frames-0", lambda path: path.write_bytes(bytes(60)), folder)
+
+
+def moved(folder):
+    buffer = living(folder)
+    (folder / "replay").rename(folder / "elsewhere")
+    return buffer, lambda: (folder / "elsewhere").rename(folder / "replay")
+
+
+@case("frames-0 fails (", FileNotFoundError)
+def a_flush_to_a_folder_that_moved(folder):
+    buffer, _ = moved(folder)
+    (folder / "replay").mkdir()
+    (folder / "replay" / "frames-0").touch()
+    return buffer.flush, lambda said: living(folder / "another")
+
+
+@case("and the system does not say which frames are on the disk; save the buffer to another place", OSError)
+def a_flush_after_one_that_failed(folder):
+    buffer, put_back = moved(folder)
+    with pytest.raises(FileNotFoundError):
+        buffer.flush()
+    put_back()
+    return buffer.flush, lambda said: buffer.save(folder / "saved")
+
+
+@case("reserved.json.partial fails (No such file or directory); make it whole", FileNotFoundError)
+def a_row_in_a_folder_that_moved(folder):
+    buffer, put_back = moved(folder)
+    return lambda: buffer.add(**step()), lambda said: [put_back(), buffer.add(**step())]
 
 
 # --- all of them --------------------------------------------------------------------------------------
