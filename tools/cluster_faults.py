@@ -100,7 +100,7 @@ class Cluster:
 
     def rows(self) -> list[dict[str, str]]:
         path = self.folder / "run" / "metrics.csv"
-        return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
 
     def last(self, key: str) -> float:
         found = [row[key] for row in self.rows() if row.get(key)]
@@ -127,7 +127,7 @@ class Cluster:
         return time.monotonic() - began
 
     def said(self) -> list[str]:
-        return (self.folder / "train.log").read_text(errors="replace").splitlines()
+        return (self.folder / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
 
     def advances(self, seconds: float = PATIENCE_SECONDS) -> float:
         """Wait until the run has played more frames than now; return the seconds."""
