@@ -51,8 +51,9 @@ class Training:
         self._log = folder / f"log-{time.monotonic_ns()}"
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
-            "RAY_worker_niceness": "0",
-        }  # Ray's 15 starves on busy cores
+            "RAY_worker_niceness": "0",  # Ray's 15 starves on busy cores
+            "HOME": str(folder),  # whose .ray may hold a token
+        }
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
             environment.pop(name, None)
         with self._log.open("w") as log:
