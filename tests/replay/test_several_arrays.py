@@ -88,6 +88,7 @@ def test_a_row_can_be_drawn_while_its_deepest_stack_is_held():
 
 
 def test_one_value_stands_for_all_arrays_or_for_those_of_a_part():
+    pytest.importorskip("lz4.block")
     buffer = build(stack={"image": 4, "in": 2}, obs_dtype=np.int64, store={"image": "lz4", "in": "ram"})
     assert buffer.settings["stack"] == {"image": 4, "in": (2, 2)}
     assert buffer.settings["obs_dtype"] == {"image": "<i8", "in": ("<i8", "<i8")}
