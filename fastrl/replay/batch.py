@@ -122,7 +122,7 @@ class BatchPool:
         after: list[_Array | None] = []
         for each, make in zip(layout.fields, empty, strict=True):
             shape = (each.stack, *each.shape) if each.is_obs else each.shape
-            owned = _owns(make((1, *shape)))
+            owned = owns(make((1, *shape)))
             now.append(_Array(each.name, shape, each.dtype, make, owned))
             after.append(_Array(f"next_{each.name}", shape, each.dtype, make, owned) if each.in_next else None)
         self._now, self._after = now, after
@@ -207,5 +207,6 @@ def _made(arrays: Sequence[_Array], size: int) -> dict[str, Any]:
         }
 
 
-def _owns(array: Any) -> bool:
+def owns(array: Any) -> bool:
+    """Whether the reference count of an array tells whether anything refers to its memory."""
     return isinstance(array, np.ndarray) and bool(array.flags.owndata)

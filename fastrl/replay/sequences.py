@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastrl.base.checks import integer, number
 from fastrl.replay import _sequences
 from fastrl.replay.arrays import as_bytes
-from fastrl.replay.batch import FREE, held, naming_size
+from fastrl.replay.batch import FREE, held, naming_size, owns
 from fastrl.replay.checks import numbers as real_numbers
 from fastrl.replay.ring import Ring
 from fastrl.replay.stores.layout import Field, Layout
@@ -264,8 +264,7 @@ class _Array:
         self.name, self._field, self._store, self._deepest = f"array {field.name}", field, store, deepest
         sample = store.empty((1, *field.shape))
         self._is_numpy = isinstance(sample, np.ndarray)
-        self.owned = self._is_numpy and bool(sample.flags.owndata)
-        """Whether its reference count tells whether anything refers to its memory."""
+        self.owned = owns(sample)
 
     def width(self, steps: int) -> int:
         """Return how many values stand for so many steps: of a field of one's own, no further one after the last."""
