@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Variables of the environment that say where Ray's token is."""
 
 
-class _RayActors:
+class _RayActors(ABC):
     """Processes of one class as Ray's actors, which Ray restarts where there is room.
 
     Parameters
@@ -94,9 +95,9 @@ class _RayActors:
         options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "num_cpus": share}
         self._class = self._ray.remote(kind).options(scheduling_strategy="SPREAD", **options)
 
+    @abstractmethod
     def start(self, number: int, *, again: bool = False) -> None:
         """Start a process; `again` if it takes the place of one that is gone for good."""
-        raise NotImplementedError
 
     def put(self, weights: Mapping[str, NDArray[Any]]) -> Any:
         """Store weights for all collectors."""

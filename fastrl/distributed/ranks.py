@@ -44,7 +44,28 @@ WORKS, DONE, LEFT = range(3)
 """What the leading learner says of its work."""
 
 
-class Ranks(Peers):
+class Restarted(Peers):
+    """A process of a job of torchrun, which may be started anew; the only one, unless it is of `Ranks`.
+
+    Parameters
+    ----------
+    number : int
+        Of the run in this process: a program may train several, one after another.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._agent, self._key = _agent_store(), f"fastrl/{number}/folder"
+
+    def remembered(self) -> Path | None:
+        """Return the folder of the run that this job has begun before torchrun started it anew."""
+        return Path(os.fsdecode(self._agent.get(self._key))) if self._agent.check([self._key]) else None
+
+    def remember(self, folder: Path) -> None:
+        """Keep the folder where torchrun keeps it as long as the job lasts."""
+        self._agent.set(self._key, os.path.abspath(folder))
+
+
+class Ranks(Restarted):
     """The learners of one job of torchrun.
 
     Parameters
@@ -63,9 +84,8 @@ class Ranks(Peers):
     """
 
     def __init__(self, launch: Launch, device: torch.device, number: int) -> None:
+        super().__init__(number)
         self.rank, self.count, self.local_count = launch.rank, launch.count, launch.local_count
-        self._number = number
-        self._agent = _agent_store()
         # Whatever starts anew needs keys of its own: gloo would connect to addresses of processes that are gone.
         # torchrun counts restarts after failures, and not those after a change of machines.
         times = self._agent.add(f"fastrl/{number}/{launch.restarts}/{launch.rank}", 1)
@@ -238,31 +258,6 @@ class Ranks(Peers):
                 time.sleep(0.05)
         return ""
 
-    # --- restarts -------------------------------------------------------------------------------------
-
-    def remembered(self) -> Path | None:
-        """Return the folder of the run that this job has begun before torchrun started it anew."""
-        return _remembered(self._agent, self._number)
-
-    def remember(self, folder: Path) -> None:
-        """Keep the folder where torchrun keeps it as long as the job lasts."""
-        self._agent.set(_folder_key(self._number), os.path.abspath(folder))
-
-
-class Restarted(Peers):
-    """The one process of a job of torchrun, which may be started anew."""
-
-    def __init__(self, number: int) -> None:
-        self._agent, self._number = _agent_store(), number
-
-    def remembered(self) -> Path | None:
-        """Return the folder of the run that this job has begun before torchrun started it anew."""
-        return _remembered(self._agent, self._number)
-
-    def remember(self, folder: Path) -> None:
-        """Keep the folder where torchrun keeps it as long as the job lasts."""
-        self._agent.set(_folder_key(self._number), os.path.abspath(folder))
-
 
 class SharedStop(Stop):
     """A stop of all learners: true once all know of it, at the same step.
@@ -368,12 +363,3 @@ def _agent_store() -> Any:
             f"nothing answers at {host}:{port}, where torchrun's store should be ({in_words(error)}); give torchrun "
             "--master-addr, or --rdzv-endpoint, an address of the first machine that the others reach"
         ) from error
-
-
-def _folder_key(number: int) -> str:
-    return f"fastrl/{number}/folder"
-
-
-def _remembered(store: Any, number: int) -> Path | None:
-    key = _folder_key(number)
-    return Path(os.fsdecode(store.get(key))) if store.check([key]) else None
