@@ -19,21 +19,25 @@ from fastrl.replay.saves import segments
 GAMMA, EPS, BETA = 0.9, 1e-3, 0.7
 
 
+BUILT = {
+    "num_envs": st.integers(1, 3),
+    "stack": st.integers(1, 4),
+    "n_step": st.integers(1, 4),
+    "spare": st.integers(1, 9),
+    "padding": st.sampled_from(["first", "zero"]),
+    "autoreset": st.sampled_from(["next_step", "same_step", "disabled"]),
+    "alpha": st.sampled_from([None, 0.0, 0.6, 1.0]),
+    "several": st.booleans(),
+    "extra": st.booleans(),
+    "seed": st.integers(0, 2**31),
+}
+"""What a machine builds its buffer with, drawn anew for each."""
+
+
 class BufferMachine(RuleBasedStateMachine):
     """Adds vector steps of all kinds, updates priorities, and compares all that can be drawn."""
 
-    @initialize(
-        num_envs=st.integers(1, 3),
-        stack=st.integers(1, 4),
-        n_step=st.integers(1, 4),
-        spare=st.integers(1, 9),
-        padding=st.sampled_from(["first", "zero"]),
-        autoreset=st.sampled_from(["next_step", "same_step", "disabled"]),
-        alpha=st.sampled_from([None, 0.0, 0.6, 1.0]),
-        several=st.booleans(),
-        extra=st.booleans(),
-        seed=st.integers(0, 2**31),
-    )
+    @initialize(**BUILT)
     def build(self, num_envs, stack, n_step, spare, padding, autoreset, alpha, several, extra, seed):
         self.num_envs, self.autoreset, self.alpha = num_envs, autoreset, alpha
         self.several, self.extra = several, extra

@@ -10,26 +10,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 from oracle import Row
-from test_against_oracle import BufferMachine
+from test_against_oracle import BUILT, BufferMachine
 
 
 class FolderMachine(BufferMachine):
     """Does all that `BufferMachine` does to a buffer with ``store="mmap"``, and ends its process now and then."""
 
-    @initialize(
-        num_envs=st.integers(1, 3),
-        stack=st.integers(1, 4),
-        n_step=st.integers(1, 4),
-        spare=st.integers(1, 9),
-        padding=st.sampled_from(["first", "zero"]),
-        autoreset=st.sampled_from(["next_step", "same_step", "disabled"]),
-        alpha=st.sampled_from([None, 0.0, 0.6, 1.0]),
-        several=st.booleans(),
-        extra=st.booleans(),
-        seed=st.integers(0, 2**31),
-    )
-    def build(self, num_envs, stack, n_step, spare, padding, autoreset, alpha, several, extra, seed):
-        super().build(num_envs, stack, n_step, spare, padding, autoreset, alpha, several, extra, seed)
+    @initialize(**BUILT)
+    def build(self, seed, **built):
+        super().build(seed=seed, **built)
         self.homes = 0
         self.buffer = type(self.buffer)(**self.buffer.settings, seed=seed, store="mmap", folder=self.new_home())
         self.flushed = copy.deepcopy(self.oracle)
