@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from loops import DEVICE, NEVER, run_in_progress, seconds_of
+from loops import NEVER, run_in_progress, seconds_of
 
 from fastrl.dqn.collector import build_collector
 from fastrl.dqn.run.build import build_replay
@@ -82,7 +82,7 @@ def bench_stages(benchmark, tmp_path, capsys):
             for _ in range(VECTOR_STEPS):
                 run.step()
 
-        games = build_collector(run.config, 7, DEVICE)
+        games = build_collector(run.config, 7)
         stages = stages_of(run, games) | {"loop": loop}
         rounds = 1 if benchmark.disabled else ROUNDS
         turns = [{name: seconds_of(stage) for name, stage in stages.items()} for _ in range(rounds)]

@@ -15,7 +15,9 @@ game=${GAME:-breakout}
 run=$runs/gpu-$game
 mkdir -p "$out"
 
-build() { python3 setup.py -q build_ext --inplace; }
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} # fastrl is not installed
+
+build() { python3 setup.py -q build_ext --inplace --parallel "$(nproc)"; }
 
 # Train for a while: SIGINT saves and leaves in good order, for which a full replay may take its time.
 train() {

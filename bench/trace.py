@@ -58,7 +58,7 @@ def main() -> None:
             for _ in range(args.steps):
                 run.step()
 
-        with profile(activities=activities) as profiler:
+        with profile(activities=activities, acc_events=True) as profiler:
             laps = run.lap = NamedLaps()
             before, seconds = run.steps, seconds_of(play)
         steps = run.steps - before

@@ -58,11 +58,6 @@ def busy_seconds(proc: Path = Path("/proc")) -> float | None:
     return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
-def cores_beside_main(parts: int) -> int:
-    """Return the cores for each of `parts` that share all cores but the main thread's; at least 1."""
-    return max(1, (cpu_count() - 1) // parts)
-
-
 def has_display() -> bool:
     """Whether the environment names a display to open windows on."""
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -89,8 +89,7 @@ class DQNConfig(Rules, RunConfig):
     env_groups: Annotated[int, Between(1, 10_000)] = 1
     """Groups of games that take turns: while the games of one step, the run receives, adds and acts for another."""
     env_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
-    """EnvPool's threads per group (0: one per CPU core that this process may use; on a GPU all groups share all
-    cores but one; in a collector one)."""
+    """EnvPool's threads per group (0: one per CPU core that this process may use; in a collector one)."""
     reward_clip: bool = True
     """Learn from the sign of the reward; reported scores are never clipped."""
     max_episode_steps: Annotated[int, Between(1, MOST_STEPS_OF_A_GAME)] = 27_000

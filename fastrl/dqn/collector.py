@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.machine import cores_beside_main
 from fastrl.config import DQNConfig
 from fastrl.dqn.policy import Policy
 from fastrl.envs.frame_stack import FrameStack
@@ -238,20 +237,17 @@ class Collector:
                 last.callback(group.envs.close)
 
 
-def build_collector(config: DQNConfig, seed: int, device: str = "cpu") -> Collector:
+def build_collector(config: DQNConfig, seed: int) -> Collector:
     """Start the games that the settings ask for.
 
-    On a CPU EnvPool has a thread per core by default. If the network learns on a GPU (`device` is "cuda"), one core is
-    left for the main thread, which spins while it waits, and the groups, whose games step at the same time, share the
-    others.
+    By default EnvPool has a thread per core for each group: a group that steps while another has ended its step has all
+    cores, and 64 games on 16 threads are four whole rounds.
 
     Raises
     ------
     ConfigError
         If a setting does not fit the game.
     """
-    if device == "cuda" and not config.env_threads:
-        config = config.replace(env_threads=cores_beside_main(config.env_groups))
     seeds = np.random.SeedSequence(seed).generate_state(config.env_groups)
     with contextlib.ExitStack() as undo:
         groups = []

@@ -23,7 +23,7 @@ from fastrl.config import DQNConfig
 from fastrl.dqn.device import cuda_graph
 from fastrl.dqn.device.device import pick_precision
 from fastrl.dqn.device.inputs import fill, make_input
-from fastrl.dqn.device.transfer import Download, Upload
+from fastrl.dqn.device.transfer import Columns, Download, Upload, torch_dtype
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.loss import munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
@@ -136,9 +136,13 @@ class Learner:
         self._flat, self._flat_target = (FlatParameters(net.parameters()) for net in (self.online, self.target))
 
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
-        self._inputs = {name: make_input(shape, dtype, device) for name, (shape, dtype) in self._specs.items()}
+        self._columns = Columns({k: v for k, v in self._specs.items() if "obs" not in k}, device, staged=self.delayed)
+        self._inputs = {
+            name: make_input(shape, dtype, device) if "obs" in name else self._columns.tensors[name]
+            for name, (shape, dtype) in self._specs.items()
+        }
         self._acting = make_input((config.group_size, *self._obs_shape), self._specs["obs"][1], device)
-        self._uploads = {name: Upload(device, staged=self.delayed) for name in [*self._specs, "acting"]}
+        self._uploads = {name: Upload(device, staged=self.delayed) for name in ("obs", "next_obs", "acting")}
         self._downloads = [Download(config.batch_size, device) for _ in range(2)]
         self._pending: tuple[NDArray[np.int64], Download] | None = None
         self._tally = Tally(dict(self.online.named_parameters()), device)
@@ -306,6 +310,7 @@ class Learner:
             try:
                 with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the first calls compile
                     warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")  # of the features
+                    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # last layers are float32
                     self._act()
                     torch.autograd.grad(self._loss()[0], leaves)
             except BaseException:
@@ -355,7 +360,7 @@ class Learner:
             best: NDArray[np.int64] = values.cpu().numpy().argmax(axis=1)
             return best
         if self._trunk is None:
-            fill(self._acting, self._uploads["acting"].send(obs))
+            self._bring("acting", obs, self._acting)
         else:
             self._frames["acting"] = obs
         actions: NDArray[np.int64] = self._act().cpu().numpy()
@@ -380,7 +385,14 @@ class Learner:
                     drawn.uniform_(generator=self._generator)
                 else:
                     drawn.normal_(generator=self._generator)
-                fill(self._draws[name], self._uploads[name].send(drawn.numpy()))
+                self._bring(name, drawn.numpy(), self._draws[name])
+
+    def _bring(self, name: str, array: NDArray[Any], into: Tensor) -> None:
+        """Bring an array of the host into an input."""
+        if self.delayed and torch_dtype(array.dtype) == into.dtype:
+            self._uploads[name].send(array, into)
+        else:
+            fill(into, self._uploads[name].send(array))
 
     def _check_obs(self, obs: NDArray[Any]) -> None:
         dtype = self._wanted_dtype("obs", obs)
@@ -418,12 +430,14 @@ class Learner:
             An array of the batch has another shape than expected.
         """
         self._check(batch)
-        for name, tensor in self._inputs.items():
-            value = getattr(batch, name)
-            if self._trunk is not None and "obs" in name:
+        for name, value in {"obs": batch.obs, "next_obs": batch.next_obs}.items():
+            if self._trunk is not None:
                 self._frames[name] = np.asarray(value)
-                continue
-            fill(tensor, value if isinstance(value, Tensor) else self._uploads[name].send(value))
+            elif isinstance(value, Tensor):
+                fill(self._inputs[name], value)
+            else:
+                self._bring(name, value, self._inputs[name])
+        self._columns.send({name: getattr(batch, name) for name in self._columns.tensors})
         self._draw("taus", "noise")
         before = [p.detach().clone() for p in self._params] if measure else []
         errors = self._update()

@@ -7,21 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.base import machine
 from fastrl.base.machine import (
     available_bytes,
     busy_seconds,
-    cores_beside_main,
     free_disk_bytes,
     has_hard_links,
     processor,
 )
-
-
-@pytest.mark.parametrize(("cores", "parts", "each"), [(16, 1, 15), (16, 2, 7), (2, 1, 1), (2, 2, 1), (1, 1, 1)])
-def test_the_main_thread_has_a_core_and_the_others_are_shared(monkeypatch, cores, parts, each):
-    monkeypatch.setattr(machine, "cpu_count", lambda: cores)
-    assert cores_beside_main(parts) == each
 
 
 def test_available_memory_is_the_least_of_machine_and_groups(tmp_path):

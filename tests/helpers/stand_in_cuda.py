@@ -78,8 +78,8 @@ class Event:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
 
-    def record(self, stream: Stream) -> None:
-        assert stream is self._cuda.stream
+    def record(self) -> None:
+        pass  # on the current stream
 
     def synchronize(self) -> None:
         self._cuda.wait("Event.synchronize")

@@ -187,7 +187,7 @@ class Run(Loop):
             notes = [*remote.notes, *notes]
             callbacks.append(CollectorReport(remote))
         else:
-            collector = build_collector(config, seeds[1], device.type)
+            collector = build_collector(config, seeds[1])
         self._last.callback(collector.close)
         envs = collector.envs
         if new:  # one that was trained so goes on so

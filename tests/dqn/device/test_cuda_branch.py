@@ -14,22 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from number_games import NumberGames
 from number_run import CONFIG, batches, play, rows
 from stand_in_cuda import Cuda, stand_in_cuda
 from torch._inductor import config as inductor
 from torch._inductor.codecache import PyCodeCache
 
-from fastrl.base import machine
 from fastrl.config import PRESETS, DQNConfig
-from fastrl.dqn import checkpoint, collector, optimizer
+from fastrl.dqn import checkpoint, optimizer
 from fastrl.dqn import learner as learner_module
-from fastrl.dqn.collector import build_collector
 from fastrl.dqn.device import cuda_graph
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.peers import Peers
-from fastrl.dqn.run import experiment
 from fastrl.replay import Batch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -218,8 +214,9 @@ def test_the_host_never_waits_for_the_update_that_it_has_just_asked_for(cuda):
     before = cuda.log["waits"]
     for seed in range(8):
         learner.learn(batch(seed))
-    # Six columns go to memory whose last copy was asked for several updates ago; the errors of the update before come.
-    assert cuda.log["waits"] - before == 8 * 6 + 7
+    # Observations and columns go to memory whose last copy was asked for several updates ago; the errors of the update
+    # before come.
+    assert cuda.log["waits"] - before == 8 * 3 + 7
 
 
 def test_an_update_that_waits_for_the_device_goes_on_eager_with_one_warning(cuda, monkeypatch):
@@ -304,7 +301,9 @@ def test_launchers_that_may_outlive_their_kernel_are_off_on_a_gpu_unless_asked_f
         monkeypatch.delenv(cuda_graph.LAUNCHERS[name], raising=False)
     else:
         monkeypatch.setenv(cuda_graph.LAUNCHERS[name], wish)
-    with inductor.patch({name: True}):  # also says so if PyTorch has no such setting
+    if not hasattr(inductor, name) and torch.__version__ < (2, 13):
+        pytest.skip("this PyTorch is older than the launcher")
+    with inductor.patch({name: True}):  # also says so if PyTorch no longer has the setting
         make(device=device)
         assert getattr(inductor, name) == (device == CPU or wish == "1")
 
@@ -355,21 +354,6 @@ def test_no_node_of_the_first_compiled_calls_lives_to_see_the_recording(cuda, mo
     assert not any(itertools.chain(*seen))
 
 
-def test_games_share_the_cores_that_the_main_thread_leaves(cuda, monkeypatch):
-    monkeypatch.setattr(machine, "cpu_count", lambda: 16)
-    config, threads = CONFIG.replace(env_groups=2), []
-
-    def build_envs(config, seed):
-        threads.append(config.env_threads)
-        return NumberGames(config.group_size, seed)
-
-    monkeypatch.setattr(collector, "build_envs", build_envs)
-    for device in ("cpu", "cuda"):
-        build_collector(config.replace(env_threads=0), 0, device)
-        build_collector(config.replace(env_threads=3), 0, device)
-    assert threads == [0, 0, 3, 3, 7, 7, 3, 3]
-
-
 @pytest.mark.parametrize(("wish", "threads"), [(0, 1), (2, 2)])
 def test_beside_a_gpu_pytorch_has_one_thread_and_freed_memory_is_kept(cuda, monkeypatch, wish, threads):
     before, kept = torch.get_num_threads(), []
@@ -391,14 +375,11 @@ def test_beside_a_gpu_pytorch_has_one_thread_and_freed_memory_is_kept(cuda, monk
         (True, "float32", "on cuda in float32, 8 games"),
     ],
 )
-def test_a_run_says_what_a_gpu_computes_in(tmp_path, capsys, monkeypatch, has, precision, words):
-    asked = []
-    monkeypatch.setattr(experiment, "build_collector", lambda *args: asked.append(args) or build_collector(*args))
+def test_a_run_says_what_a_gpu_computes_in(tmp_path, capsys, has, precision, words):
     with stand_in_cuda(bfloat16=has):
         config = CONFIG.replace(device="cuda", total_frames=8, learn_start_steps=0, precision=precision)
         play(tmp_path / "run", config=config, quiet=False)
     assert words in capsys.readouterr().out
-    assert asked[0][2] == "cuda"
 
 
 def test_a_whole_run_on_the_device_is_the_same_recorded_and_eager_killed_and_resumed(cuda, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl.dqn.device.transfer import Download, Upload
+from fastrl.dqn.device.transfer import Columns, Download, Upload
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -51,6 +51,47 @@ def test_a_staged_array_may_change_once_it_is_sent(device):
         sent.append(upload.send(array))
     array[:] = -1
     assert [tensor.unique().tolist() for tensor in sent] == [[k] for k in range(9)]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("staged", [False, True])
+def test_what_is_sent_into_memory_of_the_device_arrives_there_and_nowhere_else(device, staged):
+    upload, memory = Upload(device, staged=staged), torch.full((3, 2, 4), -1.0, device=device)
+    for k in range(9):
+        array = np.full((2, 4), k, np.float32)
+        assert upload.send(array, memory[1]).data_ptr() == memory[1].data_ptr()
+        array[:] = -5
+        assert memory.cpu().flatten(1).tolist() == [[-1] * 8, [k] * 8, [-1] * 8]
+
+
+COLUMNS = {"action": ((5,), torch.int64), "none": ((0,), torch.float32), "reward": ((5,), torch.float32),
+           "mask": ((5, 3), torch.bool), "weight": ((5,), torch.float32)}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("staged", [False, True])
+def test_columns_cross_together_into_memory_that_stays(device, staged):
+    columns, rng = Columns(COLUMNS, device, staged=staged), np.random.default_rng(0)
+    before = {name: tensor.data_ptr() for name, tensor in columns.tensors.items()}
+    assert {name: (tuple(t.shape), t.dtype) for name, t in columns.tensors.items()} == COLUMNS
+    assert not any(tensor.any() for tensor in columns.tensors.values())
+    assert not any(address % 16 for address in before.values())
+    for _ in range(9):
+        values = {
+            "action": rng.integers(9, size=5).astype(np.int32),  # cast
+            "none": np.zeros(0, np.float32),
+            "reward": rng.random(10).astype(np.float32)[::-2],  # not contiguous
+            "mask": rng.random((5, 3)) < 0.5,
+            "weight": rng.random(5),
+        }
+        kept = {name: value.copy() for name, value in values.items()}
+        columns.send(values)
+        for value in values.values():
+            value[...] = 0  # what was sent may change
+        for name, value in kept.items():
+            arrived = columns.tensors[name].cpu().numpy()
+            assert np.array_equal(arrived, value.astype(arrived.dtype))
+    assert {name: tensor.data_ptr() for name, tensor in columns.tensors.items()} == before
 
 
 def test_unstaged_a_cpu_gets_the_array_itself():
