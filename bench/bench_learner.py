@@ -21,7 +21,13 @@ TRUNKS = [("small", 256), ("nature", 512)]
 
 def make_learner(device, trunk, hidden, compiled, batch_size):
     config = preset_for("breakout", device).config.replace(
-        trunk=trunk, hidden=hidden, compile=compiled, batch_size=batch_size
+        trunk=trunk,
+        hidden=hidden,
+        compile=compiled,
+        batch_size=batch_size,
+        head="expected",
+        munchausen=False,
+        double=True,
     )
     return Learner(config, (4, 84, 84), np.uint8, 4, torch.device(device), seed=0), config
 

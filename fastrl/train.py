@@ -43,6 +43,7 @@ from fastrl.config import (
     with_agent,
 )
 from fastrl.config.agents import NETWORK
+from fastrl.config.presets import CUSTOM_TRUNKS
 from fastrl.envs.make import look_at
 from fastrl.envs.names import MakeEnv, differing_rules, game_name, is_custom, name_of, same_game
 from fastrl.runs import folder
@@ -65,7 +66,7 @@ class Arguments:
     """Folder of a run to resume from its newest checkpoint (default: start a new run)."""
     agent: AgentName | None = None
     """Algorithm, by its name: sets what is learned and how, on top of the preset; flags win over it (default:
-    `dueling`, what the presets are)."""
+    what the preset says: `dueling`, but for Atari on a GPU)."""
     quiet: bool = False
     """Print nothing."""
 
@@ -146,7 +147,7 @@ def train(
         earlier = None if resume is None else Path(resume)
         default, about = _default(game, settings.get("device"), earlier, frames if isinstance(frames, int) else None)
         config = _changed(_by_agent(default, agent, settings), settings)
-        about = _about_agent(about, agent, config, earlier)
+        about = _about_agent(about, agent, default, config, earlier)
     if resume is not None and agent is not None:
         _keeps_network(agent, config, resume)
     if isinstance(config, DQNConfig):
@@ -228,9 +229,14 @@ def _by_agent(config: Config, agent: str | None, given: Mapping[str, Any]) -> Co
     return cast(Config, with_agent(config, agent, given))
 
 
-def _about_agent(about: str, agent: str | None, config: RunConfig, resume: Path | None) -> str:
+def _about_agent(about: str, agent: str | None, default: RunConfig, config: RunConfig, resume: Path | None) -> str:
     """Return words on a new run's settings: what a preset expects of itself holds for no other agent."""
-    if agent in (None, "dueling") or resume is not None or not isinstance(config, DQNConfig):
+    if (
+        agent is None
+        or resume is not None
+        or not isinstance(config, DQNConfig)
+        or _by_agent(default, agent, {}) == default
+    ):
         return about
     return f"agent {agent}, {config.total_frames:,} frames"
 
@@ -327,7 +333,7 @@ def main(arguments: list[str]) -> int:
     if resume is not None and (moved := [name for name in ("runs_dir", "name") if name in given]):
         raise folder.RunFolder(resume).stays(moved[0], given[moved[0]])
     config = _by_agent(default, agent, given).replace(**_one_group(given))
-    about = _about_agent(about, agent, config, resume)
+    about = _about_agent(about, agent, default, config, resume)
     if resume is not None and agent is not None:
         _keeps_network(agent, config, resume)
     if isinstance(config, DQNConfig):
@@ -393,7 +399,7 @@ def _preset(game: str, device: str) -> Preset:
     if not is_custom(game):
         return preset_for(game, where)
     frame_shape, num_envs = look_at(game)
-    trunk = trunk_for(frame_shape, preset_for(game, where).config.trunk)
+    trunk = trunk_for(frame_shape, CUSTOM_TRUNKS[where])
     return custom_preset(game, where, trunk=trunk, frame_shape=frame_shape, num_envs=num_envs)
 
 

@@ -73,7 +73,7 @@ AGENTS: dict[str, Agent] = {
         source="van Hasselt, Guez and Silver 2016, appendix (the settings of Mnih et al. 2015)",
         deviations=(_TRUNK, _CLIP),
     ),
-    # What the presets are: it changes none of them.
+    # What the presets are, but for the GPU's: it changes no other.
     "dueling": Agent(
         settings=_DUELING,
         atari={},

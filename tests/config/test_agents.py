@@ -57,9 +57,14 @@ def test_the_names_are_those_that_types_and_help_know():
     assert set(get_args(AgentName)) == set(AGENTS)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_dueling_is_what_every_preset_is(preset):
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "cuda"])
+def test_dueling_is_what_every_preset_is_but_that_of_a_gpu(preset):
     assert with_agent(PRESETS[preset].config, "dueling") == PRESETS[preset].config
+
+
+def test_on_a_gpu_dueling_takes_back_the_head_and_the_target_of_the_preset():
+    preset = PRESETS["cuda"].config
+    assert with_agent(preset, "dueling") == preset.replace(head="expected", munchausen=False, double=True)
 
 
 @pytest.mark.parametrize("name", AGENTS)

@@ -32,8 +32,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 IMAGE, ACTIONS = (2, 36, 36), 3
 RATE = 2.0**-8  # the same number in float32, as a GPU has it
 SMALL = PRESETS["cuda"].config.replace(
-    trunk="small", hidden=16, batch_size=8, num_envs=8, env_groups=2, precision="float32", target_period_updates=3,
-    learning_rate=RATE, torch_threads=1,
+    trunk="small", head="expected", double=True, munchausen=False, hidden=16, batch_size=8, num_envs=8, env_groups=2,
+    precision="float32", target_period_updates=3, learning_rate=RATE, torch_threads=1,
 )  # fmt: skip
 
 
