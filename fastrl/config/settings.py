@@ -30,7 +30,9 @@ def check_device(name: object) -> None:
     raise ConfigError(f"--device is {name!r}, but networks learn on a CPU or a CUDA GPU alone; {remedy}")
 
 
-Trunk = Literal["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"]
+Trunk = Literal[
+    "nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "impala-strided", "vector"
+]
 
 Schedule = tuple[tuple[int, float], ...]
 """Pairs (agent steps since learning started, value): between two steps the value goes from one to the other, from the
@@ -119,7 +121,8 @@ class DQNConfig(Rules, RunConfig):
     """Layers below the heads: `nature` (Mnih et al. 2015), `small` (Mnih et al. 2013), `pooled` (`small` and a 2x2
     max-pool), `residual` (`pooled` with a residual block before the pool), `minatar` (one 3x3 convolution, for small
     images, Young & Tian 2019), `impala` (residual, Espeholt et al. 2018; many times the arithmetic), `impala-pooled`
-    (`impala` and a max-pool), `vector` (two dense layers)."""
+    (`impala` and a max-pool), `impala-strided` (two of its stages behind the first layer of `small`; a fifth of the
+    arithmetic), `vector` (two dense layers)."""
     width: Annotated[int, Between(1, 16)] = 1
     """Multiplies the number of filters of an image trunk."""
     hidden: Annotated[int, Between(1, 8_192)] = 512

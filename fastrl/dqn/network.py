@@ -40,7 +40,9 @@ FALLBACKS: tuple[Trunk, ...] = ("small", "minatar")
 Dense = Callable[[Tensor, Tensor | None], Tensor]
 """A dense layer with its ReLU: x [R, F] and, where it is noisy, its noise, to [R, width]."""
 # Filters of the residual trunk's three sections (Espeholt et al. 2018, figure 3, right).
-IMPALA_FILTERS = (16, 32, 32)
+IMPALA_FILTERS: tuple[int, ...] = (16, 32, 32)
+STRIDED = (8, 4)
+"""Kernel and stride of the first convolution of `impala-strided`, as in Mnih et al. 2013."""
 
 
 class QNetwork(nn.Module):
@@ -53,7 +55,7 @@ class QNetwork(nn.Module):
         anything for `vector`.
     num_actions : int
         Number of actions A.
-    trunk : {"nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "vector"}
+    trunk : {"nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "impala-strided", "vector"}
         Layers below the heads.
     hidden : int
         Width of the dense layer in each stream (and of both layers of the `vector` trunk).
@@ -243,7 +245,7 @@ def _fits(trunk: str, image: tuple[int, ...]) -> bool:
     """Whether the convolutions of a trunk, and its pool, if it has some, fit an image [H, W]."""
     plain = IMAGE_TRUNKS.get(trunk)
     if plain is None:
-        return True
+        return trunk != "impala-strided" or min(image) >= STRIDED[0]
     for _, kernel, stride in plain.convolutions:
         if min(image) < kernel:
             return False
@@ -294,7 +296,12 @@ def _build_block(trunk: str, features: int, positions: tuple[int, int]) -> tuple
 def _impala(obs_shape: tuple[int, ...], trunk: str, width: int) -> Built:
     layers: list[nn.Module] = []
     channels, height, w = obs_shape
-    for filters in IMPALA_FILTERS:
+    stages = IMPALA_FILTERS
+    if trunk == "impala-strided":  # a stride, not a pool, thins out the positions of its first section; it has two
+        filters, (kernel, stride), stages = stages[0] * width, STRIDED, stages[1:2]
+        layers += [nn.Conv2d(channels, filters, kernel, stride), Residual(filters), Residual(filters)]
+        channels, height, w = filters, (height - kernel) // stride + 1, (w - kernel) // stride + 1
+    for filters in stages:
         layers += [
             nn.Conv2d(channels, filters * width, 3, padding=1),
             nn.MaxPool2d(3, stride=2, padding=1),
@@ -303,7 +310,7 @@ def _impala(obs_shape: tuple[int, ...], trunk: str, width: int) -> Built:
         ]
         channels, height, w = filters * width, (height + 1) // 2, (w + 1) // 2
     layers.append(nn.ReLU())
-    if trunk == "impala-pooled":
+    if trunk != "impala":
         # Of 11 x 11 this makes the 6 x 6 of an adaptive pool, from the same windows (Clark et al. 2024, BTR).
         layers.append(nn.MaxPool2d(3, stride=2, padding=1))
         height, w = (height + 1) // 2, (w + 1) // 2

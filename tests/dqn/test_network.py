@@ -24,6 +24,7 @@ def _seeded():
     [
         ("nature", IMAGE, 64 * 7 * 7), ("small", IMAGE, 32 * 9 * 9), ("impala", IMAGE, 32 * 11 * 11),
         ("pooled", IMAGE, 32 * 4 * 4), ("residual", IMAGE, 32 * 4 * 4), ("impala-pooled", IMAGE, 32 * 6 * 6),
+        ("impala-strided", IMAGE, 32 * 5 * 5), ("impala-strided", (4, 8, 9), 32),
         ("vector", (1, 10, 5), 8), ("minatar", (4, 10, 10), 16 * 8 * 8),
     ],
 )  # fmt: skip
@@ -86,7 +87,9 @@ def test_autocast_still_returns_float32():
         assert network(torch.randn(6, 2)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("trunk", ["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled"])
+@pytest.mark.parametrize(
+    "trunk", ["nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "impala-strided"]
+)
 def test_the_width_multiplies_the_filters_of_a_trunk(trunk):
     narrow, wide = (QNetwork(IMAGE, 5, trunk, hidden=8, width=width) for width in (1, 2))
     assert [2 * len(p) for p in narrow.trunk.parameters()] == [len(p) for p in wide.trunk.parameters()]
@@ -101,6 +104,17 @@ def test_the_residual_trunk_has_the_published_layers():
     expected = x + block.second(torch.relu(block.first(torch.relu(x))))
     torch.testing.assert_close(block(x), expected)
     assert QNetwork((1, 21, 30), 5, "impala", hidden=8)(torch.zeros(2, 1, 21, 30)).shape == (2, 5)
+
+
+def test_the_strided_impala_trunk_is_two_published_sections_of_which_a_stride_opens_the_first():
+    strided, pooled = (QNetwork(IMAGE, 5, trunk, hidden=8) for trunk in ("impala-strided", "impala-pooled"))
+    first = strided.trunk[0]
+    assert (first.kernel_size, first.stride, first.out_channels) == ((8, 8), (4, 4), 16)
+    x = first(torch.rand(2, *IMAGE))
+    for mine, published in zip(strided.trunk[1:7], pooled.trunk[2:8], strict=True):
+        mine.load_state_dict(published.state_dict())
+    assert torch.equal(strided.trunk[1:7](x), pooled.trunk[2:8](x))
+    assert [type(layer).__name__ for layer in strided.trunk[7:]] == ["ReLU", "MaxPool2d"]
 
 
 def test_the_pool_of_the_impala_trunk_is_the_published_adaptive_one():
@@ -233,7 +247,7 @@ def test_the_settings_offer_the_trunks_that_there_are():
 
 
 def test_an_unknown_trunk_is_refused():
-    with pytest.raises(ConfigError, match=r"--trunk is 'huge'; give nature, .*, impala-pooled or vector$"):
+    with pytest.raises(ConfigError, match=r"--trunk is 'huge'; give nature, .*, impala-strided or vector$"):
         QNetwork(IMAGE, 3, "huge")
 
 
