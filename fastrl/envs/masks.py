@@ -64,14 +64,18 @@ class Masks:
         """
         if not self.given:
             if isinstance(info, Mapping) and ACTION_MASK in info and (late := _has(info, self._shape[0])).any():
-                i = int(np.argmax(late))
+                env = int(np.argmax(late))
                 raise RunError(
-                    f"environment {self._game!r} gave info['action_mask'] {place(i, int(steps[i]))}, and none in its "
-                    f"first reset(); {_GIVE}, or never"
+                    f"environment {self._game!r} gave info['action_mask'] {place(env, int(steps[env]))}, and none in "
+                    f"its first reset(); {_GIVE}, or never"
                 )
             return None
-        mask, there = np.ones(self._shape, np.bool_), _has(info, self._shape[0])
-        for i in np.flatnonzero(~unread if unread is not None else np.ones_like(there)):
+        there = _has(info, self._shape[0])
+        unread = np.zeros_like(there) if unread is None else unread
+        if (whole := self._whole(info, there, unread)) is not None:
+            return whole
+        mask = np.ones(self._shape, np.bool_)
+        for i in np.flatnonzero(~unread):
             where = place(int(i), int(steps[i]))
             if not there[i]:
                 raise RunError(
@@ -79,6 +83,18 @@ class Masks:
                     f"other environments; {_GIVE}, all True where every action is allowed"
                 )
             mask[i] = self._one(info[ACTION_MASK][i], where)
+        return mask
+
+    def _whole(self, info: Any, there: Mask, unread: Mask) -> Mask | None:
+        """Return what `read` returns, if the masks are one array and nothing is wrong; else None."""
+        given = info.get(ACTION_MASK) if isinstance(info, Mapping) else None
+        if not isinstance(given, np.ndarray) or given.shape != self._shape or given.dtype.kind not in "biu":
+            return None
+        mask = given.astype(np.bool_)
+        right = there & mask.any(axis=1) & (given == mask).all(axis=1)
+        if not (right | unread).all():
+            return None
+        mask[unread] = True
         return mask
 
     def _one(self, given: Any, where: str) -> npt.NDArray[Any]:

@@ -12,8 +12,8 @@ from fastrl.base.errors import ConfigError
 from fastrl.envs.masks import nth_allowed, only_allowed
 
 Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
-"""Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken; n is
-the number of games in progress."""
+"""Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken (of
+the actions that the game allows, where it gives masks); n is the number of games in progress."""
 
 
 class Epsilon:
