@@ -21,8 +21,10 @@ from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig, from_record
 from fastrl.distributed.chunk import Chunk, pack
 from fastrl.dqn.collector import Collector, build_group
+from fastrl.dqn.loss import best
 from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.policy import Policy
+from fastrl.envs.masks import have_masks
 
 Weights = dict[str, NDArray[Any]]
 """Of the online network, by the names of its state."""
@@ -90,13 +92,14 @@ class CopiedNetwork:
             self._network.load_state_dict(tensors(weights))
             self.updates = updates
 
-    def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape]."""
+    def act(self, obs: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape], of those that a mask [n, A] allows."""
         size = self._network.noise_size
         noise = torch.randn(size, generator=self._generator) if size else None
         with torch.inference_mode():
-            best: NDArray[np.int64] = self._network(torch.from_numpy(obs), noise).argmax(dim=1).numpy()
-        return best
+            values = self._network(torch.from_numpy(obs), noise)
+            greedy: NDArray[np.int64] = best(values, None if mask is None else torch.from_numpy(mask)).numpy()
+        return greedy
 
 
 class Actor:
@@ -182,4 +185,5 @@ def facts(envs: Any) -> dict[str, Any]:
         "frames": f"{envs.frame_dtype} {list(envs.frame_shape)}",
         "frame_skip": envs.frame_skip,
         "autoreset": envs.autoreset,
+        "action masks": have_masks(envs),
     }

@@ -17,7 +17,7 @@ from fastrl.dqn.collector import Rows
 
 Array = NDArray[Any]
 COLUMNS = ("action", "reward", "terminated", "truncated", "first", "reset", "game_over", "score", "length")
-"""Of `Rows`, but for frames and the numbers of the games."""
+"""Of `Rows`, but for frames, masks and the numbers of the games."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,13 @@ class Chunk:
     frame_dtype: str
     """Of one frame."""
     columns: dict[str, Array]
-    """By the names of `COLUMNS`, [T, n] each."""
+    """By the names of `COLUMNS`, [T, n] each; and where the games give masks, ``mask`` [T, n, A] bool."""
     frames: list[bytes]
     """T times [n, *frame_shape], compressed by lz4 where that makes it smaller."""
     finals: dict[int, bytes]
     """`Rows.final` by vector step, packed like frames; steps without are left out."""
+    final_masks: dict[int, Array]
+    """`Rows.final_mask` by vector step, [n, A] bool; steps without are left out."""
 
     @property
     def steps(self) -> int:
@@ -62,6 +64,7 @@ class Chunk:
         return Rows(
             frame=self._unpacked(self.frames[step]),
             final=None if final is None else self._unpacked(final),
+            final_mask=None if (mask := self.final_masks.get(step)) is None else mask.copy(),
             env_id=env_id,
             **columns,
         )
@@ -79,7 +82,7 @@ class Chunk:
 
 def pack(rows: Sequence[Rows], *, number: int, born: int, seq: int, version: int) -> Chunk:
     """Return vector steps, at least one, as a chunk; the other arguments are its fields."""
-    frame = rows[0].frame
+    frame, names = rows[0].frame, COLUMNS if rows[0].mask is None else (*COLUMNS, "mask")
     return Chunk(
         number=number,
         born=born,
@@ -87,9 +90,10 @@ def pack(rows: Sequence[Rows], *, number: int, born: int, seq: int, version: int
         version=version,
         frame_shape=frame.shape[1:],
         frame_dtype=frame.dtype.str,
-        columns={name: np.stack([getattr(row, name) for row in rows]) for name in COLUMNS},
+        columns={name: np.stack([getattr(row, name) for row in rows]) for name in names},
         frames=[_packed(row.frame) for row in rows],
         finals={step: _packed(row.final) for step, row in enumerate(rows) if row.final is not None},
+        final_masks={step: row.final_mask for step, row in enumerate(rows) if row.final_mask is not None},
     )
 
 

@@ -261,6 +261,8 @@ def build_collectors(config: DQNConfig, seed: int, check: Callable[[], None]) ->
         made: Any = getattr(envs, "is_vector", False) and envs.num_envs
         if made and made != config.num_envs:
             raise ConfigError(f"--num-envs is {config.num_envs}, and {config.game} makes {made} at a time; give {made}")
+        if is_custom(config.game):
+            envs.reset()  # which says whether there are action masks
         engine = RayEngine(config, seed, frame_bytes(envs))
     except BaseException:
         envs.close()

@@ -63,6 +63,10 @@ class Rows:
     """[n] float64: unclipped reward of the whole game so far."""
     length: NDArray[np.int64]
     """[n] int64: agent steps of the whole game so far."""
+    mask: NDArray[np.bool_] | None = None
+    """[n, A] bool: the actions that were allowed at the frame; None where the games give no masks."""
+    final_mask: NDArray[np.bool_] | None = None
+    """[n, A] bool: those at `final`; None where that is."""
 
     @property
     def counted(self) -> NDArray[np.int64]:
@@ -102,6 +106,10 @@ class Group:
         """Return the stacked frames [n, stack, *frame_shape] in which actions are due; call it once per step."""
         return self._stack.push(self._now.frame, self._now.first)
 
+    def act(self, policy: Policy) -> None:
+        """Start a step by this policy."""
+        self.send(policy.act(self.observe(), self.env_id, self._now.mask))
+
     def send(self, actions: NDArray[np.int64]) -> None:
         """Start a step."""
         self._actions = actions
@@ -118,7 +126,8 @@ class Group:
         if not isinstance(self.envs, Saveable) or not hasattr(self, "_now"):
             return None
         now = {field.name: getattr(self._now, field.name) for field in dataclasses.fields(Step)}
-        return {"envs": self.envs.state(), "stack": self._stack.state(), "now": now, "actions": self._actions}
+        given = {name: column for name, column in now.items() if column is not None}
+        return {"envs": self.envs.state(), "stack": self._stack.state(), "now": given, "actions": self._actions}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from where `state` was taken."""
@@ -188,12 +197,11 @@ class Collector:
             return
         self.open_games()
         for group in list(self._groups)[1:]:
-            group.send(policy.act(group.observe(), group.env_id))
+            group.act(policy)
 
     def send(self, policy: Policy) -> None:
         """Act for one group and start its step."""
-        group = self._groups[0]
-        group.send(policy.act(group.observe(), group.env_id))
+        self._groups[0].act(policy)
 
     def recv(self) -> Rows:
         """Wait for the group sent longest ago and return its rows."""
@@ -213,6 +221,8 @@ class Collector:
             game_over=after.game_over,
             score=after.score,
             length=after.length,
+            mask=before.mask,
+            final_mask=after.final_mask,
         )
 
     def state(self) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from fastrl.dqn.device.device import pick_precision
 from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.device.transfer import Columns, Download, Upload, torch_dtype
 from fastrl.dqn.flat import FlatParameters
-from fastrl.dqn.loss import munchausen_bonus, soft_policy, taken, under, weighted_mean
+from fastrl.dqn.loss import allowed, best, munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
 from fastrl.dqn.network import Dense as DenseLayer
 from fastrl.dqn.noisy import NoisyLinear
@@ -33,6 +33,7 @@ from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
+from fastrl.envs.masks import ACTION_MASK, only_allowed
 
 State = dict[str, Any]
 Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each input of the loss, in order
@@ -58,6 +59,15 @@ class Batch(Protocol):
     def index(self) -> NDArray[Any]: ...  # [B] integer, the replay's row numbers
 
 
+class MaskedBatch(Batch, Protocol):
+    """What a learner of masked actions reads besides, by the name `ACTION_MASK`."""
+
+    @property
+    def extra(self) -> dict[str, NDArray[Any]]: ...  # [B, A] bool, the actions that were allowed at obs
+    @property
+    def next_extra(self) -> dict[str, NDArray[Any]]: ...  # [B, A] bool, and those at next_obs
+
+
 class Learner:
     """Online and target network, optimizer and counters; greedy actions out, batches in.
 
@@ -81,6 +91,10 @@ class Learner:
     peers : Peers, optional
         The learners whose gradients are averaged in every update. All must have one seed, for equal weights; noise and
         taus are each one's own.
+    masked : bool, optional
+        Environments say which actions they allow: `act` takes a mask, and `learn` a `MaskedBatch`. Greedy actions and
+        soft policies, also those of targets, are then of allowed actions alone. A dueling network keeps its mean over
+        all actions.
 
     Attributes
     ----------
@@ -113,6 +127,7 @@ class Learner:
         *,
         delayed: bool | None = None,
         peers: Peers = ALONE,
+        masked: bool = False,
     ) -> None:
         on_gpu = device.type == "cuda"
         torch.set_num_threads(config.torch_threads or (1 if on_gpu else cpu_count()))
@@ -135,14 +150,21 @@ class Learner:
         self._params: list[Tensor] = list(self.online.parameters())
         self._flat, self._flat_target = (FlatParameters(net.parameters()) for net in (self.online, self.target))
 
-        self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype)
+        self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype, num_actions if masked else None)
         self._columns = Columns({k: v for k, v in self._specs.items() if "obs" not in k}, device, staged=self.delayed)
         self._inputs = {
             name: make_input(shape, dtype, device) if "obs" in name else self._columns.tensors[name]
             for name, (shape, dtype) in self._specs.items()
         }
         self._acting = make_input((config.group_size, *self._obs_shape), self._specs["obs"][1], device)
-        self._uploads = {name: Upload(device, staged=self.delayed) for name in ("obs", "next_obs", "acting")}
+        self._acting_mask: Tensor | None = None
+        if masked:
+            self._acting_mask = make_input((config.group_size, num_actions), torch.bool, device)
+            for mask in (self._inputs["mask"], self._inputs["next_mask"], self._acting_mask):
+                mask.fill_(True)  # for the first calls, which compile and record
+        self._uploads = {
+            name: Upload(device, staged=self.delayed) for name in ("obs", "next_obs", "acting", "acting_mask")
+        }
         self._downloads = [Download(config.batch_size, device) for _ in range(2)]
         self._pending: tuple[NDArray[np.int64], Download] | None = None
         self._tally = Tally(dict(self.online.named_parameters()), device)
@@ -190,13 +212,13 @@ class Learner:
             with torch.no_grad():
                 return online.values(behind(online, features(online, obs), noise=noise))
 
-        def act_behind(x: Tensor, noise: Tensor | None) -> Tensor:
+        def act_behind(x: Tensor, noise: Tensor | None, mask: Tensor | None) -> Tensor:
             with torch.no_grad():
-                return online.values(behind(online, x, noise=noise)).argmax(dim=1)
+                return best(online.values(behind(online, x, noise=noise)), mask)
 
-        def act(obs: Tensor, noise: Tensor | None) -> Tensor:
+        def act(obs: Tensor, noise: Tensor | None, mask: Tensor | None) -> Tensor:
             with torch.no_grad():
-                return act_behind(features(online, obs), noise)
+                return act_behind(features(online, obs), noise, mask)
 
         def loss_behind(
             x_tm1: Tensor,
@@ -206,6 +228,8 @@ class Learner:
             reward_t: Tensor,
             discount_t: Tensor,
             weight: Tensor,
+            mask_tm1: Tensor | None,
+            mask_t: Tensor | None,
             taus: Tensor | None,
             noise: Tensor | None,
         ) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,17 +240,18 @@ class Learner:
                 q_tm1 = online.values(out_tm1.detach())
                 out_t = behind(target, x_t_target, taus_t, noise_t)
                 if config.munchausen:
-                    policy, entropy = soft_policy(target.values(out_t))
-                    reward_t = reward_t + munchausen_bonus(q_tm1, action_tm1) + discount_t * entropy
+                    policy, entropy = soft_policy(target.values(out_t), mask_t)
+                    reward_t = reward_t + munchausen_bonus(q_tm1, action_tm1, mask_tm1) + discount_t * entropy
                     returns_t = under(head.returns(out_t), policy)
                 else:
                     out_select = behind(online, x_t, noise=noise_select) if select_online else out_t
-                    returns_t = head.returns(taken(out_t, online.values(out_select).argmax(dim=1)))
+                    returns_t = head.returns(taken(out_t, best(online.values(out_select), mask_t)))
             losses, errors = head.loss(
                 taken(out_tm1, action_tm1), reward_t, discount_t, returns_t, config.huber_delta, taus_tm1
             )
             value, errors = weighted_mean(losses, weight), errors.detach()
-            stats = torch.stack((value.detach(), errors.mean(), taken(q_tm1, action_tm1).mean(), q_tm1.max()))
+            q_max = allowed(q_tm1, mask_tm1).max()
+            stats = torch.stack((value.detach(), errors.mean(), taken(q_tm1, action_tm1).mean(), q_max))
             return value, errors, stats
 
         def loss(
@@ -236,6 +261,8 @@ class Learner:
             obs_t: Tensor,
             discount_t: Tensor,
             weight: Tensor,
+            mask_tm1: Tensor | None,
+            mask_t: Tensor | None,
             taus: Tensor | None,
             noise: Tensor | None,
         ) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,7 +270,9 @@ class Learner:
                 x_t_target = features(target, obs_t)
                 x_t = features(online, obs_t) if select_online else x_t_target
             x_tm1 = features(online, obs_tm1)
-            return loss_behind(x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight, taus, noise)
+            return loss_behind(
+                x_tm1, x_t, x_t_target, action_tm1, reward_t, discount_t, weight, mask_tm1, mask_t, taus, noise
+            )
 
         leaves = [p if copy is None else copy for p, copy in zip(self._params, copies, strict=True)]
 
@@ -287,14 +316,14 @@ class Learner:
         def use(act_behind: Any, loss_behind: Any, act: Any, loss: Any) -> None:
             """Act and learn by these functions: those behind the features, where the trunk is the fast one."""
             taus, noise, acting_noise = (self._draws.get(name) for name in ("taus", "noise", "acting_noise"))
+            given = [tensor for name, tensor in self._inputs.items() if "mask" not in name]
+            others = [self._inputs.get("mask"), self._inputs.get("next_mask"), taus, noise]
             if trunk is None:
-                self._act: Callable[[], Tensor] = lambda: act(self._acting, acting_noise)
-                self._loss: Callable[[], tuple[Tensor, Tensor, Tensor]] = lambda: loss(
-                    *self._inputs.values(), taus, noise
-                )
+                self._act: Callable[[], Tensor] = lambda: act(self._acting, acting_noise, self._acting_mask)
+                self._loss: Callable[[], tuple[Tensor, Tensor, Tensor]] = lambda: loss(*given, *others)
                 return
-            columns = [*(value for name, value in self._inputs.items() if "obs" not in name), taus, noise]
-            self._act = lambda: act_behind(trunk.act(self._frames["acting"]), acting_noise)
+            columns = [*(t for name, t in self._inputs.items() if "obs" not in name and "mask" not in name), *others]
+            self._act = lambda: act_behind(trunk.act(self._frames["acting"]), acting_noise, self._acting_mask)
             self._loss = lambda: loss_behind(
                 *trunk.features(self._frames["obs"], self._frames["next_obs"], online_next=select_online), *columns
             )
@@ -348,17 +377,22 @@ class Learner:
         """Return all tensors that an update changes."""
         return [*self._params, self._flat_target.values, *self._optimizer.tensors(), self._tally.totals]
 
-    def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
+    def act(self, obs: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group.
 
-        Where layers are noisy, by one new sample of the noise for all rows.
+        Where layers are noisy, by one new sample of the noise for all rows. A learner of masked actions needs the mask
+        [N, A] bool of those that are allowed.
         """
         self._check_obs(obs)
+        self._check_mask(mask, len(obs))
         self._draw("acting_noise")
         if len(obs) != len(self._acting):
             values = self._q_values(torch.as_tensor(obs, device=self.device), self._draws.get("acting_noise"))
-            best: NDArray[np.int64] = values.cpu().numpy().argmax(axis=1)
-            return best
+            found = values.cpu().numpy()
+            greedy: NDArray[np.int64] = (found if mask is None else only_allowed(found, mask)).argmax(axis=1)
+            return greedy
+        if mask is not None and self._acting_mask is not None:
+            self._bring("acting_mask", mask, self._acting_mask)
         if self._trunk is None:
             self._bring("acting", obs, self._acting)
         else:
@@ -400,8 +434,20 @@ class Learner:
             wanted = ["N", *self._obs_shape]
             raise ValueError(f"obs is {obs.dtype} {list(obs.shape)}; give {dtype} [{', '.join(map(str, wanted))}]")
 
+    def _check_mask(self, mask: NDArray[np.bool_] | None, rows: int) -> None:
+        if self._acting_mask is None:
+            if mask is not None:
+                raise ValueError("mask is given to a learner without masks; leave it out, or build it with masked=True")
+            return
+        wanted = (rows, self._acting_mask.shape[1])
+        if mask is None or mask.shape != wanted or mask.dtype != np.bool_:
+            got = "None" if mask is None else f"{mask.dtype} {list(mask.shape)}"
+            raise ValueError(f"mask is {got}; give bool {list(wanted)}, since the learner was built with masked=True")
+
     def _wanted_dtype(self, name: str, array: NDArray[Any] | Tensor) -> Any:
         """Return the dtype that a column must have: of observations, in NumPy's words or PyTorch's; others may vary."""
+        if "mask" in name:
+            return np.dtype(np.bool_)
         if "obs" not in name:
             return array.dtype
         return self._obs_dtype if isinstance(array, np.ndarray) else self._specs["obs"][1]
@@ -437,7 +483,7 @@ class Learner:
                 fill(self._inputs[name], value)
             else:
                 self._bring(name, value, self._inputs[name])
-        self._columns.send({name: getattr(batch, name) for name in self._columns.tensors})
+        self._columns.send({name: _column(batch, name) for name in self._columns.tensors})
         self._draw("taus", "noise")
         before = [p.detach().clone() for p in self._params] if measure else []
         errors = self._update()
@@ -471,7 +517,7 @@ class Learner:
 
     def _check(self, batch: Batch) -> None:
         for name, (shape, _) in self._specs.items():
-            array = getattr(batch, name)
+            array = _column(batch, name)
             dtype = self._wanted_dtype(name, array)
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"batch.{name} is {array.dtype} {list(array.shape)}; give {dtype} {list(shape)}")
@@ -579,7 +625,16 @@ def _noisy_dense(layer: nn.Linear) -> DenseLayer:
     return lambda x, noise: Dense.apply(x, *(p.to(x.dtype) for p in layer.sample(noise)))  # type: ignore[no-untyped-call]
 
 
-def _specs(B: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype[Any]) -> Specs:
+def _column(batch: Batch, name: str) -> Any:
+    """Return an array of a batch by the name of the input that it fills."""
+    if name == "mask":
+        return cast(MaskedBatch, batch).extra[ACTION_MASK]
+    if name == "next_mask":
+        return cast(MaskedBatch, batch).next_extra[ACTION_MASK]
+    return getattr(batch, name)
+
+
+def _specs(B: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype[Any], masked_actions: int | None) -> Specs:
     obs = ((B, *obs_shape), torch.from_numpy(np.empty(0, obs_dtype)).dtype)
     column = ((B,), torch.float32)
     return {  # in the order of the loss's arguments
@@ -589,4 +644,4 @@ def _specs(B: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype[Any]) -> Spec
         "next_obs": obs,
         "discount": column,
         "weight": column,
-    }
+    } | dict.fromkeys([] if masked_actions is None else ["mask", "next_mask"], ((B, masked_actions or 0), torch.bool))

@@ -26,6 +26,16 @@ def under(returns: Tensor, policy: Tensor) -> Tensor:
     return (policy.unsqueeze(2) * returns).sum(dim=1)
 
 
+def best(q: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the actions of the highest values: [B] int64 of q [B, A], of those that a mask [B, A] bool allows."""
+    return allowed(q, mask).argmax(dim=1)
+
+
+def allowed(q: Tensor, mask: Tensor | None) -> Tensor:
+    """Return q [B, A] with -inf where a mask [B, A] bool forbids the action; without a mask as it is."""
+    return q if mask is None else q.masked_fill(~mask, -torch.inf)
+
+
 def huber(td: Tensor, delta: float) -> Tensor:
     """Return td^2 / 2 where |td| <= delta, else delta (|td| - delta / 2), elementwise (Huber 1964).
 
@@ -109,11 +119,11 @@ MUNCHAUSEN_CLIP = -1.0
 
 
 def scaled_log_policy(q: Tensor, temperature: float = MUNCHAUSEN_TEMPERATURE) -> Tensor:
-    """Return tau log softmax(q / tau) as [B, A], of q [B, A] float32."""
+    """Return tau log softmax(q / tau) as [B, A], of q [B, A] float32; -inf where q is."""
     return temperature * (q / temperature).log_softmax(dim=1)
 
 
-def munchausen_bonus(q_tm1: Tensor, action_tm1: Tensor) -> Tensor:
+def munchausen_bonus(q_tm1: Tensor, action_tm1: Tensor, mask_tm1: Tensor | None = None) -> Tensor:
     """Return alpha [tau log pi(a|s)] clipped to [l0, 0], as [B]: what is added to the reward.
 
     pi is softmax(q / tau) (Vieillard et al. 2020, eq. 2, clipped as in their experiments).
@@ -124,17 +134,22 @@ def munchausen_bonus(q_tm1: Tensor, action_tm1: Tensor) -> Tensor:
         [B, A] float32; values at the state where the action was taken.
     action_tm1 : Tensor
         [B] int64; the action taken.
+    mask_tm1 : Tensor, optional
+        [B, A] bool; the actions that were allowed there, over which pi is.
     """
-    return MUNCHAUSEN_ALPHA * taken(scaled_log_policy(q_tm1), action_tm1).clamp(MUNCHAUSEN_CLIP, 0)
+    return MUNCHAUSEN_ALPHA * taken(scaled_log_policy(allowed(q_tm1, mask_tm1)), action_tm1).clamp(MUNCHAUSEN_CLIP, 0)
 
 
-def soft_policy(q_t: Tensor) -> tuple[Tensor, Tensor]:
+def soft_policy(q_t: Tensor, mask_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return pi = softmax(q / tau) as [B, A], and its entropy times tau as [B].
 
-    The soft value of a state is the mean of q over pi, and that entropy (Vieillard et al. 2020, eq. 1).
+    The soft value of a state is the mean of q over pi, and that entropy (Vieillard et al. 2020, eq. 1). With a mask
+    [B, A] bool both are over the actions that it allows: pi is 0 elsewhere.
     """
-    log_policy = scaled_log_policy(q_t)
+    log_policy = scaled_log_policy(allowed(q_t, mask_t))
     policy = (log_policy / MUNCHAUSEN_TEMPERATURE).exp()
+    if mask_t is not None:
+        log_policy = log_policy.masked_fill(~mask_t, 0.0)  # 0 log 0 counts as 0
     return policy, -(policy * log_policy).sum(dim=1)
 
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.envs.masks import random_allowed
+
 
 class ActingNetwork(Protocol):
     """What a policy asks of a network; a `Learner` is one."""
@@ -14,8 +16,8 @@ class ActingNetwork(Protocol):
     updates: int
     """Updates that its weights have had."""
 
-    def act(self, obs: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape]."""
+    def act(self, obs: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape], of those that a mask [n, A] allows."""
 
 
 @runtime_checkable
@@ -56,14 +58,26 @@ class Policy:
         """Updates that the acting weights have had."""
         return self._network.updates
 
-    def act(self, obs: NDArray[Any], env_id: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return actions [n] int64 for obs [n, stack, *frame_shape] of the environments env_id [n] int64."""
+    def act(
+        self, obs: NDArray[Any], env_id: NDArray[np.int64], mask: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64]:
+        """Return actions [n] int64.
+
+        Parameters
+        ----------
+        obs : [n, stack, *frame_shape]
+            What the environments show.
+        env_id : [n] int64
+            Which environments.
+        mask : [n, A] bool, optional
+            Actions that they allow; random ones too are of these.
+        """
         if not self.version:
-            return self._random_actions(len(obs))
-        greedy = self._network.act(obs)
+            return self._random_actions(len(obs), mask)
+        greedy = self._network.act(obs, mask)
         epsilon = self.epsilon[env_id] if isinstance(self.epsilon, np.ndarray) else self.epsilon
         coins = self.rng.random(len(obs)) < epsilon
-        return np.where(coins, self._random_actions(len(obs)), greedy)
+        return np.where(coins, self._random_actions(len(obs), mask), greedy)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Return copies of the acting weights by name, for processes that act elsewhere."""
@@ -78,5 +92,7 @@ class Policy:
         """Take over what `state` returned."""
         self.rng.bit_generator.state = state["rng"]
 
-    def _random_actions(self, n: int) -> NDArray[np.int64]:
+    def _random_actions(self, n: int, mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        if mask is not None:
+            return random_allowed(self.rng, mask)
         return self.rng.integers(self._num_actions, size=n)

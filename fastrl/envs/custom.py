@@ -21,9 +21,10 @@ from fastrl.base.checks import check_state
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.extras import extra
 from fastrl.envs.foreign import EnvError, calling, same_folder
+from fastrl.envs.masks import Masks
 from fastrl.envs.names import MakeEnv, load
-from fastrl.envs.observations import Observations, place
-from fastrl.envs.step import Array, Autoreset, Step, check_actions
+from fastrl.envs.observations import Observations
+from fastrl.envs.step import Array, Autoreset, Step, check_actions, place
 from fastrl.film.picture import to_picture
 
 with extra("train"):
@@ -82,12 +83,15 @@ class CustomEnvs:
         Whether frames are images, else vectors.
     stacked : str
         How it is known that the environment stacks its frames itself, for a message; empty if it does not seem to.
+    masked : bool
+        Whether the environments give action masks (`fastrl.envs.masks`); False before the first reset.
 
     `fastrl.envs.observations.Observations` says what frames are made of observations.
 
     Raises ConfigError if `load` does, if the callable fails or returns something else, one object twice or environments
     of different spaces, if actions are not Discrete, or if observations are neither vectors nor images. `reset` and
-    `recv` raise RunError if an observation does not fit the observation space, or if it or a reward is not finite.
+    `recv` raise RunError if an observation does not fit the observation space, if it or a reward is not finite, or for
+    an action mask as `Masks.read` does.
     Methods raise EnvError for what environments raise. If closing fails, a warning says so.
     """
 
@@ -113,6 +117,8 @@ class CustomEnvs:
         self.takes_actions = True
         self._reward_clip, self._max_steps = reward_clip, max_episode_steps
         self._can_cut = _can_cut(self._envs, self.autoreset)
+        self._masks = Masks(game, self.num_envs, self.num_actions)
+        self._mask: Array | None = None  # [N, A] bool, of the newest observations
         self._seed: int | None = seed % (SEEDS - self.num_envs + 1)
         self._sent: Array | None = None
         self._asked: Array | None = None  # environments whose rows `recv` returns; None: all
@@ -122,12 +128,17 @@ class CustomEnvs:
         self._score = np.zeros(self.num_envs)
         self._length = np.zeros(self.num_envs, np.int64)
 
+    @property
+    def masked(self) -> bool:
+        return self._masks.given
+
     @_guarded("reset()", "a pair (observation, info), and takes the arguments seed and options")
     def reset(self) -> Step:
         """Start new episodes in all environments and return one `reset` row for each."""
         check_state(self._sent is None, "reset() while a step is in progress; call recv() first")
         with self._observations.explained(self._one_by_one()):
-            obs, _ = self._envs.reset(seed=self._seed)
+            obs, info = self._envs.reset(seed=self._seed)
+        self._mask = self._masks.begin(info)
         self._seed = None  # a second reset shall not repeat the first
         self._ended[:], self._cut[:], self._score[:], self._length[:] = False, False, 0, 0
         no = np.zeros(self.num_envs, np.bool_)
@@ -138,11 +149,12 @@ class CustomEnvs:
         """Start one step and return at once if the vector can; `recv` waits for it. Errors as of `AtariEnvs.send`.
 
         `actions` is [n] integers below `num_actions`. `env_id` is [n] integers, each at most once: the environments
-        whose rows `recv` returns (default: all, in order). Vectors step as a whole: the others take their first action.
+        whose rows `recv` returns (default: all, in order). Vectors step as a whole: the others take the first action
+        that they allow.
         """
         check_state(self._sent is None, "send() while a step is in progress; call recv() first")
         chosen, self._asked = check_actions(actions, env_id, self)
-        acts = np.zeros(self.num_envs, np.int64)
+        acts = np.zeros(self.num_envs, np.int64) if self._mask is None else self._mask.argmax(axis=1)
         acts[slice(None) if self._asked is None else self._asked] = chosen
         self._sent = acts + self._first_action
         if isinstance(self._envs, vector.AsyncVectorEnv):
@@ -162,7 +174,11 @@ class CustomEnvs:
         terminated = np.asarray(terminated, np.bool_) & ~reset
         truncated = np.asarray(truncated, np.bool_) & ~reset & ~terminated
         by_itself = terminated | truncated
-        frame, final = self._frames(obs, by_itself if self.autoreset == "same_step" else reset), None
+        opened = by_itself if self.autoreset == "same_step" else reset
+        frame, final, final_mask = self._frames(obs, opened), None, None
+        # No action is chosen where the game is over, and what the vector played on to is thrown away.
+        unread = (terminated & ~opened) | (self._cut & inside)
+        self._mask = self._masks.read(info, np.where(opened, 0, self._length + 1), unread)
         if inside and self._cut.any():  # the vector, which knows nothing of the limit, played on
             frame = self._reopened(self._cut)
         reward = self._rewards(reward, reset)
@@ -171,9 +187,12 @@ class CustomEnvs:
         self._ended = terminated | truncated
         if self._ended.any() and not inside:
             final = self._final(frame, info, by_itself)
+            final_mask = self._final_mask(info, by_itself, terminated)
             again = self._ended if self.autoreset == "disabled" else self._cut
             frame = self._reopened(again) if again.any() else frame
-        step = self._step(frame, reward, terminated, truncated, reset if inside else self._ended, reset, final)
+        step = self._step(
+            frame, reward, terminated, truncated, reset if inside else self._ended, reset, final, final_mask
+        )
         return step if self._asked is None else step.select(self._asked)
 
     def step(self, actions: npt.ArrayLike, env_id: npt.ArrayLike | None = None) -> Step:
@@ -271,10 +290,24 @@ class CustomEnvs:
             final[i] = self._observations.frames(last, [i], self._length[i : i + 1] + 1)[0]
         return final
 
+    def _final_mask(self, info: dict[str, Any], by_itself: Array, terminated: Array) -> Array | None:
+        """Return the masks of the last frames that `_final` returns; all True after a termination."""
+        if self._mask is None:
+            return None
+        final = self._mask.copy()
+        if self.autoreset == "same_step" and by_itself.any():  # whose own masks are those of a new episode
+            last = self._masks.read(info.get("final_info"), self._length + 1, ~by_itself | terminated)
+            assert last is not None
+            final[by_itself] = last[by_itself]
+        return final
+
     def _reopened(self, ended: Array) -> Array:
-        """Start new episodes where `ended` [N] bool says so; return the frames of all."""
+        """Start new episodes where `ended` [N] bool says so; return the frames of all, and note their masks."""
         with self._observations.explained(self._one_by_one()):
-            obs, _ = self._envs.reset(options={"reset_mask": ended.copy()})
+            obs, info = self._envs.reset(options={"reset_mask": ended.copy()})
+        opened = self._masks.read(info, np.zeros_like(self._length), ~ended)
+        if self._mask is not None and opened is not None:
+            self._mask = np.where(ended[:, None], opened, self._mask)
         return self._frames(obs, ended)
 
     def _step(
@@ -286,6 +319,7 @@ class CustomEnvs:
         first: Array,
         reset: Array,
         final: Array | None = None,
+        final_mask: Array | None = None,
     ) -> Step:
         """Bring the books up to date and return the record."""
         over = terminated | truncated
@@ -303,6 +337,8 @@ class CustomEnvs:
             length=self._length.copy(),
             env_id=np.arange(self.num_envs, dtype=np.int32),
             final=final,
+            mask=None if self._mask is None else self._mask.copy(),
+            final_mask=final_mask,
         )
         self._score[over], self._length[over] = 0, 0
         return step

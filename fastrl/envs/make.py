@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
+
 from fastrl.base.errors import ConfigError
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import Rules
@@ -101,8 +103,9 @@ def look_at(game: str) -> tuple[tuple[int, ...], int | None]:
 
     envs = CustomEnvs(game, 1, seed=0)
     try:
-        envs.reset()
-        envs.step([0] * envs.num_envs)  # what fails here would otherwise fail in a run that has begun
+        opened = envs.reset()
+        first = np.zeros(envs.num_envs, np.int64) if opened.mask is None else opened.mask.argmax(axis=1)
+        envs.step(first)  # what fails here would otherwise fail in a run that has begun
         shape = envs.frame_shape if envs.images else (math.prod(envs.frame_shape),)
         return shape, envs.num_envs if envs.is_vector else None
     finally:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.extras import extra
+from fastrl.envs.step import place
 
 with extra("train"):
     from gymnasium import Space, spaces
@@ -195,12 +196,6 @@ def channel_axis(shape: Sequence[int]) -> int | None:
     if 2 * last <= min(first, middle):
         return -1
     return 0 if 2 * first <= min(middle, last) else None
-
-
-def place(env_id: int, steps: int) -> str:
-    """Return words on where an environment stood when it returned something."""
-    when = f"in step {steps:,} of an episode" if steps else "in reset()"
-    return f"{when}, environment {env_id}"
 
 
 def _as_array(obs: Any) -> Array:

@@ -51,12 +51,17 @@ class Step:
     final: Array | None = None
     """[n, *frame_shape] frame_dtype: where an episode ended in this step, its last frame. None if none ended, or if
     `frame` itself has it (autoreset "next_step")."""
+    mask: npt.NDArray[np.bool_] | None = None
+    """[n, A] bool: the actions that are allowed at `frame`. None where the environments give no masks."""
+    final_mask: npt.NDArray[np.bool_] | None = None
+    """[n, A] bool: those allowed at `final`, None where that is; all True after a termination."""
 
     def update(self, part: Step) -> None:
         """Overwrite the rows of this step of all environments with those of another step's environments."""
         for field in dataclasses.fields(self):
-            if field.name != "final":
-                getattr(self, field.name)[part.env_id] = getattr(part, field.name)
+            column = getattr(self, field.name)
+            if column is not None and field.name not in ("final", "final_mask"):
+                column[part.env_id] = getattr(part, field.name)
 
     def select(self, rows: Array) -> Step:
         """Return a step with copies of some rows, given by their positions [m] integers."""
@@ -89,6 +94,12 @@ class Envs(Protocol):
     def send(self, actions: npt.ArrayLike) -> None: ...
     def recv(self) -> Step: ...
     def close(self) -> None: ...
+
+
+def place(env_id: int, steps: int) -> str:
+    """Return words on where an environment stood when it returned something."""
+    when = f"in step {steps:,} of an episode" if steps else "in reset()"
+    return f"{when}, environment {env_id}"
 
 
 def frame_bytes(envs: Envs) -> int:

@@ -89,7 +89,7 @@ class Bars:
         inside = row[2:-2, 3:-3]
         if value is not None:
             span = self._high - self._low
-            share = (value - self._low) / span if span > 0 else 1.0
+            share = (value - self._low) / span if span > 0 else float(np.isfinite(value))
             inside[:, : round(share * inside.shape[1]) if np.isfinite(share) else 0] = CHOSEN if chosen else BAR
             self._write(row, f"{value:.2f}", right=True)
         self._write(row, name, right=False)

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.base.errors import ConfigError
+from fastrl.envs.masks import nth_allowed, only_allowed
 
 Act = Callable[[npt.NDArray[Any]], npt.ArrayLike]
-"""Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken; n is
-the number of games in progress."""
+"""Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken (of
+the actions that the game allows, where it gives masks); n is the number of games in progress."""
 
 
 class Epsilon:
@@ -25,7 +26,9 @@ class Epsilon:
         self._rng = np.random.default_rng([seed, 1])
         self._epsilon, self._num_actions, self._games, self._first = epsilon, num_actions, games, first
 
-    def __call__(self, actions: npt.ArrayLike, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def __call__(
+        self, actions: npt.ArrayLike, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.int64]:
         """Return the actions [n] int64 of the games `ids` [n]; the draws do not depend on which games are over.
 
         Parameters
@@ -34,16 +37,18 @@ class Epsilon:
             What an act function returned.
         ids : [n] int64
             The games that it was asked for.
+        mask : [n, A] bool, optional
+            The actions that these allow: of values the highest of those is taken, and random actions are of those.
 
         Raises
         ------
         ValueError
-            If the act function returned other than one action of the game, or the values of all, per row; ConfigError,
-            which is one, for the values of another number of actions.
+            If the act function returned other than one action of the game, or the values of all, per row, or an action
+            that is not allowed; ConfigError, which is one, for the values of another number of actions.
         """
         greedy = np.asarray(actions)
         if greedy.shape == (len(ids), self._num_actions) and greedy.dtype.kind == "f":
-            greedy = greedy.argmax(axis=1)
+            greedy = (greedy if mask is None else only_allowed(greedy, mask)).argmax(axis=1)
         elif greedy.ndim == 2 and greedy.dtype.kind == "f" and len(greedy) == len(ids):
             raise ConfigError(
                 f"act returned the values of {greedy.shape[1]} actions, and the environment has {self._num_actions}; "
@@ -53,7 +58,16 @@ class Epsilon:
             raise ValueError(f"act returned {greedy.dtype} {greedy.shape}; return integers of shape {ids.shape}")
         if greedy.min() < 0 or greedy.max() >= self._num_actions:
             raise ValueError(f"act returned {greedy.tolist()}; the game's actions are 0 to {self._num_actions - 1}")
+        if mask is not None and not (taken := mask[np.arange(len(ids)), greedy]).all():
+            i = int(np.flatnonzero(~taken)[0])
+            raise ValueError(
+                f"act returned action {greedy[i]}, and the environment allows {np.flatnonzero(mask[i]).tolist()}; "
+                "return Q-values [n, A], of which the highest allowed one is taken"
+            )
         explore = self._rng.random(self._games) < self._epsilon
-        random = self._rng.integers(self._num_actions, size=self._games)
         games = ids + self._first
+        if mask is not None:
+            share = self._rng.random(self._games)[games]
+            return np.where(explore[games], nth_allowed(mask, share * mask.sum(axis=1)), greedy.astype(np.int64))
+        random = self._rng.integers(self._num_actions, size=self._games)
         return np.where(explore[games], random[games], greedy.astype(np.int64))

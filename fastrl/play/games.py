@@ -118,7 +118,8 @@ def play_games(
         `fastrl.envs.custom`). Of the rules, only epsilon and max_steps affect a custom environment, and it can be
         filmed if its render_mode is "rgb_array".
     act : callable
-        Stacks [n, stack, *frame] to actions [n] integers or Q-values [n, A] floats. The stacks are valid during the
+        Stacks [n, stack, *frame] to actions [n] integers or Q-values [n, A] floats. Of values the highest is taken; of
+        an environment that gives action masks, the highest that is allowed. The stacks are valid during the
         call only. With EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
     episodes : int
         Number of games. EnvPool plays them side by side, about 1 MB each; Gymnasium one after another.
@@ -152,7 +153,8 @@ def play_games(
     RunError
         If there is a picture to `show`, but it cannot be taken or drawn; the message says why.
     ValueError
-        If `act` returns other than one action of the game, or the values of all, per row.
+        If `act` returns other than one action of the game, or the values of all, per row, or an action that is not
+        allowed.
     """
     at_least(1, episodes=episodes, stack=stack, film_every=film_every)
     at_least(0, seed=seed, film_steps=film_steps)

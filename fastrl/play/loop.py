@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.envs.frame_stack import FrameStack
+from fastrl.envs.masks import only_allowed
 from fastrl.envs.step import GameEnvs, Step
 from fastrl.film.camera import Camera
 from fastrl.film.picture import Picture
@@ -66,11 +67,14 @@ def play_whole_games(
             scores[ended], lengths[ended] = step.score[over], step.length[over]
             with_first, first_over, length = playing[0] == 0, bool(over[0]), int(step.length[0])
             playing, observed = playing[~over], observed[~over]
+            mask = None if step.mask is None else step.mask[~over]
 
             asked, actions = len(playing) > 0 and envs.takes_actions, np.zeros(len(playing), np.int64)
             if asked:
                 values = act(observed)
-                actions = explore(values, playing)
+                actions = explore(values, playing, mask)
+                if mask is not None and np.ndim(values) == 2:
+                    values = only_allowed(values, mask)  # no others are drawn
 
             # One picture per agent step. Where the environment has begun its next game already, the last one is missed.
             missed = first_over and envs.autoreset != "next_step"

@@ -42,7 +42,7 @@ class Weights:
     def __init__(self):
         self.updates = 1
 
-    def act(self, obs):
+    def act(self, obs, mask=None):
         raise AssertionError
 
     def weights(self):

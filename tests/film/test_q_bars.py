@@ -55,6 +55,13 @@ def test_the_scale_only_ever_grows():
     assert later[3] == pytest.approx(first[3] / 2, abs=1)
 
 
+@pytest.mark.parametrize("values", [[-np.inf, 2.0, -np.inf, 2.0], [-np.inf, 1.0, -np.inf, 2.0]])
+def test_an_action_that_is_not_allowed_has_no_bar(values):
+    before, _, none, best = lengths(Bars(NAMES).beside(PICTURE, np.array(values)))
+    assert before == none == 0
+    assert best > 0.9 * WIDTH
+
+
 def test_where_nothing_is_decided_the_names_stand_alone():
     picture = Bars(NAMES).beside(PICTURE)
     assert lengths(picture) == lengths(picture, CHOSEN) == [0] * 4

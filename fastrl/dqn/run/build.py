@@ -28,6 +28,7 @@ from fastrl.dqn.run.replay_plan import (
     plan_replay,
     refusal,
 )
+from fastrl.envs.masks import ACTION_MASK, have_masks
 from fastrl.envs.step import Envs, frame_bytes
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer
 from fastrl.replay.saves import segments
@@ -127,6 +128,13 @@ def load_replay(
         own: dict[str, Any] = _settings(config, envs)
         own |= {"obs_dtype": envs.frame_dtype.str, "obs_shape": list(envs.frame_shape)}
         del own["n_step"], own["gamma"]  # the run sets them as it advances
+        extra, next_extra = own.pop("extra", {}), own.pop("next_extra", ())
+        if list(saved.get("extra", {})) != list(extra) or list(saved.get("next_extra", ())) != list(next_extra):
+            has, gives = ("action masks" if there else "no action masks" for there in (saved.get("extra"), extra))
+            raise ConfigError(
+                f"{path} was made with {has}, and {config.game} gives {gives} now (info[{ACTION_MASK!r}]); let the "
+                "environment be as it was, or delete the replay to resume with an empty one"
+            )
         for name, value in own.items():
             if saved[name] != value:
                 if name == "num_envs" and (refused := _other_games(path, saved[name], config)):
@@ -239,7 +247,7 @@ def _plan(
     free, warm_up = available_bytes(), config.warm_up_steps if warm_up_steps is None else warm_up_steps
     plan = plan_replay(
         config,
-        frame_bytes(envs),
+        frame_bytes(envs) + (envs.num_actions if have_masks(envs) else 0),
         None if free is None else free // peers.local_count,
         None if device.type == "cpu" else gpu_free_bytes(device),
         lz4_installed=lz4_installed(),
@@ -297,4 +305,9 @@ def _settings(config: DQNConfig, envs: Envs) -> dict[str, Any]:
         "gamma": config.gamma,
         "alpha": config.alpha if config.prioritized else 0.0,
         "eps": config.priority_eps,
+        **(
+            {"extra": {ACTION_MASK: ((envs.num_actions,), np.bool_)}, "next_extra": (ACTION_MASK,)}
+            if have_masks(envs)
+            else {}
+        ),
     }

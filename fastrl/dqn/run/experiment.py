@@ -38,6 +38,7 @@ from fastrl.dqn.run.replay_plan import check_rings
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
 from fastrl.dqn.tune import OPEN, Shapes, settle
+from fastrl.envs.masks import have_masks
 from fastrl.envs.names import is_custom, refuse_while_loading, same_game
 from fastrl.envs.step import Envs
 from fastrl.runs import checkpoints
@@ -189,6 +190,8 @@ class Run(Loop):
         else:
             collector = build_collector(config, seeds[1])
         self._last.callback(collector.close)
+        if is_custom(config.game) and not config.collectors:
+            collector.open_games()  # which may fail, and only then says whether there are action masks
         envs = collector.envs
         if new:  # one that was trained so goes on so
             _refuse_two_stacks(config, envs)
@@ -210,7 +213,14 @@ class Run(Loop):
         )
         config = config.replace(**{name: getattr(chosen, name) for name in OPEN})
         learner = Learner(
-            peers.part(config), obs_shape, envs.frame_dtype, envs.num_actions, device, seeds[3], peers=peers
+            peers.part(config),
+            obs_shape,
+            envs.frame_dtype,
+            envs.num_actions,
+            device,
+            seeds[3],
+            peers=peers,
+            masked=have_masks(envs),
         )
         super().__init__(
             config,
@@ -231,7 +241,7 @@ class Run(Loop):
         )
         self._last.callback(self.saver.wait)
         games_continue = found is not None and self._restore(found, mine, pace=replay.earlier is not None)
-        if is_custom(config.game) or config.collectors:
+        if config.collectors:
             collector.open_games()  # which may fail: before anything is written
         peers.wait()  # for all learners, any of which may refuse something: before anything is written
         if peers.leads:
@@ -248,6 +258,7 @@ class Run(Loop):
         rules = f", protocol {config.protocol_name}"
         if is_custom(config.game):
             rules = f", frames {list(envs.frame_shape)} stacked {config.stack} high, trunk {config.trunk}"
+            rules += ", with action masks" if have_masks(envs) else ""
         if device.type == "cuda":
             no = config.precision == "auto" and learner.precision == "float32"
             arithmetic = f" in {learner.precision}{' (this GPU has no bfloat16)' if no else ''}"

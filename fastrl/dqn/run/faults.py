@@ -62,7 +62,10 @@ def not_finite(
         again = f"none is saved yet: start anew with another --name and steps of a quarter: {' '.join(smaller)}"
     path = folder / "faults" / f"update-{updates:09d}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    columns = [{name: _array(getattr(batch, name)) for name in Batch.__slots__} for batch in batches]
+    columns: list[dict[str, Any]] = []
+    for batch in batches:
+        fields = {name: fields for name in ("extra", "next_extra") if (fields := getattr(batch, name))}
+        columns.append({name: _array(getattr(batch, name)) for name in Batch.__slots__} | fields)
     write_atomically(path, pack({str(i): batch for i, batch in enumerate(columns)} | dict(found)))
     return NotFiniteError(
         f"{what} is not finite after {updates:,} updates; the batch is kept in {path}, and no checkpoint holds such "

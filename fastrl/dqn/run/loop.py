@@ -24,6 +24,7 @@ from fastrl.dqn.policy import Policy
 from fastrl.dqn.run.faults import NotFiniteError, not_finite, spoilt
 from fastrl.dqn.run.saver import RunSnapshot, Saver
 from fastrl.dqn.schedules import Schedules
+from fastrl.envs.masks import ACTION_MASK
 from fastrl.replay import Batch, PrioritizedReplayBuffer
 from fastrl.runs.folder import RunFolder
 from fastrl.runs.report import Reporter
@@ -140,7 +141,7 @@ class Loop:
         if rows is not None:
             self.buffer.add(
                 rows.frame, rows.action, rows.reward, rows.terminated, rows.truncated, rows.first, rows.final,
-                rows.env_id,
+                rows.env_id, extra=_field(rows.mask), final_extra=_field(rows.final_mask),
             )  # fmt: skip
         self.lap("add")
         self._count(rows)
@@ -294,6 +295,11 @@ class Loop:
     def _not_finite(self, what: str, found: dict[str, Any]) -> NotFiniteError:
         self.saver.wait()  # a checkpoint in progress, of before, may be the one to resume from
         return not_finite(what, self.folder, self.learner.updates, self._recent, found, self.config)
+
+
+def _field(mask: NDArray[np.bool_] | None) -> dict[str, NDArray[np.bool_]] | None:
+    """Return a mask as the replay takes fields; None where there is none."""
+    return None if mask is None else {ACTION_MASK: mask}
 
 
 def weigh_part(weight: NDArray[np.float32], least: float, beta: float, peers: Peers) -> None:
