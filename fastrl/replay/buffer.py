@@ -27,6 +27,7 @@ from fastrl.replay.checks import (
     generator,
     step_flags,
 )
+from fastrl.replay.hindsight import Hindsight, HindsightBatch, Relabeller
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import AppendedArray, Ring
 from fastrl.replay.rows import RowReader, Rows
@@ -498,6 +499,33 @@ class ReplayBuffer:
         """
         return self._sample_sequences(Asked(batch_size, length, burn_in, period, stacked))
 
+    def sample_hindsight(self, batch_size: int, hindsight: Hindsight) -> HindsightBatch:
+        """Draw transitions, as `sample`, of which a share gets a goal that was achieved in the same episode.
+
+        The observations are a dictionary with the goal that a state achieves and the desired one. A new goal is the
+        achieved one of a row of the same episode that is held, by the strategy (see `Hindsight`); of an episode in
+        progress, its newest row counts as the last. Each row of the episode has the same chance. The rewards of all
+        ``n_step`` steps are computed anew, by one call of the user's function for the whole batch.
+
+        Costs what `sample` does, O(B (episode length + n_step)) and B (1 + n_step) copies of a goal.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        hindsight : Hindsight
+            Goals, strategy, share and reward.
+
+        Raises
+        ------
+        ValueError
+            As `sample`; if the observations have no such goals; or if a function of the user's returns what does not
+            fit. Nothing has changed then, the generator included.
+        RuntimeError
+            If the user's function added rows to this buffer.
+        """
+        return self._sample_hindsight({"batch_size": integer("batch_size", batch_size)}, hindsight)
+
     def reseed(self, seed: Seed) -> None:
         """Draw from now on as a buffer of the same rows and priorities that was built with this seed.
 
@@ -762,7 +790,7 @@ class ReplayBuffer:
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             self._prefetcher.require_none("copy")
-            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender", "_sequences")
+            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender", "_sequences", "_relabeller")
             return {name: value for name, value in vars(self).items() if name not in helpers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -816,9 +844,9 @@ class ReplayBuffer:
         self._lock = threading.RLock()
         self._prefetcher = Prefetcher(self._tree.capacity)
         self._save, self._in_save = None, False
-        self._sequences = SequenceDrawer(
-            self._ring, self._tree, self._stores, self._layout, zero=self.settings["stack_padding"] == "zero"
-        )
+        zero = self.settings["stack_padding"] == "zero"
+        self._sequences = SequenceDrawer(self._ring, self._tree, self._stores, self._layout, zero=zero)
+        self._relabeller = Relabeller(self._ring, self._stores, self._layout, zero=zero)
         self._set_kernels()
         forks.watch(
             self,
@@ -986,6 +1014,20 @@ class ReplayBuffer:
                     self._rng,
                     self.settings["gamma"],
                     lambda ratios, out: self._put_importance(ratios, out, **how),
+                )
+            except BaseException:
+                self._rng.bit_generator.state = before
+                raise
+
+    def _sample_hindsight(self, asked: dict[str, Any], hindsight: Hindsight) -> HindsightBatch:
+        with self._lock:
+            self._relabeller.check(hindsight)
+            self._prefetcher.wait()  # a store need not support two threads at once
+            before = self._rng.bit_generator.state
+            try:
+                batch, numbers = self._draw(**asked, out=None)
+                return self._relabeller.relabel(
+                    hindsight, batch, numbers, self._rng, self.settings["gamma"], lambda: self._gather(numbers, batch)
                 )
             except BaseException:
                 self._rng.bit_generator.state = before
