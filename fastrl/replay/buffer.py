@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -442,7 +442,28 @@ class ReplayBuffer:
         """
         return self._sample({"batch_size": integer("batch_size", batch_size)}, out)
 
-    def prefetch(self, batch_size: int) -> None:
+    def empty_batch(
+        self, batch_size: int, empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] | None = None
+    ) -> Batch:
+        """Return a batch of arrays for ``out`` of `sample` and `prefetch`; what they hold is not set.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        empty : callable, optional
+            ``empty(shape, dtype)`` makes the memory of each array, for example pinned. Default: as batches have it.
+
+        Raises
+        ------
+        ValueError
+            If ``batch_size`` is less than 1.
+        MemoryError
+            If there is too little memory.
+        """
+        return self._pool.make(integer("batch_size", batch_size), empty)
+
+    def prefetch(self, batch_size: int, out: Batch | None = None) -> None:
         """Draw the batch that the next `sample` returns, and let a thread copy its frames in the background.
 
         Rows and weights are drawn at once, exactly as `sample` would: the same seed gives the same batches, prefetched
@@ -451,14 +472,16 @@ class ReplayBuffer:
         Parameters
         ----------
         batch_size : int
-            B, at least 1; `sample` must then be called with the same.
+            B, at least 1; `sample` must then be called with the same, and without ``out``.
+        out : Batch, optional
+            Arrays to write into, as for `sample`, which returns them.
 
         Raises
         ------
         ValueError
-            If no row can be drawn yet, or a batch that was prefetched has not been taken.
+            If no row can be drawn yet, ``out`` does not fit, or a batch that was prefetched has not been taken.
         """
-        self._prefetch({"batch_size": integer("batch_size", batch_size)})
+        self._prefetch({"batch_size": integer("batch_size", batch_size)}, out)
 
     def sample_sequences(
         self, batch_size: int, length: int, burn_in: int = 0, *, period: int = 1, stacked: bool = True
@@ -993,11 +1016,11 @@ class ReplayBuffer:
                 raise
             return batch
 
-    def _prefetch(self, asked: dict[str, Any]) -> None:
+    def _prefetch(self, asked: dict[str, Any], out: Batch | None) -> None:
         with self._lock:
             self._prefetcher.require_none("prefetch again")
             try:
-                batch, numbers = self._draw(**asked, out=None)
+                batch, numbers = self._draw(**asked, out=out)
                 self._prefetcher.start(asked, batch, numbers, self._gather)
             except BaseException:
                 self._undo_draw()

@@ -92,15 +92,19 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """
         return self._sample(_asked(batch_size, beta), out)
 
-    def prefetch(self, batch_size: int, beta: float = 0.4) -> None:
+    def prefetch(  # type: ignore[override]
+        self, batch_size: int, beta: float = 0.4, out: Batch | None = None
+    ) -> None:
         """Draw the batch that the next `sample` returns; as `ReplayBuffer.prefetch`.
 
         Parameters
         ----------
         batch_size, beta
             As for `sample`, which must then be called with the same values.
+        out : Batch, optional
+            Arrays to write into, which `sample` then returns.
         """
-        self._prefetch(_asked(batch_size, beta))
+        self._prefetch(_asked(batch_size, beta), out)
 
     def update_priorities(self, index: ArrayLike, priority: ArrayLike) -> None:
         """Give rows new priorities, usually their absolute TD errors; of repeated indices the last wins.

@@ -78,7 +78,7 @@ class Download:
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._device = device
-        self._done = _event(device)
+        self._done = copy_mark(device)
         self._host = torch.empty(size, pin_memory=self._done is not None)
 
     def start(self, values: Tensor) -> None:
@@ -100,7 +100,7 @@ class _Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._copied = _event(device)
+        self._copied = copy_mark(device)
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def send(self, array: NDArray[Any]) -> Tensor:
@@ -116,6 +116,6 @@ class _Staging:
         return sent
 
 
-def _event(device: torch.device) -> torch.cuda.Event | None:
+def copy_mark(device: torch.device) -> torch.cuda.Event | None:
     """Return a mark to set on a stream and wait for; None where every copy is finished when it returns."""
     return torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
