@@ -70,6 +70,12 @@ def test_a_recurrent_network_soon_turns_as_the_sign_said():
     assert replay_recurrent.mean_return(network, episodes=50) > 0.5  # without memory at most about 0
 
 
+def test_goals_are_reached_with_hindsight_and_not_without():
+    without, having = importlib.import_module("replay_hindsight").main()
+    assert without < 0.05
+    assert having > 0.95
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # CPython from 3.12 on, if there are threads
 def test_workers_of_a_dataloader_draw_batches_of_their_own_that_a_seed_repeats():
     drawn = replay_dataloader.draw("fork", seed=1)

@@ -1,1 +1,1 @@
-"""The replay inside other libraries' agents: one package per library. Nothing else in `fastrl` imports them."""
+"""The replay inside other libraries and their agents. Nothing else in `fastrl` imports these."""

@@ -2,6 +2,7 @@
 
 from fastrl.replay.batch import Batch, ExtraBatch
 from fastrl.replay.buffer import ReplayBuffer
+from fastrl.replay.hindsight import Hindsight, HindsightBatch
 from fastrl.replay.prioritized import PrioritizedReplayBuffer
 from fastrl.replay.rows import Rows
 from fastrl.replay.sequences import SequenceBatch
@@ -14,6 +15,8 @@ __all__ = [
     "Batch",
     "ExtraBatch",
     "FrameStore",
+    "Hindsight",
+    "HindsightBatch",
     "Lz4Store",
     "MakeStore",
     "PrioritizedReplayBuffer",

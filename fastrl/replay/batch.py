@@ -147,6 +147,20 @@ class BatchPool:
             arrays = self._remember(size)
         return self._batch(**arrays, **_made(self._fresh, size)) if self._fresh else self._batch(**arrays)
 
+    def make(self, size: int, empty: Callable[[tuple[int, ...], np.dtype[Any]], Any] | None) -> Batch:
+        """Return a batch of ``size`` rows in memory that the pool does not lend; see `ReplayBuffer.empty_batch`.
+
+        Raises
+        ------
+        MemoryError
+            If there is too little memory.
+        """
+        arrays = (*self._columns, *self._now, *filter(None, self._after))
+        if empty is None:
+            return self._batch(**_made(arrays, size))
+        with naming_size(size):
+            return self._batch(**{name: empty((size, *shape), dtype) for name, shape, dtype, *_ in arrays})
+
     def check(self, batch: Batch, size: int) -> None:
         """Raise ValueError unless ``batch`` holds writable C-contiguous NumPy arrays of the right shapes and dtypes."""
         single = self._layout.single

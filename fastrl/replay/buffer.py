@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -27,6 +27,7 @@ from fastrl.replay.checks import (
     generator,
     step_flags,
 )
+from fastrl.replay.hindsight import Hindsight, HindsightBatch, Relabeller
 from fastrl.replay.prefetch import Prefetcher
 from fastrl.replay.ring import AppendedArray, Ring
 from fastrl.replay.rows import RowReader, Rows
@@ -441,7 +442,28 @@ class ReplayBuffer:
         """
         return self._sample({"batch_size": integer("batch_size", batch_size)}, out)
 
-    def prefetch(self, batch_size: int) -> None:
+    def empty_batch(
+        self, batch_size: int, empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] | None = None
+    ) -> Batch:
+        """Return a batch of arrays for ``out`` of `sample` and `prefetch`; what they hold is not set.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        empty : callable, optional
+            ``empty(shape, dtype)`` makes the memory of each array, for example pinned. Default: as batches have it.
+
+        Raises
+        ------
+        ValueError
+            If ``batch_size`` is less than 1.
+        MemoryError
+            If there is too little memory.
+        """
+        return self._pool.make(integer("batch_size", batch_size), empty)
+
+    def prefetch(self, batch_size: int, out: Batch | None = None) -> None:
         """Draw the batch that the next `sample` returns, and let a thread copy its frames in the background.
 
         Rows and weights are drawn at once, exactly as `sample` would: the same seed gives the same batches, prefetched
@@ -450,14 +472,16 @@ class ReplayBuffer:
         Parameters
         ----------
         batch_size : int
-            B, at least 1; `sample` must then be called with the same.
+            B, at least 1; `sample` must then be called with the same, and without ``out``.
+        out : Batch, optional
+            Arrays to write into, as for `sample`, which returns them.
 
         Raises
         ------
         ValueError
-            If no row can be drawn yet, or a batch that was prefetched has not been taken.
+            If no row can be drawn yet, ``out`` does not fit, or a batch that was prefetched has not been taken.
         """
-        self._prefetch({"batch_size": integer("batch_size", batch_size)})
+        self._prefetch({"batch_size": integer("batch_size", batch_size)}, out)
 
     def sample_sequences(
         self, batch_size: int, length: int, burn_in: int = 0, *, period: int = 1, stacked: bool = True
@@ -497,6 +521,33 @@ class ReplayBuffer:
             If there is too little memory.
         """
         return self._sample_sequences(Asked(batch_size, length, burn_in, period, stacked))
+
+    def sample_hindsight(self, batch_size: int, hindsight: Hindsight) -> HindsightBatch:
+        """Draw transitions, as `sample`, of which a share gets a goal that was achieved in the same episode.
+
+        The observations are a dictionary with the goal that a state achieves and the desired one. A new goal is the
+        achieved one of a row of the same episode that is held, by the strategy (see `Hindsight`); of an episode in
+        progress, its newest row counts as the last. Each row of the episode has the same chance. The rewards of all
+        ``n_step`` steps are computed anew, by one call of the user's function for the whole batch.
+
+        Costs what `sample` does, O(B (episode length + n_step)) and B (1 + n_step) copies of a goal.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, at least 1.
+        hindsight : Hindsight
+            Goals, strategy, share and reward.
+
+        Raises
+        ------
+        ValueError
+            As `sample`; if the observations have no such goals; or if a function of the user's returns what does not
+            fit. Nothing has changed then, the generator included.
+        RuntimeError
+            If the user's function added rows to this buffer.
+        """
+        return self._sample_hindsight({"batch_size": integer("batch_size", batch_size)}, hindsight)
 
     def reseed(self, seed: Seed) -> None:
         """Draw from now on as a buffer of the same rows and priorities that was built with this seed.
@@ -762,7 +813,7 @@ class ReplayBuffer:
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             self._prefetcher.require_none("copy")
-            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender", "_sequences")
+            helpers = ("_lock", "_prefetcher", "_save", "_in_save", "_drawer", "_appender", "_sequences", "_relabeller")
             return {name: value for name, value in vars(self).items() if name not in helpers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -816,9 +867,9 @@ class ReplayBuffer:
         self._lock = threading.RLock()
         self._prefetcher = Prefetcher(self._tree.capacity)
         self._save, self._in_save = None, False
-        self._sequences = SequenceDrawer(
-            self._ring, self._tree, self._stores, self._layout, zero=self.settings["stack_padding"] == "zero"
-        )
+        zero = self.settings["stack_padding"] == "zero"
+        self._sequences = SequenceDrawer(self._ring, self._tree, self._stores, self._layout, zero=zero)
+        self._relabeller = Relabeller(self._ring, self._stores, self._layout, zero=zero)
         self._set_kernels()
         forks.watch(
             self,
@@ -965,11 +1016,11 @@ class ReplayBuffer:
                 raise
             return batch
 
-    def _prefetch(self, asked: dict[str, Any]) -> None:
+    def _prefetch(self, asked: dict[str, Any], out: Batch | None) -> None:
         with self._lock:
             self._prefetcher.require_none("prefetch again")
             try:
-                batch, numbers = self._draw(**asked, out=None)
+                batch, numbers = self._draw(**asked, out=out)
                 self._prefetcher.start(asked, batch, numbers, self._gather)
             except BaseException:
                 self._undo_draw()
@@ -986,6 +1037,20 @@ class ReplayBuffer:
                     self._rng,
                     self.settings["gamma"],
                     lambda ratios, out: self._put_importance(ratios, out, **how),
+                )
+            except BaseException:
+                self._rng.bit_generator.state = before
+                raise
+
+    def _sample_hindsight(self, asked: dict[str, Any], hindsight: Hindsight) -> HindsightBatch:
+        with self._lock:
+            self._relabeller.check(hindsight)
+            self._prefetcher.wait()  # a store need not support two threads at once
+            before = self._rng.bit_generator.state
+            try:
+                batch, numbers = self._draw(**asked, out=None)
+                return self._relabeller.relabel(
+                    hindsight, batch, numbers, self._rng, self.settings["gamma"], lambda: self._gather(numbers, batch)
                 )
             except BaseException:
                 self._rng.bit_generator.state = before

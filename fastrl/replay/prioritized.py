@@ -11,6 +11,7 @@ from fastrl.base.checks import assert_that, integer, number
 from fastrl.replay.batch import Batch
 from fastrl.replay.buffer import ReplayBuffer
 from fastrl.replay.checks import Settings, check_index, numbers
+from fastrl.replay.hindsight import Hindsight, HindsightBatch
 from fastrl.replay.sequences import Asked, SequenceBatch, sequence_priority
 from fastrl.replay.sum_tree import first_bad
 
@@ -91,15 +92,19 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """
         return self._sample(_asked(batch_size, beta), out)
 
-    def prefetch(self, batch_size: int, beta: float = 0.4) -> None:
+    def prefetch(  # type: ignore[override]
+        self, batch_size: int, beta: float = 0.4, out: Batch | None = None
+    ) -> None:
         """Draw the batch that the next `sample` returns; as `ReplayBuffer.prefetch`.
 
         Parameters
         ----------
         batch_size, beta
             As for `sample`, which must then be called with the same values.
+        out : Batch, optional
+            Arrays to write into, which `sample` then returns.
         """
-        self._prefetch(_asked(batch_size, beta))
+        self._prefetch(_asked(batch_size, beta), out)
 
     def update_priorities(self, index: ArrayLike, priority: ArrayLike) -> None:
         """Give rows new priorities, usually their absolute TD errors; of repeated indices the last wins.
@@ -173,6 +178,25 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         return self._sample_sequences(
             Asked(batch_size, length, burn_in, period, stacked), beta=number("beta", beta, 1.0)
         )
+
+    def sample_hindsight(self, batch_size: int, hindsight: Hindsight, beta: float = 0.4) -> HindsightBatch:
+        """Draw transitions by their priorities, a share of them with new goals; as `ReplayBuffer.sample_hindsight`.
+
+        ``weight`` is as of `sample`: a priority belongs to a row, whatever goal it is drawn with.
+
+        Parameters
+        ----------
+        batch_size, hindsight
+            As there.
+        beta : float
+            Exponent of the importance weights, from 0 (no correction) to 1 (full).
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As there, and if ``beta`` does not lie between 0 and 1.
+        """
+        return self._sample_hindsight(_asked(batch_size, beta), hindsight)
 
     def update_sequence_priorities(self, batch: SequenceBatch, error: ArrayLike, eta: float = 0.9) -> None:
         """Give stretches the priorities eta max_t e_t + (1 - eta) mean_t e_t (Kapturowski et al. 2019, section 2.3).

@@ -58,7 +58,7 @@ class SequenceBatch:
     @property
     def begin(self) -> NDArray[np.int64]:
         """``[B]``: place of the first step, at which a recurrent state begins; at most ``burn_in``."""
-        place: NDArray[np.int64] = self.mask.argmax(axis=1)
+        place: NDArray[np.int64] = (1 * self.mask).argmax(axis=1)  # PyTorch has no argmax of bools
         return place
 
 

@@ -78,8 +78,8 @@ class Event:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
 
-    def record(self) -> None:
-        pass  # on the current stream
+    def record(self, stream: Stream | None = None) -> None:
+        assert stream in (None, self._cuda.stream)
 
     def synchronize(self) -> None:
         self._cuda.wait("Event.synchronize")

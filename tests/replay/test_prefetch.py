@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from make import NO, filled
+from make import NO, filled, refused, small, step
 
 from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, ReplayBuffer
 
@@ -71,6 +71,43 @@ def test_another_batch_than_the_one_prefetched_is_refused_and_that_one_kept():
             buffer.sample(*arguments)
     twin = filled()
     assert_same(buffer.sample(4, 0.5), twin.sample(4, 0.5))
+
+
+@pytest.mark.parametrize("settings", [{}, {"extra": {"mask": ((2,), bool)}, "next_extra": ("mask",)}])
+def test_a_batch_is_prefetched_into_arrays_of_ones_own(settings):
+    buffer, twin = (small(**settings) for _ in range(2))
+    for t in range(9):
+        extra = {"extra": {"mask": np.full((2, 2), t % 2, bool)}} if settings else {}
+        for each in (buffer, twin):
+            each.add(**step(t), **extra)
+    made = []
+
+    def empty(shape, dtype):
+        made.append(np.empty(shape, dtype))
+        return made[-1]
+
+    out = buffer.empty_batch(5, empty)
+    buffer.prefetch(5, 0.5, out)
+    batch, expected = buffer.sample(5, 0.5), twin.sample(5, 0.5)
+    assert batch is out
+    assert {id(array) for array in made} >= {id(batch.obs), id(batch.next_obs), id(batch.weight)}
+    assert_same(batch, expected)
+    for name in settings.get("extra", {}):
+        assert np.array_equal(batch.extra[name], expected.extra[name])
+        assert np.array_equal(batch.next_extra[name], expected.next_extra[name])
+    assert_same(buffer.sample(5, out=buffer.empty_batch(5)), twin.sample(5))
+
+
+def test_arrays_that_do_not_fit_are_refused_and_nothing_is_prefetched():
+    buffer = filled()
+    with refused(buffer, r"out.obs is uint8 \(4, 2, 3\); give a NumPy array, uint8 \(5, 2, 3\)"):
+        buffer.prefetch(5, out=buffer.empty_batch(4))
+    with refused(buffer, "batch_size is 0; give an integer from 1 up"):
+        buffer.empty_batch(0)
+    with pytest.raises(MemoryError, match="too much for memory"):
+        buffer.empty_batch(2**60)
+    with pytest.raises(MemoryError, match="too much for memory"):
+        buffer.empty_batch(2**60, np.empty)
 
 
 def test_one_batch_is_prefetched_at_a_time():

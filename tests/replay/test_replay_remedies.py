@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from make import NO, altered, filled, small, step
 
-from fastrl.replay import Batch, PrioritizedReplayBuffer, RamStore, ReplayBuffer, SumTree, buffer
+from fastrl.replay import Batch, Hindsight, PrioritizedReplayBuffer, RamStore, ReplayBuffer, SumTree, buffer
 from fastrl.replay.checks import Settings
 from fastrl.replay.sequences import sequence_priority
 
@@ -867,6 +867,111 @@ def a_name_of_no_row(folder):
 @case("index is float64 (1,); give a batch's own index, int64 [B]")
 def names_of_rows_that_are_floats(folder):
     return lambda: filled().weights([0.0]), lambda said: (replay := filled()).weights(replay.sample(4).index)
+
+
+# --- hindsight ----------------------------------------------------------------------------------------
+
+
+def nearness(achieved, desired):
+    return -np.abs(achieved - desired)[:, 0]
+
+
+def goal_seeking(**changes):
+    """Environments whose observations have goals; with a draw of one new goal for each row."""
+    goals = {"achieved_goal": (1,), "desired_goal": (1,)}
+    replay = small(**{"obs_shape": goals, "obs_dtype": np.float64, "stack": 1} | changes)
+    shapes, dtypes = replay.settings["obs_shape"], replay.settings["obs_dtype"]
+    for t in range(12):
+        replay.add({key: np.full((2, *shapes[key]), t).astype(dtypes[key]) for key in shapes}, [t, t], [0, 0], NO, NO)
+    return replay, lambda **how: replay.sample_hindsight(4, Hindsight(**{"reward": nearness, "share": 1.0} | how))
+
+
+def returning(value):
+    """A function of goals that returns this for each of them."""
+    return lambda achieved, desired: np.full(len(achieved), value)
+
+
+@case("strategy is 'past'; give one of 'future', 'final', 'episode'")
+def a_strategy_that_is_none(folder):
+    return lambda: Hindsight(nearness, "past"), lambda said: [
+        Hindsight(nearness, strategy) for strategy in re.findall(r"'(\w+)'", said)[1:]
+    ]
+
+
+@case("share is 1.5; give a number from 0 to 1")
+def a_share_of_more_than_all(folder):
+    return lambda: Hindsight(nearness, share=1.5), lambda said: Hindsight(nearness, share=last_number(said))
+
+
+@case("reward is 1.0; give a function of achieved and desired goals")
+def a_reward_that_is_a_number(folder):
+    return lambda: Hindsight(1.0), lambda said: Hindsight(returning(1.0))
+
+
+@case("achieved and desired are both 'goal'; give two arrays of the observation")
+def one_array_for_both_goals(folder):
+    return lambda: Hindsight(nearness, achieved="goal", desired="goal"), lambda said: Hindsight(
+        nearness, desired="goal"
+    )
+
+
+@case("; give a fastrl.replay.Hindsight")
+def a_strategy_in_place_of_all_settings(folder):
+    replay, draw = goal_seeking()
+    return lambda: replay.sample_hindsight(4, "future"), lambda said: draw(strategy="future")
+
+
+@case(
+    "desired is 'goal', which is no array of the observations; give one of ['achieved_goal', 'desired_goal'], or build"
+)
+def a_goal_that_is_not_observed(folder):
+    _, draw = goal_seeking()
+    return lambda: draw(desired="goal"), lambda said: draw(desired=ast.literal_eval(re.search(r"\[.*\]", said)[0])[1])
+
+
+@case("so that one cannot stand for the other; build the buffer with obs_shape and obs_dtype in which they are alike")
+def goals_of_unequal_shapes(folder):
+    _, draw = goal_seeking(obs_shape={"achieved_goal": (2,), "desired_goal": (1,)})
+    return draw, lambda said: goal_seeking(obs_shape={"achieved_goal": (2,), "desired_goal": (2,)})[1]()
+
+
+@case("makes no NumPy arrays, into which goals are written; build the buffer with store='ram' for it")
+def goals_in_memory_that_is_not_the_hosts(folder):
+    class Elsewhere(RamStore):
+        def empty(self, shape):
+            return None
+
+    _, draw = goal_seeking(store={"achieved_goal": "ram", "desired_goal": Elsewhere})
+    return draw, lambda said: goal_seeking(store={"achieved_goal": Elsewhere, "desired_goal": named(said, "store")})
+
+
+@case("reward or terminated added rows to the buffer that calls it; add them before or after the draw", RuntimeError)
+def a_reward_that_adds_rows(folder):
+    replay, draw = goal_seeking()
+
+    def adds(achieved, desired):
+        replay.add({key: np.zeros((2, 1)) for key in ("achieved_goal", "desired_goal")}, [0, 0], [0, 0], NO, NO)
+        return nearness(achieved, desired)
+
+    return lambda: draw(reward=adds), lambda said: [adds(np.zeros((1, 1)), np.zeros((1, 1))), draw()]
+
+
+@case("reward returned shape (4, 1); return one number for each goal, (4,)")
+def rewards_of_two_axes(folder):
+    _, draw = goal_seeking()
+    return lambda: draw(reward=lambda a, d: a - d), lambda said: draw(reward=lambda a, d: (a - d)[:, 0])
+
+
+@case("reward returned inf; return finite numbers that float32 holds")
+def a_reward_without_end(folder):
+    _, draw = goal_seeking()
+    return lambda: draw(reward=returning(np.inf)), lambda said: draw(reward=returning(3e38))
+
+
+@case("terminated returned float64 (4,); return one bool for each goal, bool (4,)")
+def an_end_that_is_a_number(folder):
+    _, draw = goal_seeking()
+    return lambda: draw(terminated=returning(1.0)), lambda said: draw(terminated=returning(True))
 
 
 # --- SumTree ------------------------------------------------------------------------------------------

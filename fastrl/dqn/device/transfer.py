@@ -135,14 +135,15 @@ class Download:
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self._done = _event(device)
+        self._device = device
+        self._done = copy_mark(device)
         self._host = torch.empty(size, pin_memory=self._done is not None)
 
     def start(self, values: Tensor) -> None:
         """Start the way of ``values [size]``, as they are once the device has done what was asked of it before."""
         self._host.copy_(values, non_blocking=True)
         if self._done is not None:
-            self._done.record()
+            self._done.record(_stream(self._device))
 
     def finish(self) -> NDArray[np.float32]:
         """Wait for what was started last and return it, ``[size]``."""
@@ -157,7 +158,7 @@ class _Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._copied = _event(device)
+        self._copied = copy_mark(device)
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def send(self, array: NDArray[Any], into: Tensor | None) -> Tensor:
@@ -172,10 +173,15 @@ class _Staging:
         else:
             into.copy_(staged, non_blocking=True)
         if self._copied is not None:
-            self._copied.record()
+            self._copied.record(_stream(self._device))
         return into
 
 
-def _event(device: torch.device) -> torch.cuda.Event | None:
+def copy_mark(device: torch.device) -> torch.cuda.Event | None:
     """Return a mark to set on a stream and wait for; None where every copy is finished when it returns."""
     return torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Return the stream of copies; None for that of the current device."""
+    return None if device.index is None else torch.cuda.current_stream(device)
