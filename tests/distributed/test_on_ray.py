@@ -197,6 +197,19 @@ def test_evaluations_are_the_same_for_any_number_of_collectors_and_whichever_are
         assert found[0] == found[1]
 
 
+def test_an_evaluation_whose_players_are_stopped_goes_on_with_others(tmp_path):
+    make_run(tmp_path / "run", "catch")
+    flags = ["run", "--episodes", "6000", "--collectors", "2", "--collector-timeout", "4", "--json", "scores.json"]
+    play = Training(tmp_path, *flags, command="evaluate")
+    hung = play.until(lambda: len(play.actors()) == 2 and play.actors())
+    time.sleep(3)  # they play
+    for process in hung:
+        os.kill(process, signal.SIGSTOP)
+    assert play.wait() == 0, play.said
+    assert play.said.count("has not got further for 4 seconds; games ") == 2
+    assert len(json.loads((tmp_path / "scores.json").read_text())["scores"]) == 6_000
+
+
 def test_a_node_without_this_fastrl_is_named_and_not_asked_again(tmp_path):
     (tmp_path / "other.py").write_text(
         "import sys, types\n"
