@@ -15,10 +15,12 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import os
 import re
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ from fastrl.base.errors import ConfigError, PeerError, RunError
 from fastrl.base.launch import first_rank
 from fastrl.base.ranges import Field, fields_of, spelled
 
+PATIENCE_SECONDS = 10.0
+"""Time for the first of several processes to say what is wrong with the command of all."""
 LOOK = "--help lists the flags and their values"
 _VALUE_NAMES = {
     int: "N",
@@ -267,8 +271,10 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         print_nowhere()
         status = 128 + signal.SIGPIPE
     except (ConfigError, ImportError) as error:
-        _say_why(f"{prog}: error: {error}")
         status = 2
+        if not first_rank():
+            _let_the_first_speak(status)
+        _say_why(f"{prog}: error: {error}")
     except PeerError as error:
         if first_rank():  # the learner that failed has said why, if it could
             _say_why(f"{prog}: error: {error}")
@@ -280,6 +286,16 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         _say_why(f"{prog}: stopped at once; what was saved before is whole")
         status = 128 + (asked.args[0] if asked.args else signal.SIGINT)
     sys.exit(status)
+
+
+def _let_the_first_speak(status: int) -> None:
+    """Leave with this status as soon as torchrun ends this process, which it does once the first one has failed too.
+
+    All were given the same command, so the first one says what is wrong with it. Only where it fails to, as on another
+    machine, this returns.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
+    time.sleep(PATIENCE_SECONDS)
 
 
 def _say_why(text: str) -> None:

@@ -22,7 +22,7 @@ from fastrl.base.commands import program
 from fastrl.base.console import say
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.files import require_place, write_atomically
-from fastrl.base.ranges import AtLeast, Between, Printable, check
+from fastrl.base.ranges import Above, AtLeast, Between, Printable, check
 from fastrl.cli import read, run_command, show_help
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
@@ -75,6 +75,8 @@ class Arguments:
     ray_address: Annotated[str | None, Printable()] = None
     """Ray cluster on which the collectors run: `auto` or `host:port` (default: start Ray on this machine, and stop it
     at the end)."""
+    collector_timeout: Annotated[float, Above(0)] = 60.0
+    """Seconds without a step of its games after which a collector is replaced, and the games played again."""
     q_values: bool = True
     """Draw the values of all actions beside the pictures, and mark the action taken."""
 
@@ -184,7 +186,7 @@ def _play_elsewhere(agent: Agent, args: Arguments, rules: EvaluationRules, suffi
     try:
         for note in players.notes:
             say(note)
-        played = play_shares(players, args.collectors, plan, weights, say=say)
+        played = play_shares(players, args.collectors, plan, weights, timeout=args.collector_timeout, say=say)
     finally:
         players.close()
     return games.joined([part.games for part in played]), played[0].film

@@ -209,6 +209,10 @@ class RayPlayers(_RayActors):
         """Ask for `Player.play`."""
         return self._actors[number].play.remote(plan, weights, share.start, len(share))
 
+    def go_on(self, number: int) -> Any:
+        """Ask for `Player.go_on`."""
+        return self._actors[number].go_on.remote()
+
 
 class RayPlayer(Player):
     """A `Player` in a process of Ray's."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.distributed.actor import Weights
 from fastrl.distributed.collectors import POLL_SECONDS, START_SECONDS, LostError
-from fastrl.distributed.player import Plan, Played
+from fastrl.distributed.player import Plan, Played, Playing
 from fastrl.play.games import shares
 
 MOST_LOSSES = 5
@@ -34,6 +35,9 @@ class Players(Protocol):
     def play(self, number: int, plan: Plan, weights: Any, share: range) -> Any:
         """Ask for `Player.play`, `weights` as `put` returned it; return the ref."""
 
+    def go_on(self, number: int) -> Any:
+        """Ask for `Player.go_on`; return the ref."""
+
     def put(self, weights: Weights) -> Any:
         """Store weights for all players; return what stands for them."""
 
@@ -43,6 +47,25 @@ class Players(Protocol):
     def get(self, number: int, ref: Any) -> Any:
         """Return the answer of a ref that `wait` returned; raise LostError or what the player raised."""
 
+    def restart(self, number: int) -> None:
+        """End a player's process, however it hangs; a new one takes its place."""
+
+
+@dataclass
+class Question:
+    """What a player is asked."""
+
+    ref: Any
+    """Of the answer to come."""
+    share: int | None = None
+    """The number of the share that it plays; None: is it ready?"""
+    steps: int = -1
+    """Of this share, when it last answered."""
+    moved_at: float = 0.0
+    """When it last answered that it was further than before."""
+    films: bool = False
+    """Whether it said then that it writes the film."""
+
 
 def play_shares(
     players: Players,
@@ -50,6 +73,7 @@ def play_shares(
     plan: Plan,
     weights: Weights,
     *,
+    timeout: float,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Played]:
@@ -68,6 +92,9 @@ def play_shares(
         What is played.
     weights : dict
         Of the network, by the names of its state.
+    timeout : float
+        Seconds after which a player is replaced whose games do not go on, and its share played again. To open its first
+        games, and to write the film, it has `START_SECONDS` more.
     say : callable
         Takes a message about a player that was lost.
     clock : callable
@@ -85,35 +112,58 @@ def play_shares(
     stored, numbers = players.put(weights), range(min(collectors, len(parts)))
     for number in numbers:
         players.start(number)
-    refs: dict[int, tuple[Any, int | None]] = {}  # by player: the answer to come, and the share; None: is it ready?
+    asked: dict[int, Question] = {}  # by player
     idle, ask_at = set[int](), dict.fromkeys(numbers, 0.0)
-    heard_at = clock()
+    has_played = set[int]()  # players whose process has opened games
+    heard_at = clock()  # of any player, or that it was lost
+
+    def lose(number: int, share: int | None, why: str) -> None:
+        nonlocal heard_at
+        ask_at[number] = clock() + PAUSE_SECONDS  # the process that takes its place
+        has_played.discard(number)
+        if share is not None:
+            heard_at = clock()
+            losses[share] += 1
+            _play_again(number, parts[share], losses[share], why, say)
+            to_play.appendleft(share)
+
     while len(played) < len(parts):
         for number in [number for number, at in ask_at.items() if at <= clock()]:
             del ask_at[number]
-            refs[number] = (players.ready(number), None)
+            asked[number] = Question(players.ready(number))
         for number in list(idle)[: len(to_play)]:
             idle.remove(number)
             share = to_play.popleft()
-            refs[number] = (players.play(number, plan, stored, parts[share]), share)
-        asked = {ref: number for number, (ref, _) in refs.items()}
-        for ref in players.wait(list(asked), POLL_SECONDS):
-            number = asked[ref]
-            _, done = refs.pop(number)
+            asked[number] = Question(players.play(number, plan, stored, parts[share]), share, moved_at=clock())
+        answers = {question.ref: number for number, question in asked.items()}
+        for ref in players.wait(list(answers), POLL_SECONDS):
+            number = answers[ref]
+            question = asked.pop(number)
             try:
                 found = players.get(number, ref)
             except LostError as error:
-                ask_at[number] = clock() + PAUSE_SECONDS  # the process that takes its place
-                if done is not None:
-                    losses[done] += 1
-                    _play_again(number, parts[done], losses[done], error, say)
-                    to_play.appendleft(done)
+                lose(number, question.share, f"is gone ({error})")
+                continue
+            heard_at = clock()
+            if isinstance(found, Playing):
+                if found.steps > question.steps or found.films > question.films:
+                    question.steps, question.films, question.moved_at = found.steps, found.films, heard_at
+                if found.steps:
+                    has_played.add(number)
+                question.ref = players.go_on(number)
+                asked[number] = question
                 continue
             idle.add(number)
-            heard_at = clock()
-            if done is not None:
-                played[done] = found
-        if all(share is None for _, share in refs.values()) and clock() - heard_at > START_SECONDS:
+            if question.share is not None:
+                played[question.share] = found
+                has_played.add(number)
+        for number, question in list(asked.items()):
+            patience = timeout + (START_SECONDS if question.films or number not in has_played else 0.0)
+            if question.share is not None and clock() - question.moved_at > patience:
+                del asked[number]
+                players.restart(number)
+                lose(number, question.share, f"has not got further for {patience:g} seconds")
+        if all(question.share is None for question in asked.values()) and clock() - heard_at > START_SECONDS:
             raise ConfigError(
                 f"--collectors is {collectors}, and none has started within {START_SECONDS:.0f} seconds; give a "
                 "--ray-address with free cores and memory, or --collectors 0"
@@ -121,12 +171,12 @@ def play_shares(
     return [played[share] for share in range(len(parts))]
 
 
-def _play_again(number: int, games: range, losses: int, error: LostError, say: Callable[[str], None]) -> None:
-    """Say that games are played again, or raise RunError if they have ended too many processes."""
+def _play_again(number: int, games: range, losses: int, why: str, say: Callable[[str], None]) -> None:
+    """Say that games are played again, or raise RunError if they have been lost with too many processes."""
     words = f"games {games.start + 1} to {games.stop}"
     if losses == MOST_LOSSES:
         raise RunError(
-            f"{words} were lost with {losses} collectors, one after the other ({error}); if memory is short, give "
-            "fewer --collectors"
-        ) from error
-    say(f"collector {number} is gone ({error}); {words} are played again")
+            f"{words} were lost with {losses} collectors, one after the other (the last one {why}); if memory is "
+            "short, give fewer --collectors; if a step of the games takes longer, a larger --collector-timeout"
+        )
+    say(f"collector {number} {why}; {words} are played again")

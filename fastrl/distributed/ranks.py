@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -94,22 +95,26 @@ class Ranks(Restarted):
         )
         cuda = device.type == "cuda"
         try:
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=self._store,
-                rank=self.rank,
-                world_size=self.count,
-                timeout=PATIENCE,
-            )
+            with self._heard():
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                    store=self._store,
+                    rank=self.rank,
+                    world_size=self.count,
+                    timeout=PATIENCE,
+                )
             self._sum(torch.zeros(1, dtype=torch.int64))
-        except PeerError:
+        except BaseException:
+            self.close()
             raise
-        except RuntimeError as error:
-            raise self._gone(error) from error
         self._due = self._timed = False
 
     def close(self) -> None:
-        """Close all connections, which ends what others wait for."""
+        """Close all connections, which ends what others wait for, and the threads that keep them.
+
+        A thread of gloo's that lived on into the end of the interpreter could not let go of a tensor then, and the
+        process would abort ("terminate called without an active exception").
+        """
         with contextlib.suppress(RuntimeError, AssertionError, ValueError):
             dist.destroy_process_group()
 
@@ -240,7 +245,11 @@ class Ranks(Restarted):
             raise self._gone(error) from error
 
     def _gone(self, error: RuntimeError) -> PeerError:
-        """Return the error to raise where another learner does not answer."""
+        """Return the error to raise where another learner does not answer, for one that came out of a collective.
+
+        The frames of that one hold the connections, and would keep them, with their threads, as long as it is known.
+        """
+        traceback.clear_frames(error.__traceback__)
         if says := self._said("error"):
             return PeerError(says)
         return PeerError(

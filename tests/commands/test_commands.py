@@ -232,6 +232,7 @@ SAME = {  # flags of several commands, and words that each help has: a new one w
     "films": "Film one game of each evaluation",
     "collectors": "Processes that play",
     "ray_address": "Ray cluster on which the collectors run",
+    "collector_timeout": "Seconds .* after which a collector .*is replaced",
 }
 
 

@@ -12,10 +12,11 @@ from untrained import make_run
 from fastrl import evaluate
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.distributed import actor, engine
+from fastrl.distributed import player as player_module
 from fastrl.distributed.actor import versions
-from fastrl.distributed.collectors import LostError
+from fastrl.distributed.collectors import START_SECONDS, LostError
 from fastrl.distributed.evaluation import MOST_LOSSES, play_shares
-from fastrl.distributed.player import Plan, Player
+from fastrl.distributed.player import Plan, Player, Playing
 from fastrl.dqn.network import QNetwork
 from fastrl.envs.rules import EvaluationRules
 from fastrl.play.games import joined
@@ -36,12 +37,17 @@ class Ref:
 
 
 class FakePlayers:
-    """Players in this process; `losses` in a hundred answers are lost, and answers come in any order."""
+    """Players in this process; `losses` in a hundred answers are lost, and answers come in any order.
 
-    def __init__(self, losses=0, seed=0, silent=()):
+    Those in `silent` never start, and those in `news` answer with these in place of what they play, until they are
+    restarted.
+    """
+
+    def __init__(self, losses=0, seed=0, silent=(), news=None):
         self._rng, self._losses, self._silent = np.random.default_rng(seed), losses, silent
         self.now, self.notes, self.closed, self.lost = 0.0, [], False, 0
-        self.started, self.played = [], []
+        self.started, self.played, self.restarted = [], [], []
+        self._players, self._news = {}, news or {}
 
     def start(self, number):
         self.started.append(number)
@@ -54,7 +60,21 @@ class FakePlayers:
 
     def play(self, number, plan, weights, share):
         self.played.append((number, share))
-        return Ref(lambda: Player(number, versions()).play(plan, weights, share.start, len(share)))
+        player = self._players[number] = Player(number, versions())
+        return self._answer(number, lambda: player.play(plan, weights, share.start, len(share)))
+
+    def go_on(self, number):
+        return self._answer(number, self._players[number].go_on)
+
+    def _answer(self, number, answer):
+        if number not in self._news:
+            return Ref(answer)
+        news = next(self._news[number], "never")
+        return Ref(news if news == "never" else lambda: news)
+
+    def restart(self, number):
+        self.restarted.append((number, self.now))
+        self._news.pop(number, None)
 
     def wait(self, refs, seconds):
         self.now += seconds
@@ -73,7 +93,7 @@ class FakePlayers:
 
 def scores(players, collectors, *, said=None, **changes):
     played = play_shares(
-        players, collectors, plan(**changes), WEIGHTS, say=(said if said is not None else []).append,
+        players, collectors, plan(**changes), WEIGHTS, timeout=10.0, say=(said if said is not None else []).append,
         clock=lambda: players.now,
     )  # fmt: skip
     return joined([part.games for part in played]).scores.tolist(), played[0].film
@@ -116,6 +136,79 @@ def test_games_that_end_every_process_are_given_up():
     with pytest.raises(RunError, match=r"games 9 to 16 were lost with 5 collectors.*give fewer --collectors"):
         scores(players, 2, said=said)
     assert len(said) == MOST_LOSSES - 1
+
+
+def test_a_player_that_hangs_is_replaced_and_its_games_are_played_again():
+    one = scores(FakePlayers(), 1)
+    stands_still = iter(lambda: Playing(steps=7, films=False), None)
+    never_opens = iter(lambda: Playing(steps=0, films=False), None)
+    for news, after in (
+        (iter(()), 10 + START_SECONDS),  # it was stopped while it opened its games
+        (never_opens, 10 + START_SECONDS),
+        (iter([Playing(steps=7, films=False)]), 10),  # or while it played
+        (stands_still, 10),  # it lives, but its games hang
+    ):
+        players, said = FakePlayers(news={0: news}), []
+        assert scores(players, 2, said=said) == one
+        [(number, at)] = players.restarted
+        assert number == 0
+        assert after < at < after + 2
+        assert said == [f"collector 0 has not got further for {after:g} seconds; games 1 to 8 are played again"]
+
+
+def test_a_player_that_has_played_a_share_must_open_the_next_games_in_the_timeout():
+    players, said = FakePlayers(), []
+    answer = players._answer
+
+    def hang(number, found):
+        return answer(number, found) if len(players.played) != 2 else Ref("never")
+
+    players._answer = hang
+    assert scores(players, 1, said=said) == scores(FakePlayers(), 1)
+    [(_, at)] = players.restarted
+    assert 10 < at < 12
+    assert said == ["collector 0 has not got further for 10 seconds; games 9 to 16 are played again"]
+
+
+def test_players_that_are_lost_whenever_they_start_are_given_up():
+    players = FakePlayers()
+    players.ready = lambda number: Ref(lose)
+    with pytest.raises(ConfigError, match="none has started within"):
+        scores(players, 2)
+
+
+def test_a_player_that_plays_for_long_or_writes_a_film_for_long_is_left_alone():
+    news = [Playing(steps=i // 30, films=False) for i in range(300)]  # 30 answers of 0.25 seconds for each step
+    film = [Playing(steps=10, films=True)] * 500
+    players, said = FakePlayers(news={0: iter([*news, *film, player_module.Played(None, b"film")])}), []
+    played = play_shares(
+        players, 1, plan(episodes=8), WEIGHTS, timeout=10.0, say=said.append, clock=lambda: players.now
+    )
+    assert played[0].film == b"film"
+    assert (said, players.restarted) == ([], [])
+    assert players.now >= 200
+
+
+def test_games_that_hang_in_every_process_are_given_up():
+    players, said = FakePlayers(), []
+    players._answer = lambda number, answer: Ref("never")
+    with pytest.raises(RunError, match=r"were lost with 5 collectors.*a larger --collector-timeout"):
+        scores(players, 2, said=said)
+    assert len(players.restarted) >= MOST_LOSSES
+
+
+def test_a_share_is_told_of_while_it_is_played_and_then_handed_over(monkeypatch):
+    monkeypatch.setattr(player_module, "NEWS_SECONDS", 0.001)
+    player = Player(0, versions())
+    found = player.play(plan(episodes=4_000), WEIGHTS, 0, 4_000)
+    seen = [found]
+    while isinstance(seen[-1], Playing):
+        seen.append(player.go_on())
+    steps = [news.steps for news in seen[:-1]]
+    assert steps == sorted(steps)
+    assert 0 < steps[-1]
+    assert any(news.films for news in seen[:-1])
+    assert len(seen[-1].games.scores) == 4_000
 
 
 def lose():

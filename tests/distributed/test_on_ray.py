@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,15 +43,20 @@ CATCH = [
 class Training:
     """A run of a command, in a namespace of its own."""
 
-    def __init__(self, folder: Path, *arguments: str, module: str = "", command: str = "train") -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, module: str = "", command: str = "train", torchrun: Sequence[str] = ()
+    ) -> None:
         self.folder = folder / "run"
         new = command == "train" and "--resume" not in arguments
         flags = ["--runs-dir", str(folder), "--name", "run"] if new else []
         script = 'ip link set lo up && exec "$@"'
-        words = [*UNSHARE, "sh", "-c", script, "sh", sys.executable, "-m", f"fastrl.{command}", *arguments, *flags]
+        launcher = ["-m", "torch.distributed.run", *torchrun] if torchrun else []
+        program = [sys.executable, *launcher, "-m", f"fastrl.{command}", *arguments, *flags]
+        words = [*UNSHARE, "sh", "-c", script, "sh", *program]
         self._log = folder / f"log-{time.monotonic_ns()}"
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
             "RAY_worker_niceness": "0",  # Ray's 15 starves on busy cores
             "HOME": str(folder),  # whose .ray may hold a token
         }
@@ -149,6 +155,28 @@ def test_a_stopped_collector_is_replaced(endless):
     assert "has not answered for 4 seconds; a new one takes its place" in endless.said
 
 
+def test_two_learners_with_a_collector_each_stop_in_time_and_resume(tmp_path):
+    flags = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", "29511"]
+    one = [*CATCH, "--collectors", "1", "--torch-threads", "1", "--precision", "float32"]
+    job = Training(tmp_path, *one, "--total-frames", "100000000", torchrun=flags)
+    job.until(lambda: last(job, "collectors/alive") == 1 and len(job.rows()) >= 2)
+    assert len(job.actors()) == 2  # each learner has its own
+    began = time.monotonic()
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait(40) != 0
+    assert time.monotonic() - began < 30  # which torchrun grants before it kills
+    assert job.said.count("stopped after") == 1, job.said
+    assert job.actors() == []
+    newest = sorted((job.folder / "checkpoints").glob("0*"))[-1]
+    assert (newest / "rank-1" / "replay").exists()
+    again = Training(
+        tmp_path, "--resume", str(job.folder), "--total-frames", str(int(newest.name) + 1_000), torchrun=flags
+    )
+    assert again.wait() == 0, again.said
+    assert f"resuming after {int(newest.name):,} frames" in again.said
+    assert "with its replay" in again.said
+
+
 def test_an_address_that_nobody_answers_is_one_line_and_nothing_is_written(tmp_path):
     for address, words in (("127.0.0.1:1", "nothing answers there"), ("auto", "no Ray that runs is found"),
                            ("nowhere", "give auto, or host:port")):  # fmt: skip
@@ -195,6 +223,19 @@ def test_evaluations_are_the_same_for_any_number_of_collectors_and_whichever_are
             assert play.actors() == []
             found.append(json.loads(path.read_text()))
         assert found[0] == found[1]
+
+
+def test_an_evaluation_whose_players_are_stopped_goes_on_with_others(tmp_path):
+    make_run(tmp_path / "run", "catch")
+    flags = ["run", "--episodes", "6000", "--collectors", "2", "--collector-timeout", "4", "--json", "scores.json"]
+    play = Training(tmp_path, *flags, command="evaluate")
+    hung = play.until(lambda: len(play.actors()) == 2 and play.actors())
+    time.sleep(3)  # they play
+    for process in hung:
+        os.kill(process, signal.SIGSTOP)
+    assert play.wait() == 0, play.said
+    assert play.said.count("has not got further for 4 seconds; games ") == 2
+    assert len(json.loads((tmp_path / "scores.json").read_text())["scores"]) == 6_000
 
 
 def test_a_node_without_this_fastrl_is_named_and_not_asked_again(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -248,6 +251,27 @@ def test_a_killed_learner_ends_the_others_and_a_restart_resumes_from_what_all_ha
         assert same(result(folder, each), result(whole, each), but=["folder"])
         assert seen(folder, each) == seen(whole, each)
     assert rows(folder) == rows(whole)
+
+
+def names_threads(rank, folder, **options):
+    """Learn, and write down which threads are there when the error that ended it is on its way out."""
+    try:
+        learn(rank, folder, **options)
+    finally:
+        names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+        folder.with_name(f"threads-{rank}.json").write_text(json.dumps(names))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are found in /proc")
+def test_no_thread_of_gloo_outlives_the_connections_and_aborts_the_process_at_its_exit(tmp_path):
+    changes = {"total_frames": 300, "learn_start_steps": 60, "checkpoint_every_frames": 150}
+    for number, options in enumerate(({}, {"signals": {1: (200, signal.SIGTERM)}}, {"hooks": [Fails]},
+                                      {"signals": {1: (200, signal.SIGKILL)}})):  # fmt: skip
+        folder = tmp_path / str(number) / "run"
+        folder.parent.mkdir()
+        Job().run(names_threads, folder, changes=changes | {"total_frames": 500 if number == 2 else 300}, **options)
+        names = json.loads(folder.with_name("threads-0.json").read_text())
+        assert [name for name in names if "gloo" in name] == [], number
 
 
 def test_a_restart_before_the_first_checkpoint_sets_the_run_aside_and_starts_anew(tmp_path):
