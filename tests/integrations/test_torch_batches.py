@@ -235,6 +235,18 @@ def test_what_is_lent_counts_as_held_while_a_tensor_made_from_it_lives(draw, hol
         assert np.array_equal(np.asarray(tensor), values), name
 
 
+def test_stacks_that_share_their_frames_count_as_held_too():
+    buffer = filled()
+    draw = DRAWS["sequences"]
+    tensor = torch.from_dlpack(draw(buffer).obs["image"])
+    where, values = tensor.data_ptr(), tensor.clone()
+    for _ in range(5):
+        assert draw(buffer).obs["image"].ctypes.data != where
+    assert torch.equal(tensor, values)
+    del tensor
+    assert draw(buffer).obs["image"].ctypes.data == where
+
+
 def test_memory_is_lent_again_once_the_last_tensor_is_gone():
     buffer = filled()
     tensor = torch.from_dlpack(prefetched(buffer).obs["image"])
