@@ -146,9 +146,12 @@ class _Host:
 
     def send(self, batch: Batch) -> Batch:
         """Return the batch, which is this one, with tensors on the device, once it has done what was asked before."""
-        sent = _with(
-            batch, lambda array: self._tensors[id(array)].to(self._device, non_blocking=True, copy=True)
-        )  # fmt: skip
+        waits = self._copied is None  # for each copy: nothing would tell later that it is done
+
+        def send(array: Any) -> torch.Tensor:
+            return self._tensors[id(array)].to(self._device, non_blocking=not waits, copy=True)
+
+        sent = _with(batch, send)
         if self._copied is not None:
             self._copied.record(torch.cuda.current_stream(self._device))
         return sent

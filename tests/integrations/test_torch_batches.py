@@ -116,10 +116,11 @@ def test_uniform_buffers_and_single_arrays_do_as_well(way):
         replay.update_priorities([0], [1.0])
 
 
-def test_a_device_copies_frames_from_where_the_buffer_put_them():
+def test_a_device_copies_frames_from_where_the_buffer_put_them(monkeypatch):
+    asked, pinned, empty = [], [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **how: pinned.append(how.get("pin_memory")) or empty(*a, **how))
     with stand_in_cuda() as cuda:
         replay = TensorReplay(filled(), "cuda")
-        asked = []
         replay.buffer.sample, sample = lambda *a, **how: asked.append(how) or sample(*a, **how), replay.buffer.sample
         one, two, three = (replay.sample(4) for _ in range(3))
         assert len({how["out"].obs["image"].ctypes.data for how in asked}) == 2  # two take turns
@@ -128,6 +129,8 @@ def test_a_device_copies_frames_from_where_the_buffer_put_them():
         replay.sample(4)
         assert "out" not in asked[-1]  # the thread has put the frames there
         assert cuda.log["waits"] == 4
+    assert pinned
+    assert all(pinned)
     assert one.obs["image"].data_ptr() != three.obs["image"].data_ptr() != two.obs["image"].data_ptr()
 
 
@@ -233,6 +236,18 @@ def test_what_is_lent_counts_as_held_while_a_tensor_made_from_it_lives(draw, hol
         for _ in range(3):
             assert lent(draw(buffer))[name].ctypes.data != where, name
         assert np.array_equal(np.asarray(tensor), values), name
+
+
+def test_stacks_that_share_their_frames_count_as_held_too():
+    buffer = filled()
+    draw = DRAWS["sequences"]
+    tensor = torch.from_dlpack(draw(buffer).obs["image"])
+    where, values = tensor.data_ptr(), tensor.clone()
+    for _ in range(5):
+        assert draw(buffer).obs["image"].ctypes.data != where
+    assert torch.equal(tensor, values)
+    del tensor
+    assert draw(buffer).obs["image"].ctypes.data == where
 
 
 def test_memory_is_lent_again_once_the_last_tensor_is_gone():
