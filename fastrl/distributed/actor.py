@@ -14,16 +14,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 import fastrl
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig, from_record
 from fastrl.distributed.chunk import Chunk, pack
 from fastrl.dqn.collector import Collector, build_group
+from fastrl.dqn.device.device import pick_precision
+from fastrl.dqn.flat import FlatParameters
+from fastrl.dqn.learner import pick_fast_kernels
 from fastrl.dqn.loss import best
 from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.policy import Policy
+from fastrl.dqn.trunk import FastTrunk
 from fastrl.envs.masks import have_masks
 
 Weights = dict[str, NDArray[Any]]
@@ -65,8 +69,21 @@ def tensors(weights: Weights) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in weights.items()}
 
 
+def pick_acting_kernels(config: DQNConfig, obs_dtype: DTypeLike) -> str | None:
+    """Return the kernels by which a collector acts: as a learner on its CPU would; None for PyTorch's own.
+
+    Where the processor has some in float32 alone, these, whatever the precision.
+    """
+    if config.kernels == "torch":
+        return None
+    here = torch.device("cpu")
+    bfloat16 = pick_precision(config.precision, here) == "bfloat16"
+    found = pick_fast_kernels(config, obs_dtype, here, bfloat16)
+    return found or pick_fast_kernels(config, obs_dtype, here, False)
+
+
 class CopiedNetwork:
-    """The learner's network, as it was at one update: eager, in float32, on the CPU.
+    """The learner's network, as it was at one update, on the CPU; not compiled.
 
     Parameters
     ----------
@@ -74,6 +91,10 @@ class CopiedNetwork:
         One of its shape.
     seed : int
         Seeds the noise that it acts with, if its layers are noisy.
+    kernels : str, optional
+        Those of `FastTrunk` for its trunk, and with them the arithmetic. Default: PyTorch's, in float32.
+    most : int
+        Observations to act for at once, at most; with `kernels` alone.
 
     Attributes
     ----------
@@ -81,10 +102,15 @@ class CopiedNetwork:
         Updates that its weights have had; 0 until `load`.
     """
 
-    def __init__(self, network: QNetwork, seed: int = 0) -> None:
+    def __init__(self, network: QNetwork, seed: int = 0, kernels: str | None = None, most: int = 0) -> None:
         self._network, self.updates = network.eval(), 0
         self._generator = torch.Generator().manual_seed(seed)
         self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._trunk: FastTrunk | None = None
+        if kernels is not None:
+            flat = FlatParameters(network.parameters())
+            self._trunk = FastTrunk(network, network, (flat, flat), 1, most, kernels)
+            self._dense = self._trunk.dense()[0]
 
     def load(self, weights: Weights, updates: int) -> None:
         """Take over weights, unless they are those of before."""
@@ -97,9 +123,17 @@ class CopiedNetwork:
         size = self._network.noise_size
         noise = torch.randn(size, generator=self._generator) if size else None
         with torch.inference_mode():
-            values = self._network(torch.from_numpy(obs), noise)
+            values = self._network(torch.from_numpy(obs), noise) if self._trunk is None else self._fast(obs, noise)
             greedy: NDArray[np.int64] = best(values, None if mask is None else torch.from_numpy(mask)).numpy()
         return greedy
+
+    def _fast(self, obs: NDArray[Any], noise: torch.Tensor | None) -> torch.Tensor:
+        """Return Q [n, A] float32, by the trunk's own kernels."""
+        assert self._trunk is not None
+        features = self._trunk.act(obs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=features.dtype == torch.bfloat16):
+            outputs = self._network.behind(features, self._dense, noise=noise)
+        return self._network.values(outputs)
 
 
 class Actor:
@@ -171,7 +205,7 @@ class Actor:
         group = build_group(config.replace(env_threads=config.env_threads or 1), games)  # a collector is one core
         envs = group.envs
         network = build_network(config, (config.stack, *envs.frame_shape), envs.num_actions)
-        self._network = CopiedNetwork(network, noise)
+        self._network = CopiedNetwork(network, noise, pick_acting_kernels(config, envs.frame_dtype), config.num_envs)
         self._policy = Policy(self._network, envs.num_actions, np.random.default_rng(coins))
         collector = Collector([group])
         collector.start(self._policy)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import cpu_count, keep_freed_memory
@@ -28,10 +28,9 @@ from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.loss import allowed, best, munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
 from fastrl.dqn.network import Dense as DenseLayer
-from fastrl.dqn.noisy import NoisyLinear
 from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.peers import ALONE, Peers
-from fastrl.dqn.trunk import Dense, FastTrunk, pick_kernels
+from fastrl.dqn.trunk import FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
 from fastrl.envs.masks import ACTION_MASK, only_allowed
 
@@ -193,8 +192,7 @@ class Learner:
         )
         dense: dict[QNetwork, DenseLayer] = {}
         if trunk is not None:
-            layers = zip((online, target), trunk.hidden, strict=True)
-            dense = {net: _noisy_dense(net.hidden) if config.noisy else _dense(*hidden) for net, hidden in layers}
+            dense = dict(zip((online, target), trunk.dense(), strict=True))
 
         def arithmetic() -> Any:
             # One block per call: weights cast without gradient must not serve a call with one.
@@ -614,15 +612,6 @@ def _eager_if_it_fails(what: str, remedy: str) -> Iterator[None]:
             RuntimeWarning,
             stacklevel=6,
         )
-
-
-def _dense(weight: Tensor, bias: Tensor) -> DenseLayer:
-    return lambda x, _: Dense.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-
-
-def _noisy_dense(layer: nn.Linear) -> DenseLayer:
-    assert isinstance(layer, NoisyLinear)
-    return lambda x, noise: Dense.apply(x, *(p.to(x.dtype) for p in layer.sample(noise)))  # type: ignore[no-untyped-call]
 
 
 def _column(batch: Batch, name: str) -> Any:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastrl.dqn.flat import FlatParameters, as_numpy
+from fastrl.dqn.network import Dense as DenseLayer
 from fastrl.dqn.network import QNetwork
+from fastrl.dqn.noisy import NoisyLinear
 from fastrl.dqn.openmp import openmp_parallel
 
 try:
@@ -83,6 +85,7 @@ class FastTrunk:
         self._element = torch.bfloat16 if self._trunk.dtype == np.uint16 else torch.float32
         self._features = [torch.from_numpy(features).view(self._element) for features in self._trunk.features]
         self.weights = list(itertools.chain(*self._convolutions[0]))
+        self._networks = (online, target)
         self._dense = [[net.hidden.weight, net.hidden.bias] for net in (online, target)]
         if self._element == torch.float32:
             self.hidden = self._dense
@@ -91,6 +94,13 @@ class FastTrunk:
                 [p.detach().to(self._element).requires_grad_(i == 0) for p in dense]
                 for i, dense in enumerate(self._dense)
             ]
+
+    def dense(self) -> list[DenseLayer]:
+        """Return what takes the place of the dense layer of each network in `QNetwork.behind`."""
+        return [
+            _noisy_dense(net.hidden) if isinstance(net.hidden, NoisyLinear) else _dense(*hidden)
+            for net, hidden in zip(self._networks, self.hidden, strict=True)
+        ]
 
     def copy_of(self, parameter: Tensor) -> Tensor | None:
         """Return the bfloat16 copy of a parameter of the online network that gradients belong to; None if to itself."""
@@ -204,6 +214,14 @@ class Dense(torch.autograd.Function):
             torch.ops.fastrl.product(grad.t(), x.t(), None, "none"),
             grad.sum(dim=0, dtype=torch.float32).to(grad.dtype),
         )
+
+
+def _dense(weight: Tensor, bias: Tensor) -> DenseLayer:
+    return lambda x, _: Dense.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+
+
+def _noisy_dense(layer: NoisyLinear) -> DenseLayer:
+    return lambda x, noise: Dense.apply(x, *(p.to(x.dtype) for p in layer.sample(noise)))  # type: ignore[no-untyped-call]
 
 
 def _positions_first(weight: Tensor) -> Array:

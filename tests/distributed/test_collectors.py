@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from unittest.mock import patch
 
 import numpy as np
@@ -11,13 +12,14 @@ from fake_engine import PEACE, TROUBLE, FakeEngine
 from ledger_games import Ledger, LedgerGames, number_of, wrong_rows
 
 from fastrl.base.errors import ConfigError, RunError, Stopped
-from fastrl.config import PRESETS
-from fastrl.distributed.actor import Actor, CopiedNetwork, facts
+from fastrl.config import PRESETS, preset_for
+from fastrl.distributed.actor import Actor, CopiedNetwork, facts, pick_acting_kernels
 from fastrl.distributed.chunk import pack
 from fastrl.distributed.collectors import Collectors, LostError
 from fastrl.dqn import collector
-from fastrl.dqn.network import QNetwork
+from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.policy import Policy
+from fastrl.dqn.trunk import pick_kernels
 from fastrl.replay import PrioritizedReplayBuffer
 
 CONFIG = PRESETS["catch"].config.replace(
@@ -176,6 +178,46 @@ def test_a_collector_acts_with_noise_of_its_own_where_layers_are_noisy(noisy):
     assert np.array_equal(first, same.act(obs))
     assert np.array_equal(first, second) == (not noisy)
     assert np.array_equal(first, other.act(obs)) == (not noisy)
+
+
+KERNELS = [name for name in (pick_kernels(False), pick_kernels(True)) if name is not None]
+
+
+@pytest.mark.skipif(not KERNELS, reason="this processor has no fast kernels")
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(kernels, noisy):
+    config = preset_for("breakout", "cpu").config.replace(noisy=noisy, hidden=32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own, *others = (build_network(config, (4, 84, 84), 4) for _ in range(3))
+    plain, fast = CopiedNetwork(copy.deepcopy(own), 3), CopiedNetwork(own, 3, kernels, 40)
+    obs = np.random.default_rng(0).integers(0, 256, (40, 4, 84, 84)).astype(np.uint8)
+    seen = set()
+    for updates, other in enumerate(others, 1):
+        # Actions far apart in value, or the last bits would decide.
+        other.advantage.weight.data *= 30
+        weights = {name: value.numpy() for name, value in other.state_dict().items()}
+        for network in (plain, fast):
+            network.load(weights, updates)
+        actions = plain.act(obs)
+        assert np.mean(fast.act(obs) == actions) > 0.9
+        seen |= set(actions.tolist())
+        with torch.no_grad():
+            noise = torch.randn(own.noise_size) if noisy else None
+            exact = plain._network(torch.from_numpy(obs), noise).numpy()
+            found = fast._fast(obs, noise).numpy()
+        assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+    assert len(seen) > 1
+
+
+def test_a_collector_acts_by_pytorchs_kernels_where_the_settings_or_the_frames_ask_for_them():
+    config = preset_for("breakout", "cpu").config
+    assert pick_acting_kernels(config, np.uint8) in (KERNELS or [None])
+    assert pick_acting_kernels(config.replace(kernels="torch"), np.uint8) is None
+    assert pick_acting_kernels(config, np.float32) is None
+    assert pick_acting_kernels(config.replace(trunk="impala"), np.uint8) is None
+    assert pick_acting_kernels(config.replace(precision="float32"), np.uint8) == pick_kernels(False)
 
 
 def test_weights_are_put_once_per_interval_and_every_request_carries_the_newest():
