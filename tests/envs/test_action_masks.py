@@ -70,7 +70,9 @@ def test_without_masks_records_have_none():
 @pytest.mark.parametrize("make_env", MAKERS)
 def test_environments_that_are_not_asked_take_an_action_that_they_allow(make_env):
     envs, rng = envs_of(make_env), np.random.default_rng(1)
-    step = envs.reset().select(np.array([0]))
+    opened = envs.reset()
+    step = opened.select(np.array([0]))
+    opened.mask[:] = False  # the caller's to write to
     for _ in range(40):  # any action that is not allowed raises
         step = envs.step(choose(rng, step), [0])
         assert len(step.mask) == 1
