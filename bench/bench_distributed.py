@@ -27,7 +27,7 @@ pytest.importorskip("torch")
 pytest.importorskip("ray", reason="Ray is not installed: the extra 'distributed' brings it")
 
 from fastrl.base.stop import Stop
-from fastrl.config import PRESETS, DQNConfig, preset_for
+from fastrl.config import PRESETS, DQNConfig, preset_for, with_agent
 from fastrl.distributed.chunk import Chunk, pack
 from fastrl.distributed.collectors import Collectors, Request
 from fastrl.distributed.engine import RayEngine
@@ -144,7 +144,9 @@ class NoEnvs:
 
 def ingest(collectors: int, seconds: float) -> dict[str, float]:
     """Take rows in for some seconds; return frames per second of wall-clock and of this process's CPU time."""
-    config = PRESETS["cpu"].config.replace(game="breakout", collectors=collectors, num_envs=64, dephase_steps=0)
+    config = with_agent(PRESETS["cpu"].config, "dueling").replace(
+        game="breakout", collectors=collectors, num_envs=64, dephase_steps=0
+    )
     games = config.all_envs
     buffer = PrioritizedReplayBuffer(
         capacity=max(100_000, 12 * games), num_envs=games, obs_shape=(84, 84), stack=4, n_step=3, gamma=0.99, seed=0
@@ -204,7 +206,7 @@ def descends(pid: int, root: int, parents: dict[int, int]) -> bool:
 def cpu(collectors: int, steps: int) -> dict[str, float]:
     """Return the CPU seconds of all processes per agent step of Breakout, learning included."""
     with tempfile.TemporaryDirectory() as folder:
-        config = preset_for("breakout", "cpu").config.replace(
+        config = with_agent(preset_for("breakout", "cpu").config, "dueling").replace(
             dephase_steps=0, runs_dir=folder, collectors=collectors, num_envs=32, env_groups=1, learn_start_steps=2_000,
             capacity=50_000, compile=False, torch_threads=1, env_threads=1, checkpoint_replay=False,
         )  # fmt: skip

@@ -86,11 +86,12 @@ class Fastrl(TimedRun):
     """fastrl's Run with the preset for a device and some other settings; see `side_by_side.Loop`."""
 
     def __init__(self, device: str, settings: dict[str, Any]) -> None:
-        from fastrl.config import preset_for
+        from fastrl.config import preset_for, with_agent
 
         os.environ["FASTRL_TUNE"] = "off"  # precision, threads and kernels by the rule, the same in each round
         self._device = device
-        config = preset_for("breakout", device).config.replace(
+        preset = preset_for("breakout", device).config
+        config = (with_agent(preset, "dueling") if settings else preset).replace(
             device=device, capacity=CAPACITY, learn_start_steps=FILL_STEPS, epsilon_start=EPSILON, epsilon_end=EPSILON,
             **settings,
         )  # fmt: skip

@@ -27,7 +27,7 @@ def serve() -> None:
     import numpy as np
     import torch
 
-    from fastrl.config import PRESETS
+    from fastrl.config import PRESETS, with_agent
     from fastrl.dqn.learner import Learner
 
     rng, known = np.random.default_rng(0), {}
@@ -42,7 +42,7 @@ def serve() -> None:
     for line in sys.stdin:
         trunk, hidden, precision, rows = line.strip().split(":")
         if line not in known:
-            config = PRESETS["cpu"].config.replace(
+            config = with_agent(PRESETS["cpu"].config, "dueling").replace(
                 trunk=trunk, hidden=int(hidden), precision=precision, batch_size=int(rows)
             )
             learner = Learner(config, (4, 84, 84), np.uint8, 4, torch.device("cpu"), 0)

@@ -73,16 +73,16 @@ AGENTS: dict[str, Agent] = {
         source="van Hasselt, Guez and Silver 2016, appendix (the settings of Mnih et al. 2015)",
         deviations=(_TRUNK, _CLIP),
     ),
-    # What the presets are, but for the GPU's: it changes no other.
+    # What the presets were: it changes none but those for Atari.
     "dueling": Agent(
         settings=_DUELING,
-        atari={},
+        atari={"trunk": "small", "width": 1, "hidden": 256},
         source="Wang et al. 2016, section 4.2, with prioritized replay (its table 2)",
         deviations=(
             "returns over n steps, as the preset says (the paper: 1)",
             "Adam (the paper: RMSProp)",
             "the gradient that enters the trunk is not divided by the root of 2",
-            "the trunk is the preset's (the paper: nature with streams of 512, --trunk nature --hidden 512)",
+            "the trunk is small with streams of 256 (the paper: --trunk nature --hidden 512)",
         ),
     ),
     "rainbow": Agent(

@@ -58,8 +58,11 @@ PRESETS: dict[str, Preset] = {
     "cpu": Preset(
         config=DQNConfig(
             total_frames=20_000_000,
-            trunk="small",
+            trunk="impala-strided",
             hidden=256,
+            head="quantile",
+            double=False,
+            munchausen=True,
             n_step_end=1,
             n_step_steps=600_000,
             batch_size=64,

@@ -73,7 +73,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig(Rules, RunConfig):
-    """Settings of DQN runs: by default dueling double DQN with prioritized replay on EnvPool's games."""
+    """Settings of DQN runs: without a preset dueling double DQN with prioritized replay on EnvPool's games."""
 
     game: str = "breakout"
     """Plain name of an Atari game, `catch`, or a custom environment as `my_module:make_env`."""
@@ -317,6 +317,8 @@ class DQNConfig(Rules, RunConfig):
         ConfigError
             If a value does not fit, or is one that a schedule replaces.
         """
+        if changes.get("distributional") and "head" not in changes:
+            changes["head"] = "c51"  # in place of the head that was
         changed = super().replace(**changes)
         for name, replaced in REPLACES.items():
             for other in (other for other in replaced if getattr(changed, name) and other in changes):

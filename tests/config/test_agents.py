@@ -48,7 +48,7 @@ def test_an_agent_is_the_whole_algorithm_of_its_name(name):
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_what_was_before_does_not_shine_through(name):
-    others = [with_agent(CPU, other) for other in AGENTS if other != "dueling"]
+    others = [with_agent(CPU, other) for other in AGENTS]
     for field in set(ALGORITHM) - {"n_step", "n_step_end"}:
         assert len({getattr(with_agent(one, name), field) for one in [CPU, *others]}) == 1, field
 
@@ -57,14 +57,18 @@ def test_the_names_are_those_that_types_and_help_know():
     assert set(get_args(AgentName)) == set(AGENTS)
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "cuda"])
-def test_dueling_is_what_every_preset_is_but_that_of_a_gpu(preset):
-    assert with_agent(PRESETS[preset].config, "dueling") == PRESETS[preset].config
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("cpu", "cuda")])
+def test_dueling_is_what_every_preset_is_but_those_of_atari(preset):
+    config = PRESETS[preset].config
+    config = config if config.game == "catch" else config.replace(game="module:make_env")
+    assert with_agent(config, "dueling") == config
 
 
-def test_on_a_gpu_dueling_takes_back_the_head_and_the_target_of_the_preset():
-    preset = PRESETS["cuda"].config
-    assert with_agent(preset, "dueling") == preset.replace(head="expected", munchausen=False, double=True)
+@pytest.mark.parametrize("preset", ["cpu", "cuda"])
+def test_dueling_takes_back_head_target_and_trunk_of_the_presets_of_atari(preset):
+    config = PRESETS[preset].config
+    before = {"head": "expected", "munchausen": False, "double": True, "trunk": "small", "hidden": 256}
+    assert with_agent(config, "dueling") == config.replace(**before)
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -101,7 +105,7 @@ def test_a_schedule_of_the_preset_gives_way_to_an_agent_and_one_that_is_given_do
     assert with_agent(CPU.replace(n_step_schedule=ten), "c51").n_step_schedule == ()
     assert with_agent(CPU.replace(learning_rate_schedule=((0, 0.1),)), "double").learning_rate_schedule == ()
     kept = CPU.replace(n_step_schedule=ten, gamma_schedule=((0, 0.9),), epsilon_schedule=((0, 0.5),))
-    assert with_agent(kept, "dueling") == kept
+    assert with_agent(kept, "dueling").n_step_schedule == ten
     assert with_agent(kept, "c51").gamma_schedule == ((0, 0.9),)
     config = with_agent(CPU, "c51", given={"n_step_schedule": ten}).replace(n_step_schedule=ten)
     assert (config.n_step_schedule, config.head) == (ten, "c51")
@@ -169,9 +173,9 @@ def test_the_command_and_python_lay_preset_agent_and_flags_in_this_order(trained
     assert config_for("breakout", "cpu", agent="double", n_step=5, dueling=True) == expected
     assert trained(train, CPU, agent="double", n_step=5, dueling=True, device="cpu") == expected
     said = capsys.readouterr().out
-    trained(train.main, ["breakout", "--agent", "dueling", "--device", "cpu"])
-    assert "human level" in capsys.readouterr().out  # the preset's own words hold for what it is
     assert "human level" not in said
+    trained(train.main, ["catch", "--agent", "dueling", "--device", "cpu"])
+    assert "about a minute" in capsys.readouterr().out  # the preset's own words hold for what it is
 
 
 def test_an_agent_is_shown_in_help_with_its_settings_as_defaults(capsys):

@@ -41,6 +41,7 @@ def test_distributional_is_another_name_of_a_head():
     assert DQNConfig(distributional=True) == DQNConfig(head="c51")
     assert DQNConfig(distributional=False) == DQNConfig()
     assert DQNConfig(head="c51", distributional=True).replace(head="quantile").head == "quantile"
+    assert DQNConfig(head="quantile").replace(distributional=True).head == "c51"
     assert DQNConfig(head="quantile").replace(distributional=False).head == "quantile"
 
 

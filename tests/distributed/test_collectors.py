@@ -12,7 +12,7 @@ from fake_engine import PEACE, TROUBLE, FakeEngine
 from ledger_games import Ledger, LedgerGames, number_of, wrong_rows
 
 from fastrl.base.errors import ConfigError, RunError, Stopped
-from fastrl.config import PRESETS, preset_for
+from fastrl.config import PRESETS, preset_for, with_agent
 from fastrl.distributed.actor import Actor, CopiedNetwork, facts, pick_acting_kernels
 from fastrl.distributed.chunk import pack
 from fastrl.distributed.collectors import Collectors, LostError
@@ -187,7 +187,7 @@ KERNELS = [name for name in (pick_kernels(False), pick_kernels(True)) if name is
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("noisy", [True, False])
 def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(kernels, noisy):
-    config = preset_for("breakout", "cpu").config.replace(noisy=noisy, hidden=32)
+    config = with_agent(preset_for("breakout", "cpu").config, "dueling").replace(noisy=noisy, hidden=32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         own, *others = (build_network(config, (4, 84, 84), 4) for _ in range(3))
@@ -212,7 +212,7 @@ def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(
 
 
 def test_a_collector_acts_by_pytorchs_kernels_where_the_settings_or_the_frames_ask_for_them():
-    config = preset_for("breakout", "cpu").config
+    config = with_agent(preset_for("breakout", "cpu").config, "dueling")
     assert pick_acting_kernels(config, np.uint8) in (KERNELS or [None])
     assert pick_acting_kernels(config.replace(kernels="torch"), np.uint8) is None
     assert pick_acting_kernels(config, np.float32) is None

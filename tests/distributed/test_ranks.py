@@ -19,7 +19,7 @@ from rank_run import CONFIG, Job, error, learn, result
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.stop import Stop
-from fastrl.config import PRESETS
+from fastrl.config import PRESETS, with_agent
 from fastrl.distributed.ranks import Ranks, joined
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.learner import Learner
@@ -132,7 +132,7 @@ def part_of(batch, rank):
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_two_learners_of_half_a_batch_take_the_steps_of_one_with_the_whole(optimizer, kernels):
-    config = PRESETS["cpu"].config.replace(
+    config = with_agent(PRESETS["cpu"].config, "dueling").replace(
         compile=False, precision="float32", batch_size=64, optimizer=optimizer, num_envs=8, hidden=16, torch_threads=1,
         kernels=kernels, max_grad_norm=0.02, target_period_updates=2,
     )  # fmt: skip

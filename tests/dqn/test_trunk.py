@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastrl.config import PRESETS, DQNConfig
+from fastrl.config import PRESETS, DQNConfig, with_agent
 from fastrl.dqn import _trunk, trunk
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.learner import Learner
@@ -186,7 +186,7 @@ def test_threads_share_the_work_and_the_result_does_not_depend_on_which_takes_wh
         assert all(torch.equal(a, b) for a, b in zip(gradients, runs[0][1], strict=True))
 
 
-LEARNER = PRESETS["cpu"].config.replace(
+LEARNER = with_agent(PRESETS["cpu"].config, "dueling").replace(
     batch_size=8, compile=False, hidden=32, device="cpu", num_envs=4, target_period_updates=3, learning_rate=1e-4
 )
 
@@ -297,7 +297,7 @@ def test_the_block_behind_the_fast_trunk_compiles():
 def test_the_fast_trunk_takes_over_a_soft_target_after_each_update(precision):
     if pick_kernels(precision == "bfloat16") is None:
         pytest.skip("no kernels for bfloat16")
-    config = PRESETS["cpu"].config.replace(
+    config = with_agent(PRESETS["cpu"].config, "dueling").replace(
         batch_size=8, precision=precision, compile=False, hidden=32, device="cpu", num_envs=4, learning_rate=1e-2,
         target_tau=0.5,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastrl.base.errors import ConfigError
-from fastrl.config import PRESETS
+from fastrl.config import PRESETS, with_agent
 from fastrl.dqn import race, tune
 from fastrl.dqn.device import device
 from fastrl.dqn.learner import Learner
@@ -19,7 +19,7 @@ from fastrl.dqn.tune import Choice, Measured, Shapes, settle
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPES = Shapes((4, 84, 84), np.uint8, 4)
-AUTO = PRESETS["cpu"].config
+AUTO = with_agent(PRESETS["cpu"].config, "dueling")
 RULE = Choice("bfloat16", 8, "fastrl")
 FOUND = Choice("float32", 2, "torch")
 FIELDS = ("precision", "torch_threads", "kernels")

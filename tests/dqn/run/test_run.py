@@ -18,7 +18,7 @@ from quick_run import QUICK, start
 
 from fastrl import evaluate, train
 from fastrl.base.errors import ConfigError
-from fastrl.config import PRESETS
+from fastrl.config import PRESETS, with_agent
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import build, evaluation, experiment, replay_plan
@@ -94,7 +94,7 @@ def test_dqn_solves_catch(tmp_path):
 def test_two_runs_of_one_seed_write_the_same_metrics_for_20_000_frames_of_breakout(tmp_path):
     from fastrl.config import preset_for
 
-    config = preset_for("breakout", "cpu").config.replace(
+    config = with_agent(preset_for("breakout", "cpu").config, "dueling").replace(
         total_frames=20_000, log_every_frames=2_000, final_episodes=2, evaluate_every_frames=10_000,
         evaluate_episodes=2, num_envs=16, batch_size=64, checkpoint_replay=False, device="cpu",
     )  # fmt: skip

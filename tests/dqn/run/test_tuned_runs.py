@@ -10,13 +10,13 @@ from number_run import rows
 from quick_run import QUICK, start
 
 from fastrl import train
-from fastrl.config import PRESETS
+from fastrl.config import PRESETS, with_agent
 from fastrl.dqn import tune
 from fastrl.dqn.tune import Choice, Measured
 from fastrl.runs.folder import RunFolder, load_dqn_config
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
-IMAGES = PRESETS["cpu"].config.replace(
+IMAGES = with_agent(PRESETS["cpu"].config, "dueling").replace(
     game="image_env:make_env", device="cpu", compile=False, total_frames=300, frame_skip=1, num_envs=2, env_threads=1,
     hidden=4, stack=2, batch_size=8, capacity=100, learn_start_steps=20, dephase_steps=0, films=False,
     log_every_frames=50, evaluate_every_frames=100_000, checkpoint_every_frames=150, evaluate_episodes=1,
