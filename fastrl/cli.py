@@ -35,6 +35,8 @@ from fastrl.base.ranges import Field, fields_of, spelled
 PATIENCE_SECONDS = 10.0
 """Time for the first of several processes to say what is wrong with the command of all."""
 LOOK = "--help lists the flags and their values"
+MOST_OF_A_LINE = 60
+"""Characters of a flag's names for a value; longer lists are left to its text, which has them all."""
 _VALUE_NAMES = {
     int: "N",
     float: "X",
@@ -124,6 +126,8 @@ def _parser(fields: Iterable[Field], helps: dict[str, str] | None = None, **opti
         else:
             count, one = _shape(field.type)
             value = f"{{{','.join(field.choices)}}}" if field.choices else _VALUE_NAMES[one]
+            if len(value) > MOST_OF_A_LINE:
+                value = "NAME"  # of those that the text lists
             parser.add_argument(field.flag, dest=field.name, nargs=count, metavar=value, help=text)
     return parser
 

@@ -275,7 +275,7 @@ def test_help_for_a_resume_shows_the_settings_of_that_run(reached, capsys):
 @pytest.mark.parametrize(
     ("arguments", "about"),
     [
-        (["pong", "--device", "cpu"], "20M frames on a CPU: three to six hours on two older cores"),
+        (["pong", "--device", "cpu"], "20M frames on a CPU: a night on two older cores"),
         (["pong", "--device", "cpu", "--total-frames", "8000"], "8,000 frames on a CPU"),
         (["catch", "--total-frames", "40000"], "40k steps of Catch: about a minute"),
         (["catch", "--total-frames", "300"], "300 frames of Catch"),
