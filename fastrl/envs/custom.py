@@ -21,7 +21,7 @@ from fastrl.base.checks import check_state
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.extras import extra
 from fastrl.envs.foreign import EnvError, calling, same_folder
-from fastrl.envs.masks import Masks
+from fastrl.envs.masks import GIVE_LAST, Masks
 from fastrl.envs.names import MakeEnv, load
 from fastrl.envs.observations import Observations
 from fastrl.envs.step import Array, Autoreset, Step, check_actions, place
@@ -296,7 +296,7 @@ class CustomEnvs:
             return None
         final = self._mask.copy()
         if self.autoreset == "same_step" and by_itself.any():  # whose own masks are those of a new episode
-            last = self._masks.read(info.get("final_info"), self._length + 1, ~by_itself | terminated)
+            last = self._masks.read(info.get("final_info"), self._length + 1, ~by_itself | terminated, GIVE_LAST)
             assert last is not None
             final[by_itself] = last[by_itself]
         return final

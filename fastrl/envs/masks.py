@@ -15,6 +15,7 @@ ACTION_MASK = "action_mask"
 """Key of `info`, and name of the replay's field."""
 Mask = npt.NDArray[np.bool_]
 _GIVE = "give it in the info of reset() and of every step()"
+GIVE_LAST = "give it in info['final_info'] too, for the last observation of an episode that is truncated"
 
 
 class Masks:
@@ -43,7 +44,7 @@ class Masks:
             self.given, self._begun = bool(_has(info, self._shape[0]).any()), True
         return self.read(info, np.zeros(self._shape[0], np.int64))
 
-    def read(self, info: Any, steps: npt.NDArray[Any], unread: Mask | None = None) -> Mask | None:
+    def read(self, info: Any, steps: npt.NDArray[Any], unread: Mask | None = None, remedy: str = _GIVE) -> Mask | None:
         """Return the masks of a vector's infos, [N, A] bool and the caller's own; None if the environments give none.
 
         Parameters
@@ -55,6 +56,8 @@ class Masks:
             Steps of the episode in which each stands, for messages.
         unread : [N] bool, optional
             Where no action is chosen any more or the environment does not matter: all True there, whatever is given.
+        remedy : str
+            Where to give a mask that is missing.
 
         Raises
         ------
@@ -80,7 +83,7 @@ class Masks:
             if not there[i]:
                 raise RunError(
                     f"environment {self._game!r} gave no info['action_mask'] {where}, and gave masks before or in "
-                    f"other environments; {_GIVE}, all True where every action is allowed"
+                    f"other environments; {remedy}, all True where every action is allowed"
                 )
             mask[i] = self._one(info[ACTION_MASK][i], where)
         return mask

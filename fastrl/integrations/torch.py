@@ -43,13 +43,17 @@ class TensorReplay:
     Raises
     ------
     ValueError
-        If PyTorch does not have the dtype of an array.
+        If PyTorch does not have the dtype of an array or no usable GPU, or the buffer is none.
     ImportError
         If PyTorch is not installed.
     """
 
     def __init__(self, buffer: ReplayBuffer, device: torch.device | str, *, staged: bool | None = None) -> None:
+        if not isinstance(buffer, ReplayBuffer):
+            raise ValueError(f"buffer is of type {type(buffer).__name__}; give a ReplayBuffer")
         self.buffer, self.device = buffer, torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {str(device)!r}, but PyTorch finds no usable GPU; give 'cpu'")
         self._staged = self.device.type != "cpu" if staged is None else staged
         arrays = list(_leaves(buffer.empty_batch(1)))
         self._direct = self._staged and all(isinstance(array, np.ndarray) for array in arrays)
@@ -187,4 +191,7 @@ def _leaves(batch: Batch | SequenceBatch) -> Iterator[Any]:
 
 
 def _on_host(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16

@@ -55,7 +55,10 @@ class Epsilon:
                 "give the environment that the network was trained on"
             )
         if greedy.shape != ids.shape or greedy.dtype.kind not in "iu":
-            raise ValueError(f"act returned {greedy.dtype} {greedy.shape}; return integers of shape {ids.shape}")
+            raise ValueError(
+                f"act returned {greedy.dtype} {greedy.shape}; return actions, integers of shape {ids.shape}, or "
+                f"Q-values, floats of shape {(len(ids), self._num_actions)}"
+            )
         if greedy.min() < 0 or greedy.max() >= self._num_actions:
             raise ValueError(f"act returned {greedy.tolist()}; the game's actions are 0 to {self._num_actions - 1}")
         if mask is not None and not (taken := mask[np.arange(len(ids)), greedy]).all():

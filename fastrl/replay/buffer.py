@@ -65,10 +65,10 @@ class _Barred:
     """The lock of a buffer that may not be used: every call raises."""
 
     def __init__(self, reason: str) -> None:
-        self._reason = reason
+        self.reason = reason
 
     def __enter__(self) -> None:
-        raise RuntimeError(self._reason)
+        raise RuntimeError(self.reason)
 
     def __exit__(self, *_: object) -> None:
         """Nothing is entered."""
@@ -707,7 +707,7 @@ class ReplayBuffer:
                 folder.release(count)
 
     def close(self) -> None:
-        """Flush, and give the folder free; no other call may follow.
+        """Flush, and give the folder free; no other call may follow but another `close`, which does nothing.
 
         Raises
         ------
@@ -716,6 +716,8 @@ class ReplayBuffer:
         OSError
             As `flush`.
         """
+        if getattr(self._lock, "reason", None) == _CLOSED:
+            return
         folder = self._folder_of("close")
         with self._lock:
             if self._save is not None:

@@ -220,6 +220,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         ValueError
             If an argument does not fit; see `update_priorities`. Nothing has changed then.
         """
+        if not isinstance(batch, SequenceBatch):
+            raise ValueError(f"batch is of type {type(batch).__name__}; give a batch of sample_sequences")
         priority = sequence_priority(error, batch.mask[:, batch.burn_in :], eta)
         with self._lock:
             names, which = self._sequences.cells(check_index(batch.index), batch.period)

@@ -166,10 +166,20 @@ def test_priorities_may_be_tensors(way):
     batch, plain = replay.sample(6), twin.sample(6)
     replay.update_priorities(batch.index, (batch.reward * 1.0).requires_grad_())
     twin.update_priorities(plain.index, plain.reward)
+    replay.update_priorities(batch.index, torch.full((6,), 0.5, dtype=torch.bfloat16))
+    twin.update_priorities(plain.index, np.full(6, 0.5))
     stretches, plain = replay.sample_sequences(4, 3, 1), twin.sample_sequences(4, 3, 1)
     replay.update_sequence_priorities(stretches, stretches.reward[:, 1:].abs(), eta=0.5)
     twin.update_sequence_priorities(plain, np.abs(plain.reward[:, 1:]), eta=0.5)
     assert_same(replay.sample(9), twin.sample(9))
+
+
+def test_what_is_no_buffer_or_no_device_here_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="buffer is of type int; give a ReplayBuffer"):
+        TensorReplay(3, "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda', but PyTorch finds no usable GPU; give 'cpu'"):
+        TensorReplay(filled(), "cuda")
 
 
 @pytest.mark.parametrize("dtype", [">f4", np.longdouble])

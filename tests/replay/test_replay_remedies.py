@@ -132,6 +132,24 @@ def files_without_a_folder(folder):
     return lambda: small(store="mmap"), lambda said: small(store="mmap", folder=folder / "home")
 
 
+@case("store['a'] is 'mmap', but a folder holds all arrays of a row; give store='mmap' and folder")
+def files_of_one_array(folder):
+    nested = {"capacity": 9, "num_envs": 1, "obs_shape": {"a": (2,), "b": ()}, "seed": 0}
+    return (
+        lambda: ReplayBuffer(**nested, store={"a": "mmap", "b": "ram"}),
+        lambda said: ReplayBuffer(**nested, store="mmap", folder=folder / "home"),
+    )
+
+
+@case("batch is of type Batch; give a batch of sample_sequences")
+def sequences_without_a_sequence(_):
+    replay, error = filled(), np.ones((2, 3))
+    return (
+        lambda: replay.update_sequence_priorities(replay.sample(2), error),
+        lambda said: replay.update_sequence_priorities(replay.sample_sequences(2, 3), error),
+    )
+
+
 @case("folder is given, but store is 'ram'; give store='mmap', or no folder")
 def a_folder_without_files(folder):
     return lambda: small(folder=folder / "home"), lambda said: small(store="mmap", folder=folder / "home")

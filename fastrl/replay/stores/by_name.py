@@ -35,10 +35,13 @@ def makers(store: Store, like: Nesting) -> list[MakeStore]:
 def _maker(store: Any, name: str) -> MakeStore:
     if callable(store):
         return store  # type: ignore[no-any-return]
+    nested = name != "store"
+    if store == MMAP and nested:
+        raise ValueError(f"{name} is {MMAP!r}, but a folder holds all arrays of a row; give store={MMAP!r} and folder")
     if store == MMAP:
         raise ValueError(f"{name} is {MMAP!r}, but folder is None; give the folder that holds its files")
     if not isinstance(store, str) or store not in STORES:
-        names = ", ".join(map(repr, (*STORES, MMAP)))
+        names = ", ".join(map(repr, STORES if nested else (*STORES, MMAP)))
         raise ValueError(f"{name} is {store!r}; give {names} or a callable that makes a FrameStore")
     return STORES[store]
 

@@ -599,10 +599,11 @@ def test_a_buffer_without_a_folder_cannot_be_flushed(call):
         getattr(filled(), call)()
 
 
-def test_a_buffer_that_was_closed_refuses_every_call(tmp_path):
+def test_a_buffer_that_was_closed_refuses_every_call_but_another_close(tmp_path):
     buffer = living_in(tmp_path / "replay")
     buffer.close()
-    for call in (lambda: buffer.add(**step()), lambda: buffer.sample(3), buffer.check, buffer.close):
+    buffer.close()
+    for call in (lambda: buffer.add(**step()), lambda: buffer.sample(3), buffer.check, buffer.flush):
         with pytest.raises(RuntimeError, match="this buffer was closed; from_folder opens it again"):
             call()
 
