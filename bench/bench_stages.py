@@ -29,7 +29,7 @@ class FixedActions:
     def __init__(self, actions):
         self._turns, self.obs = itertools.cycle(actions), None
 
-    def act(self, obs, env_id):
+    def act(self, obs, env_id, mask=None):
         self.obs = obs
         return next(self._turns)
 
