@@ -59,12 +59,12 @@ class Chunk:
         env_id : [n] int64
             Numbers of the games among those of all collectors.
         """
-        final = self.finals.get(step)
+        final, final_mask = self.finals.get(step), self.final_masks.get(step)
         columns = {name: column[step].copy() for name, column in self.columns.items()}
         return Rows(
             frame=self._unpacked(self.frames[step]),
             final=None if final is None else self._unpacked(final),
-            final_mask=None if (mask := self.final_masks.get(step)) is None else mask.copy(),
+            final_mask=None if final_mask is None else final_mask.copy(),
             env_id=env_id,
             **columns,
         )
@@ -82,7 +82,8 @@ class Chunk:
 
 def pack(rows: Sequence[Rows], *, number: int, born: int, seq: int, version: int) -> Chunk:
     """Return vector steps, at least one, as a chunk; the other arguments are its fields."""
-    frame, names = rows[0].frame, COLUMNS if rows[0].mask is None else (*COLUMNS, "mask")
+    frame = rows[0].frame
+    names = COLUMNS if rows[0].mask is None else (*COLUMNS, "mask")
     return Chunk(
         number=number,
         born=born,

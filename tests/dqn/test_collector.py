@@ -6,24 +6,12 @@ import numpy as np
 import pytest
 import torch
 from number_run import rows
-from quick_run import QUICK, start
+from quick_run import QUICK, played, start
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.stop import Stop
 from fastrl.config import PRESETS
-from fastrl.dqn.run import Run
 
 TWO = QUICK.replace(env_groups=2, num_envs=16)
-
-
-def played(config, tmp_path, steps):
-    run = Run(config.replace(runs_dir=str(tmp_path)), [], Stop(), resume=None, quiet=True)
-    with run.reporter:
-        run.start()
-        for _ in range(steps):
-            run.step()
-    run.close()
-    return run
 
 
 @pytest.mark.parametrize(
@@ -31,7 +19,7 @@ def played(config, tmp_path, steps):
 )
 def test_every_transition_is_one_that_catch_makes(tmp_path, groups, frame_store):
     """The ball falls straight, a row a step; the paddle moves by the action: a mixed-up row would not."""
-    run = played(TWO.replace(env_groups=groups, frame_store=frame_store), tmp_path, 200)
+    run = played(TWO.replace(env_groups=groups, frame_store=frame_store, runs_dir=str(tmp_path)), 200)
     assert run.learner.updates > 0
     batch = run.buffer.sample(512)
     obs, after = (torch.as_tensor(o).cpu().numpy()[:, 0] for o in (batch.obs, batch.next_obs))
@@ -47,7 +35,7 @@ def test_every_transition_is_one_that_catch_makes(tmp_path, groups, frame_store)
 
 
 def test_every_game_of_every_group_lands_in_its_own_ring(tmp_path):
-    run = played(TWO, tmp_path, 61)
+    run = played(TWO.replace(runs_dir=str(tmp_path)), 61)
     index = np.concatenate([run.buffer.sample(64).index for _ in range(40)])
     assert set(index % 16) == set(range(16))
     assert len(run.buffer) == 61 * 8  # a vector step is one group's

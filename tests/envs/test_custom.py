@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from quick_run import config_of, played
 from replay_autoreset import Walk
 
 pytest.importorskip("envpool")
 
 from fastrl import evaluate, train, watch
 from fastrl.base.errors import ConfigError
-from fastrl.base.stop import Stop
-from fastrl.dqn.run import Run
 from fastrl.envs import names
 from fastrl.envs.custom import CustomEnvs
 from fastrl.envs.names import load, name_of
@@ -95,24 +94,6 @@ def box(*shape, dtype=np.uint8):
     return spaces.Box(0, 200, shape, dtype)
 
 
-def config(make_env, tmp_path, **settings):
-    settings = {
-        "compile": False, "device": "cpu", "runs_dir": str(tmp_path), "total_frames": 600, "learn_start_steps": 60,
-        "n_step": 1, "hidden": 16, "batch_size": 32, "evaluate_episodes": 2, "final_episodes": 3, **settings,
-    }  # fmt: skip
-    return train.config_for(make_env).replace(game=name_of(make_env), **settings)
-
-
-def played(config, steps):
-    run = Run(config, [], Stop(), resume=None, quiet=True)
-    with run.reporter:
-        run.start()
-        for _ in range(steps):
-            run.step()
-    run.close()
-    return run
-
-
 @pytest.fixture
 def moved(tmp_path, monkeypatch):
     """A fresh process, in a folder of its own: it was given no callable as an object."""
@@ -125,7 +106,7 @@ def moved(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("make_env", [make_walk, *MAKERS.values(), make_async])
 def test_every_transition_in_the_replay_is_one_that_the_environments_made(make_env, tmp_path):
-    run = played(config(make_env, tmp_path), 120)
+    run = played(config_of(make_env, tmp_path), 120)
     assert run.learner.updates > 0
     assert run.buffer.settings["autoreset"] == run.envs.autoreset
     batch = run.buffer.sample(run.buffer.drawable)
@@ -197,7 +178,7 @@ def test_vectors_and_images_of_any_layout_become_frames_that_the_network_takes(s
     def make_env():
         return Spaces(space)
 
-    run = played(config(make_env, tmp_path, num_envs=4, trunk="vector" if len(shape) == 1 else "small", stack=2), 40)
+    run = played(config_of(make_env, tmp_path, num_envs=4, trunk="vector" if len(shape) == 1 else "small", stack=2), 40)
     assert run.learner.updates > 0
     assert (run.envs.frame_shape, run.envs.frame_dtype) == (shape, dtype)
     batch = run.buffer.sample(4)
@@ -228,7 +209,7 @@ def test_actions_that_begin_elsewhere_arrive_as_the_environment_numbers_them():
 
 @pytest.mark.parametrize("make_env", [make_painted, make_same])
 def test_a_run_is_resumed_evaluated_and_watched(make_env, tmp_path, capsys, monkeypatch):
-    run = train.dqn(make_env, config(make_env, tmp_path, total_frames=300), quiet=True)
+    run = train.dqn(make_env, config_of(make_env, tmp_path, total_frames=300), quiet=True)
     assert run.config.game == f"{HERE}:{make_env.__name__}"
     assert folder.load_config(run.folder) == run.config
     again = train.dqn(make_env, run.config.replace(total_frames=600), resume=run.folder, quiet=True)
@@ -265,8 +246,8 @@ def test_the_command_trains_on_a_callable_by_its_name(tmp_path, capsys):
 def test_a_vector_decides_how_many_games_there_are(tmp_path):
     assert train.config_for(make_same).num_envs == 3
     with pytest.raises(ConfigError, match=r"--num-envs is 8 in 1 groups, and .*:make_same makes 3 at a time; give 3"):
-        train.dqn(make_same, config(make_same, tmp_path, num_envs=8), quiet=True)
-    run = played(config(make_same, tmp_path, num_envs=6, env_groups=2), 30)
+        train.dqn(make_same, config_of(make_same, tmp_path, num_envs=8), quiet=True)
+    run = played(config_of(make_same, tmp_path, num_envs=6, env_groups=2), 30)
     assert set(np.concatenate([run.buffer.sample(32).index for _ in range(10)]) % 6) == set(range(6))
 
 
@@ -310,7 +291,7 @@ def test_games_that_never_end_are_cut_off():
 
 
 def test_what_cannot_be_imported_by_name_is_asked_for(tmp_path, monkeypatch, request):
-    run = train.dqn(lambda: Painted(0), config(make_painted, tmp_path), quiet=True)
+    run = train.dqn(lambda: Painted(0), config_of(make_painted, tmp_path), quiet=True)
     assert "<lambda>" in run.config.game
     assert evaluate.main([str(run.folder), "--episodes", "1"]) == 0  # this process knows it
     request.getfixturevalue("moved")
@@ -372,7 +353,7 @@ def test_no_script_trains_while_it_is_imported_for_its_environment(trains, moved
 def test_no_script_trains_in_a_process_that_reads_it_for_a_vector(tmp_path, monkeypatch):
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(ConfigError, match=r'the script trains .*process of its vector.*`if __name__ == "__main__":`'):
-        train.dqn(make_walk, config(make_walk, tmp_path), quiet=True)
+        train.dqn(make_walk, config_of(make_walk, tmp_path), quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -412,7 +393,7 @@ class NotOfThem:
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(make_env, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        train.dqn(make_env, config(make_walk, tmp_path), quiet=True)
+        train.dqn(make_env, config_of(make_walk, tmp_path), quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,6 +21,7 @@ from masked_envs import (
 )
 from number_games import NumberGames
 from number_run import CONFIG, batches, play, rows
+from quick_run import config_of, played
 
 pytest.importorskip("envpool")
 
@@ -31,26 +32,6 @@ from fastrl.distributed.chunk import pack
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import Run
 from fastrl.envs.masks import ACTION_MASK, have_masks
-from fastrl.envs.names import name_of
-
-
-def config(make_env, tmp_path, **settings):
-    settings = {
-        "compile": False, "device": "cpu", "runs_dir": str(tmp_path), "total_frames": 600, "learn_start_steps": 60,
-        "n_step": 1, "hidden": 16, "batch_size": 32, "evaluate_episodes": 2, "final_episodes": 3, **settings,
-    }  # fmt: skip
-    return train.config_for(make_env).replace(game=name_of(make_env), **settings)
-
-
-def played(config, steps):
-    run = Run(config, [], Stop(), resume=None, quiet=True)
-    with run.reporter:
-        run.start()
-        for _ in range(steps):
-            run.step()
-    run.close()
-    return run
-
 
 # --- the replay ---------------------------------------------------------------------------------------
 
@@ -58,7 +39,7 @@ def played(config, steps):
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("make_env", MAKERS)
 def test_every_transition_has_the_masks_of_both_its_states(make_env, n_step, tmp_path):
-    run = played(config(make_env, tmp_path, n_step=n_step, n_step_end=n_step), 100)
+    run = played(config_of(make_env, tmp_path, n_step=n_step, n_step_end=n_step), 100)
     assert run.learner.updates > 0
     batch = run.buffer.sample(run.buffer.drawable)
     looked_on = 0
@@ -77,7 +58,7 @@ def test_every_transition_has_the_masks_of_both_its_states(make_env, n_step, tmp
 
 
 def test_a_run_without_masks_has_no_fields(tmp_path):
-    run = played(config(make_unmasked_doors, tmp_path), 30)
+    run = played(config_of(make_unmasked_doors, tmp_path), 30)
     assert not have_masks(run.envs)
     assert "extra" not in run.buffer.settings
     assert type(run.buffer.sample(4)).__name__ == "Batch"
@@ -104,7 +85,7 @@ SETTINGS = {
 @pytest.mark.parametrize("settings", [{}, {"munchausen": True}, {"double": False, "head": "quantile", "quantiles": 5}])
 def test_a_game_of_doors_is_learned_and_no_shut_door_is_tried(settings, tmp_path, capsys):
     counts = Counts()  # a shut door raises, in the run and in its evaluations
-    run = train.dqn(make_doors, config(make_doors, tmp_path, **SETTINGS | settings), [counts], quiet=True)
+    run = train.dqn(make_doors, config_of(make_doors, tmp_path, **SETTINGS | settings), [counts], quiet=True)
     assert counts.scores.mean() > 0.9
     if not settings:
         assert evaluate.main([str(run.folder), "--episodes", "20", "--epsilon", "0.5"]) == 0
@@ -117,7 +98,7 @@ def test_without_masks_shut_doors_are_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Doors, "step", lambda self, action: tried.append(self.open()[int(action)]) or step(self, action)
     )
-    played(config(make_unmasked_doors, tmp_path), 30)
+    played(config_of(make_unmasked_doors, tmp_path), 30)
     assert not all(tried)
 
 
@@ -125,7 +106,7 @@ def test_without_masks_shut_doors_are_tried(tmp_path, monkeypatch):
 
 
 def test_the_replay_of_a_masked_run_is_resumed_with_its_masks(tmp_path):
-    run = train.dqn(make_doors, config(make_doors, tmp_path, total_frames=300), quiet=True)
+    run = train.dqn(make_doors, config_of(make_doors, tmp_path, total_frames=300), quiet=True)
     before = {name: array.copy() for name, array in run.buffer.sample(64).extra.items()}
     again = train.dqn(make_doors, run.config.replace(total_frames=600), resume=run.folder, quiet=True)
     assert again.learner.updates > run.learner.updates > 0
@@ -145,7 +126,7 @@ def test_the_replay_of_a_masked_run_is_resumed_with_its_masks(tmp_path):
 )
 def test_a_replay_of_another_kind_is_refused_with_a_remedy(masked, words, tmp_path, monkeypatch):
     monkeypatch.setitem(masked_envs.either, "masked", masked)
-    run = train.dqn(make_either, config(make_either, tmp_path, total_frames=300), quiet=True)
+    run = train.dqn(make_either, config_of(make_either, tmp_path, total_frames=300), quiet=True)
     monkeypatch.setitem(masked_envs.either, "masked", not masked)
     longer = run.config.replace(total_frames=600)
     with pytest.raises(ConfigError, match=words) as refused:
@@ -202,7 +183,7 @@ def test_a_masked_run_that_was_stopped_and_resumed_is_the_unbroken_one_to_the_bi
 
 
 def test_collectors_send_masks_along(tmp_path):
-    run = Run(config(make_vectors_of_doors, tmp_path, num_envs=3), [], Stop(), resume=None, quiet=True)
+    run = Run(config_of(make_vectors_of_doors, tmp_path, num_envs=3), [], Stop(), resume=None, quiet=True)
     received = []
     with run.reporter:
         run.start()
