@@ -39,10 +39,21 @@ IMAGE_TRUNKS = {
 FALLBACKS: tuple[Trunk, ...] = ("small", "minatar")
 Dense = Callable[[Tensor, Tensor | None], Tensor]
 """A dense layer with its ReLU: x [R, F] and, where it is noisy, its noise, to [R, width]."""
-# Filters of the residual trunk's three sections (Espeholt et al. 2018, figure 3, right).
-IMPALA_FILTERS: tuple[int, ...] = (16, 32, 32)
-STRIDED = (8, 4)
-"""Kernel and stride of the first convolution of `impala-strided`, as in Mnih et al. 2013."""
+
+
+class ImpalaTrunk(NamedTuple):
+    """Sections of a convolution and two residual blocks (Espeholt et al. 2018, figure 3, right)."""
+
+    filters: tuple[int, ...]  # of each section
+    stride: tuple[int, int] | None = None  # kernel and stride of the first convolution, in place of the pool behind it
+    pooled: bool = True  # a max-pool before the dense layer
+
+
+IMPALA_TRUNKS: dict[str, ImpalaTrunk] = {
+    "impala": ImpalaTrunk((16, 32, 32), pooled=False),
+    "impala-pooled": ImpalaTrunk((16, 32, 32)),
+    "impala-strided": ImpalaTrunk((16, 32), stride=(8, 4)),  # as in Mnih et al. 2013
+}
 
 
 class QNetwork(nn.Module):
@@ -245,7 +256,8 @@ def _fits(trunk: str, image: tuple[int, ...]) -> bool:
     """Whether the convolutions of a trunk, and its pool, if it has some, fit an image [H, W]."""
     plain = IMAGE_TRUNKS.get(trunk)
     if plain is None:
-        return trunk != "impala-strided" or min(image) >= STRIDED[0]
+        impala = IMPALA_TRUNKS.get(trunk)
+        return impala is None or impala.stride is None or min(image) >= impala.stride[0]
     for _, kernel, stride in plain.convolutions:
         if min(image) < kernel:
             return False
@@ -268,7 +280,11 @@ def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int
         obs_shape = (obs_shape[0] * obs_shape[1], *obs_shape[2:])
     if len(obs_shape) != 3 or not _fits(trunk, obs_shape[1:]):
         raise _misfit(trunk, obs_shape)
-    return _convolutions(obs_shape, trunk, width) if trunk in IMAGE_TRUNKS else _impala(obs_shape, trunk, width)
+    return (
+        _convolutions(obs_shape, trunk, width)
+        if trunk in IMAGE_TRUNKS
+        else _impala(obs_shape, IMPALA_TRUNKS[trunk], width)
+    )
 
 
 def _convolutions(obs_shape: tuple[int, ...], trunk: str, width: int) -> Built:
@@ -293,24 +309,22 @@ def _build_block(trunk: str, features: int, positions: tuple[int, int]) -> tuple
     return nn.Sequential(Residual(channels), nn.ReLU(), nn.MaxPool2d(2)), channels * (height // 2) * (width // 2)
 
 
-def _impala(obs_shape: tuple[int, ...], trunk: str, width: int) -> Built:
+def _impala(obs_shape: tuple[int, ...], impala: ImpalaTrunk, width: int) -> Built:
     layers: list[nn.Module] = []
     channels, height, w = obs_shape
-    stages = IMPALA_FILTERS
-    if trunk == "impala-strided":  # a stride, not a pool, thins out the positions of its first section; it has two
-        filters, (kernel, stride), stages = stages[0] * width, STRIDED, stages[1:2]
-        layers += [nn.Conv2d(channels, filters, kernel, stride), Residual(filters), Residual(filters)]
-        channels, height, w = filters, (height - kernel) // stride + 1, (w - kernel) // stride + 1
-    for filters in stages:
-        layers += [
-            nn.Conv2d(channels, filters * width, 3, padding=1),
-            nn.MaxPool2d(3, stride=2, padding=1),
-            Residual(filters * width),
-            Residual(filters * width),
-        ]
-        channels, height, w = filters * width, (height + 1) // 2, (w + 1) // 2
+    for number, each in enumerate(impala.filters):
+        filters = each * width
+        if number == 0 and impala.stride is not None:
+            kernel, stride = impala.stride
+            layers.append(nn.Conv2d(channels, filters, kernel, stride))
+            height, w = (height - kernel) // stride + 1, (w - kernel) // stride + 1
+        else:
+            layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+            height, w = (height + 1) // 2, (w + 1) // 2
+        layers += [Residual(filters), Residual(filters)]
+        channels = filters
     layers.append(nn.ReLU())
-    if trunk != "impala":
+    if impala.pooled:
         # Of 11 x 11 this makes the 6 x 6 of an adaptive pool, from the same windows (Clark et al. 2024, BTR).
         layers.append(nn.MaxPool2d(3, stride=2, padding=1))
         height, w = (height + 1) // 2, (w + 1) // 2
