@@ -89,7 +89,7 @@ def test_few_bytes_stay_with_the_caller(monkeypatch):
     before, team = set(copiers()), Team(2)
     monkeypatch.setattr(copy_threads, "PAYS_BYTES", 61)
     assert np.array_equal(*copied(team, frames, ids))
-    assert set(copiers()) == before
+    assert not set(copiers()) - before  # those of other tests may end meanwhile
     monkeypatch.setattr(copy_threads, "PAYS_BYTES", 60)
     assert np.array_equal(*copied(team, frames, ids))
     assert len(set(copiers()) - before) == 1
