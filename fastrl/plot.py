@@ -81,6 +81,7 @@ class Published:
 
 _CLEANRL = "CleanRL, read off its figures by eye: no sticky actions, a lost life ends the episode."
 _DOPAMINE = "Dopamine: sticky actions (0.25)."
+_BTR = "BTR (Clark et al. 2024): sticky actions (0.25), a lost life is no end."
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "breakout": (
         Published("CleanRL DQN", _CLEANRL, ((10, 75), (20, 355))),
@@ -88,6 +89,8 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         Published("CleanRL PQN", _CLEANRL, ((10, 50), (20, 180))),  # 8 environments
         Published("Dopamine DQN", _DOPAMINE, ((5, 23), (10, 52), (20, 93), (50, 100))),
         Published("Dopamine Rainbow", _DOPAMINE, ((5, 19), (10, 44), (20, 63), (50, 50))),
+        Published("Dopamine IQN, Impala", _DOPAMINE, ((2, 17.8), (5, 149), (10, 261), (20, 288), (50, 241))),
+        Published("BTR", _BTR, ((4, 57), (5, 67), (6, 190), (9, 304), (10, 239), (20, 450), (50, 578))),
     ),
 }
 # Random play and a human, from the tables of Wang et al. 2016, "Dueling network architectures".

@@ -138,6 +138,7 @@ class TestPublished:
     def test_published_curves_come_with_source_and_protocol(self, make):
         found = texts(figure_of(make("a"), "--published"))
         assert {"CleanRL DQN", "CleanRL C51", "CleanRL PQN", "Dopamine DQN", "Dopamine Rainbow"} < set(found)
+        assert {"Dopamine IQN, Impala", "BTR"} < set(found)
         assert {"random 1.7", "human 30.5"} < set(found)
         assert all(part in found[-1] for part in ("read off", "a lost life ends", "sticky actions (0.25)", "Wang"))
 
@@ -151,7 +152,8 @@ class TestPublished:
         curves = plot._published_curves("breakout", 10e6)
         assert curves["CleanRL C51"].x.tolist() == [8e6]
         assert curves["Dopamine DQN"].y.tolist() == [23, 52]
-        assert set(plot._published_curves("breakout", 5e6)) == {"Dopamine DQN", "Dopamine Rainbow"}
+        names = {"Dopamine DQN", "Dopamine Rainbow", "Dopamine IQN, Impala", "BTR"}
+        assert set(plot._published_curves("breakout", 5e6)) == names
 
     def test_a_game_without_published_curves_has_its_levels(self, make):
         found = texts(figure_of(make("a", game="pong"), "--published"))
@@ -161,7 +163,7 @@ class TestPublished:
     def test_names_beside_the_curves_do_not_overlap(self, make):
         names = figure_of(make("a"), "--published").axes[0].texts
         at_the_edge = sorted(name.xy[1] for name in names if name.xy[0] == 50e6)
-        assert len(at_the_edge) == 4
+        assert len(at_the_edge) == 6
         assert min(np.diff(at_the_edge)) >= 20  # of about 490, drawn some 320 pixels high
 
     @pytest.mark.parametrize(
