@@ -87,7 +87,7 @@ def quantile_huber(theta_tm1: Tensor, target: Tensor, taus: Tensor, kappa: float
 
     A pair's loss is |tau_i - 1{u < 0}| huber(u) / kappa with u = target_j - theta_i (Dabney et al. 2018a, eq. 10 and
     algorithm 1; 2018b, eq. 3). With a mean over the quantiles instead, a quantile's gradient is N times smaller, and
-    Adam's eps holds the steps back: Breakout was at 1.5 after 0.5M frames, with the sum at 17.6 (docs/results.md).
+    Adam's eps holds the steps back: Breakout was at 1.5 after 0.5M frames, with the sum at 17.6 (docs/experiments.md).
 
     Parameters
     ----------
