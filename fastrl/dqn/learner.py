@@ -26,8 +26,8 @@ from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.device.transfer import Columns, Download, Upload, torch_dtype
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.loss import allowed, best, munchausen_bonus, soft_policy, taken, under, weighted_mean
-from fastrl.dqn.network import IMAGE_TRUNKS, QNetwork, build_network
 from fastrl.dqn.network import Dense as DenseLayer
+from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.trunk import FastTrunk, pick_kernels
@@ -580,7 +580,7 @@ class Learner:
 
 def pick_fast_kernels(config: DQNConfig, obs_dtype: DTypeLike, device: torch.device, bfloat16: bool) -> str | None:
     """Return the kernels of the fast trunk; None where it does not fit device, observations, trunk or precision."""
-    fits = device.type == "cpu" and np.dtype(obs_dtype) == np.uint8 and config.trunk in IMAGE_TRUNKS
+    fits = device.type == "cpu" and np.dtype(obs_dtype) == np.uint8 and config.trunk != "vector"
     return pick_kernels(bfloat16) if fits else None
 
 

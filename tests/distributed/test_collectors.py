@@ -186,8 +186,10 @@ KERNELS = [name for name in (pick_kernels(False), pick_kernels(True)) if name is
 @pytest.mark.skipif(not KERNELS, reason="this processor has no fast kernels")
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("noisy", [True, False])
-def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(kernels, noisy):
-    config = with_agent(preset_for("breakout", "cpu").config, "dueling").replace(noisy=noisy, hidden=32)
+@pytest.mark.parametrize("trunk", ["small", "impala-strided"])
+def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(kernels, noisy, trunk):
+    config = with_agent(preset_for("breakout", "cpu").config, "dueling")
+    config = config.replace(noisy=noisy, hidden=32, trunk=trunk)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         own, *others = (build_network(config, (4, 84, 84), 4) for _ in range(3))
@@ -207,7 +209,7 @@ def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(
             noise = torch.randn(own.noise_size) if noisy else None
             exact = plain._network(torch.from_numpy(obs), noise).numpy()
             found = fast._fast(obs, noise).numpy()
-        assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+        assert np.abs(found - exact).max() < (0.02 if trunk == "small" else 0.05) * np.abs(exact).max()
     assert len(seen) > 1
 
 
@@ -216,7 +218,8 @@ def test_a_collector_acts_by_pytorchs_kernels_where_the_settings_or_the_frames_a
     assert pick_acting_kernels(config, np.uint8) in (KERNELS or [None])
     assert pick_acting_kernels(config.replace(kernels="torch"), np.uint8) is None
     assert pick_acting_kernels(config, np.float32) is None
-    assert pick_acting_kernels(config.replace(trunk="impala"), np.uint8) is None
+    assert pick_acting_kernels(config.replace(trunk="vector"), np.uint8) is None
+    assert pick_acting_kernels(config.replace(trunk="impala-strided"), np.uint8) in (KERNELS or [None])
     assert pick_acting_kernels(config.replace(precision="float32"), np.uint8) == pick_kernels(False)
 
 

@@ -241,7 +241,7 @@ def test_kernels_that_a_gpu_does_not_have_are_no_obstacle_to_a_resume_there(mach
 @pytest.mark.parametrize(
     ("changes", "dtype", "words"),
     [
-        ({"trunk": "impala"}, np.uint8, "trunk impala"),
+        ({"trunk": "vector"}, np.uint8, "trunk vector"),
         ({}, np.float32, "observations of float32"),
     ],
 )
