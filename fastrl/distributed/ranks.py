@@ -289,6 +289,9 @@ class SharedStop(Stop):
         """The signal that asked this process."""
         return self._own.signal
 
+    def after(self, end: str) -> contextlib.AbstractContextManager[None]:
+        return self._own.after(end)
+
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for, of this learner or, while it leads, of another."""
         if self._signed is not None and time.monotonic() - self._signed > SIGN_SECONDS:
