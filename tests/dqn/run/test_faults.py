@@ -125,9 +125,7 @@ def test_two_signals_leave_at_once_and_the_last_checkpoint_is_whole(tmp_path, mo
 @pytest.mark.parametrize(
     ("kind", "words"), [("compiled", "torch.compile"), ("eager", "the start of the run"), ("quiet", None)]
 )
-def test_a_stop_during_the_start_is_answered_at_once_with_what_it_waits_for(
-    tmp_path, monkeypatch, capsys, kind, words
-):
+def test_a_stop_during_the_start_is_answered_at_once_with_what_it_waits_for(tmp_path, monkeypatch, capsys, kind, words):
     heard, build = [], Learner._build_functions
 
     def long(self):
