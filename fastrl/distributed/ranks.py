@@ -289,8 +289,10 @@ class SharedStop(Stop):
         """The signal that asked this process."""
         return self._own.signal
 
-    def after(self, end: str) -> contextlib.AbstractContextManager[None]:
-        return self._own.after(end)
+    @contextlib.contextmanager
+    def after(self, end: str) -> Iterator[None]:
+        with self._own.after(end):
+            yield
 
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for, of this learner or, while it leads, of another."""

@@ -86,4 +86,5 @@ def _highest(values: npt.NDArray[Any], games: npt.NDArray[np.int64]) -> npt.NDAr
             f"act returned the Q-values {values[i].tolist()} in game {games[i]}; return finite numbers, or -inf for "
             "some actions, which are never taken then"
         )
-    return values.argmax(axis=1)
+    actions: npt.NDArray[np.int64] = values.argmax(axis=1)
+    return actions
