@@ -108,6 +108,7 @@ def play_games(
     bars: bool = False,
     threads: int = 0,
     share: range | None = None,
+    masked: bool = False,
 ) -> Games:
     """Play `episodes` whole games with `act` and return their scores.
 
@@ -146,12 +147,14 @@ def play_games(
         Play only these of the `episodes` games, one of `shares`; another process may play the others. EnvPool's are
         the games, coins included, that they are among all. Other games are seeded by the share: custom environments
         continue a generator from game to game, and Gymnasium the coins.
+    masked : bool
+        Whether `act` was trained with action masks: an environment that gives none is refused.
 
     Raises
     ------
     ConfigError
-        For a setting out of its range, an unknown game or backend, ``catch`` on Gymnasium, or an `act` that is no
-        function of arrays.
+        For a setting out of its range, an unknown game or backend, ``catch`` on Gymnasium, an `act` that is no
+        function of arrays, or an environment without the action masks that `masked` says.
     RunError
         If there is a picture to `show`, but it cannot be taken or drawn; the message says why.
     ValueError
@@ -212,6 +215,7 @@ def play_games(
                         max_steps=rules.max_steps,
                         camera=camera,
                         draw=_draw(name, envs),
+                        masked=masked,
                     )
                 )
             camera = first_camera.without_film()
