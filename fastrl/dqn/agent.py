@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fastrl.base.errors import ConfigError
+from fastrl.config.record import run_near
 from fastrl.dqn import pretrained
 from fastrl.dqn.checkpoint import load_network, load_state
 from fastrl.dqn.network import QNetwork
@@ -135,6 +136,8 @@ def _shipped(name: str, checkpoint: str) -> Agent:
                     f"{name} is {one} of a run; give the run and the checkpoint's name: "
                     f"{shlex.join([str(run.parent), '--checkpoint', part.name])}"
                 ) from error
+        if near := run_near(Path(name)):
+            raise ConfigError(f"{name} is no run folder; {near}") from error
         raise ConfigError(f"{name} is no run folder (it holds no config.json), and {error}") from error
     card = pretrained.card(game)
     if checkpoint != "newest":
