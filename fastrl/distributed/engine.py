@@ -217,10 +217,10 @@ class RayEngine(_RayActors):
         return self._actors[number].open_games.remote()
 
     def collect(self, number: int, request: Request, weights: Any) -> Any:
-        """Ask for `Actor.collect`."""
+        """Ask for `RayActor.collect_as`."""
         if self._wants_spare and self._spare is None:  # now that all others have started
             self._spare = self._idle_class.remote(self._record, self._seed, SPARE, versions(), again=True)
-        return self._actors[number].collect.remote(tuple(request), weights, number, self._lives[number])
+        return self._actors[number].collect_as.remote(number, self._lives[number], tuple(request), weights)
 
     def close(self) -> None:
         """Let the collectors close their games, then end them, and Ray if it was started here."""
@@ -283,10 +283,10 @@ class RayActor(Actor):
         """Return True: this process has imported what it needs."""
         return True
 
-    def collect(self, request: Any, weights: Any, number: int, life: int) -> Any:
-        """Play, by a request that came as a plain tuple, in the place of a collector."""
+    def collect_as(self, number: int, life: int, request: Any, weights: Any) -> Any:
+        """Play in the place of a collector, by a request that came as a plain tuple."""
         self.become(number, life)
-        return super().collect(Request(*request), weights)
+        return self.collect(Request(*request), weights)
 
 
 def build_collectors(config: DQNConfig, seed: int, check: Callable[[], None]) -> Collectors:

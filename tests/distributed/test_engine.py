@@ -192,7 +192,7 @@ def engine_of(collectors):
 def played(started):
     """Ask all collectors to play; return the process that does so, the number and the life, for each."""
     refs = [started.collect(number, Request(4, 0.5, 3), None) for number in range(len(started._lives))]
-    return [(ref[0], *ref[-2:]) for ref in refs]
+    return [(ref[0], *ref[2:4]) for ref in refs]
 
 
 def lose(started, number, error="RayError"):

@@ -93,7 +93,7 @@ class Training:
         raise AssertionError(f"in vain: {self.said}")
 
     def actors(self, method: str = "") -> list[int]:
-        """Processes of collectors, of this run; those that are in a method, such as ``collect``."""
+        """Processes of collectors, of this run; those that are in a method, such as ``collect_as``."""
         names = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
         lines = [line.split(None, 2) for line in names.splitlines()[1:]]
         parents = {int(pid): int(parent) for pid, parent, _ in lines}
@@ -144,7 +144,7 @@ def test_a_killed_collector_comes_back_and_sigterm_saves_the_run(endless):
     assert last(endless, "collectors/lost") == 1
     assert "is gone" in endless.said
     assert killed not in endless.actors()
-    endless.until(lambda: spare in endless.actors("collect"))  # which has stepped in
+    endless.until(lambda: spare in endless.actors("collect_as"))  # which has stepped in
     assert re.findall(".*raylet.*", endless.said) == []  # Ray's own lines about dead workers stay out of the panel
     endless.process.send_signal(signal.SIGTERM)
     assert endless.wait() == 128 + signal.SIGTERM
