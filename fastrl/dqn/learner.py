@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -187,9 +188,7 @@ class Learner:
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
         copies = [None if trunk is None or config.noisy else trunk.copy_of(p) for p in self._params]
-        optimizer = self._optimizer = FlatOptimizer(
-            config, self._params, self._flat, device, copies, self._peers.average
-        )
+        optimizer = self._optimizer = FlatOptimizer(config, self._params, self._flat, device, copies)
         dense: dict[QNetwork, DenseLayer] = {}
         if trunk is not None:
             dense = dict(zip((online, target), trunk.dense(), strict=True))
@@ -274,10 +273,14 @@ class Learner:
 
         leaves = [p if copy is None else copy for p, copy in zip(self._params, copies, strict=True)]
 
-        def update() -> Tensor:
-            """One update on `self._inputs`; return the errors [B] on the device, without waiting for them."""
+        def gradients() -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+            """Return the gradients of the loss on `self._inputs`, the errors [B] and the figures, all on the device."""
             value, errors, stats = self._loss()
-            grads = torch.autograd.grad(value, leaves)
+            return torch.autograd.grad(value, leaves), errors, stats
+
+        def update() -> Tensor:
+            """One update of a learner that is alone; return its errors [B] without waiting for them."""
+            grads, errors, stats = gradients()
             with torch.no_grad():
                 finish(stats, optimizer.step(grads))
             return errors
@@ -289,27 +292,32 @@ class Learner:
             if trunk is not None:
                 trunk.learned(copied=optimizer.keeps_copies)
 
-        # With several learners an update is recorded in two parts, since they do not average in a recording.
+        # With several learners an update has two parts, between which they average: no recording may hold that.
         stats_kept = torch.zeros(4, device=device)
 
         def differentiate() -> Tensor:
-            """Return the errors of `update`; leave its gradients in the optimizer, and its figures."""
-            value, errors, stats = self._loss()
-            grads = torch.autograd.grad(value, leaves)
+            """Leave the gradients in the optimizer, and the figures; return the errors."""
+            grads, errors, stats = gradients()
             with torch.no_grad():
                 optimizer.take(grads)
                 stats_kept.copy_(stats)
             return errors
 
         def step() -> Tensor:
-            """Do the rest of `update`, with the mean of the gradients."""
+            """Do the rest, with the mean of the gradients."""
             with torch.no_grad():
                 norm = optimizer.step_taken()
                 finish(stats_kept, norm)
             return norm
 
+        average = self._peers.average
+
+        def in_parts(differentiate: Callable[[], Tensor], step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            assert average is not None
+            return _averaging(differentiate, partial(average, self._flat.grads), step)
+
         self._q_values = q_values
-        self._update: Callable[[], Tensor] = update
+        self._update: Callable[[], Tensor] = update if average is None else in_parts(differentiate, step)
 
         def use(act_behind: Any, loss_behind: Any, act: Any, loss: Any) -> None:
             """Act and learn by these functions: those behind the features, where the trunk is the fast one."""
@@ -347,11 +355,10 @@ class Learner:
             with _eager_if_it_fails("recording a CUDA graph", "Update PyTorch and the driver"):
                 with cuda_graph.unchanged(self._tensors):
                     act_recorded = cuda_graph.record(self._act)
-                    if self._peers.average is None:
+                    if average is None:
                         recorded = cuda_graph.record(update)
                     else:
-                        parts = cuda_graph.record(differentiate), cuda_graph.record(step)
-                        recorded = _averaging(*parts, optimizer.average)
+                        recorded = in_parts(cuda_graph.record(differentiate), cuda_graph.record(step))
                 self._act, self._update = act_recorded, recorded
 
     def _fast_trunk(self, bfloat16: bool) -> FastTrunk | None:
@@ -585,9 +592,9 @@ def pick_fast_kernels(config: DQNConfig, obs_dtype: DTypeLike, device: torch.dev
 
 
 def _averaging(
-    differentiate: Callable[[], Tensor], step: Callable[[], Tensor], average: Callable[[], None]
+    differentiate: Callable[[], Tensor], average: Callable[[], None], step: Callable[[], Tensor]
 ) -> Callable[[], Tensor]:
-    """Return an update of two recorded parts, between which the gradients are averaged."""
+    """Return an update of two parts, between which the gradients are averaged."""
 
     def update() -> Tensor:
         errors = differentiate()

@@ -91,9 +91,24 @@ def test_no_row_is_wrong_whatever_happens_to_chunks_and_collectors(autoreset, tr
     buffer.check()
     assert drawn > 5_000
     if trouble is TROUBLE:
-        assert min(engine.seen[what] for what in ("drop", "kill", "twice", "swap")) > 0, engine.seen
+        assert min(engine.seen[what] for what in ("drop", "kill", "twice", "swap", "step in")) > 0, engine.seen
         assert collectors.lost > 0
         assert collectors.restarted > 0
+
+
+def test_in_another_place_or_life_a_process_counts_its_chunks_anew():
+    one = Actor({}, 0, 2, {}, again=False)
+    before = one._born
+    one._seq = 7
+    one.become(2, 0)
+    assert (one._born, one._seq) == (before, 7)
+    seen = {before}
+    for number, life in ((2, 1), (0, 1), (2, 1)):
+        one.become(number, life)
+        assert one._seq == 0
+        seen.add(one._born)
+        one._seq = 7
+    assert len(seen) == 4
 
 
 def test_a_hung_collector_is_replaced_once_it_is_silent_for_too_long():
