@@ -30,6 +30,7 @@ cdef extern from "trunk/trunk.h":
         const float *bias[16]
         void *out[16]
         void *won[16]
+        size_t apart
         void *features
     ctypedef struct trunk_job:
         int layers, planes, pool, blocks
@@ -203,15 +204,10 @@ cdef class Trunk:
                 l = &self.job.layer[j]
                 net.weight[j] = self._keep((l.k * l.k * l.c, l.n), self.dtype)
                 net.bias[j] = <const float *>self._keep((l.n,), np.float32)
-                ends = j == self.job.layers - 1
-                if self.job.blocks:
-                    net.out[j] = NULL if ends else self._keep((batch, l.left), self.dtype)
-                    net.won[j] = NULL
-                    if l.role == TRUNK_POOL or (ends and self.job.pool):
-                        pooled = (l.lh + 1) // 2 * ((l.lw + 1) // 2) if ends else l.lh * l.lw
-                        net.won[j] = self._keep((batch, pooled * l.n), self.dtype)
-                elif not ends or self.job.pool:
+                if not self.job.blocks and (j < self.job.layers - 1 or self.job.pool):
                     net.out[j] = self._keep((batch, l.ho * l.wo * l.n), self.dtype)
+            if self.job.blocks:
+                self._lay_out(net, batch)
             l = &self.job.layer[self.job.layers - 1]
             positions = l.ho * l.wo
             if self.job.pool == 2:
@@ -229,6 +225,28 @@ cdef class Trunk:
             self.job.dweight[j] = <float *>self._keep((self.job.parts, l.k * l.k * l.c, l.n), np.float32)
             self.job.dbias[j] = <float *>self._keep((self.job.parts, l.n), np.float32)
         self.job.zeros = <const float *>self._keep((max(self.job.layer[j].c for j in range(self.job.layers)),), np.float32)
+        return 0
+
+    cdef int _lay_out(self, trunk_net *net, batch) except -1:
+        """Give a network with residual blocks memory for what it keeps of a batch."""
+        cdef int j
+        cdef trunk_layer *l
+        cdef uintptr_t place
+        outs, wins = [], []
+        for j in range(self.job.layers):
+            l = &self.job.layer[j]
+            ends = j == self.job.layers - 1
+            outs.append(0 if ends else l.left)
+            wins.append(l.lh * l.lw * l.n if l.role == TRUNK_POOL else 0)
+            if ends and self.job.pool:
+                wins[j] = (l.lh + 1) // 2 * ((l.lw + 1) // 2) * l.n
+        net.apart = sum(outs) + sum(wins)
+        place = <uintptr_t>self._keep((batch, net.apart), self.dtype)
+        for j in range(self.job.layers):
+            net.out[j] = <void *>place
+            place += <uintptr_t>(outs[j] * self.dtype.itemsize)
+            net.won[j] = <void *>place
+            place += <uintptr_t>(wins[j] * self.dtype.itemsize)
         return 0
 
     def pack(self, int net, int layer, const float[:, :, :, ::1] weight, const float[::1] bias):

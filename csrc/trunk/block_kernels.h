@@ -122,7 +122,7 @@ TARGET static void NAME(forward_blocks)(void *argument) {
         const trunk_layer *l = &job->layer[j];
         const int ends = j + 1 == job->layers, block = !ends && l[1].role == TRUNK_FIRST;
         const size_t inside = INSIDE(l->lw, l->n), row = RIM_ROW(l->lw, l->n);
-        T *out = keep && !ends ? (T *)net->out[j] + at * l->left : AREA(j, j % 2), *x = AREA(j, 2) + inside;
+        T *out = keep && !ends ? (T *)net->out[j] + at * net->apart : AREA(j, j % 2), *x = AREA(j, 2) + inside;
         NAME(ends) e = {.add = l->role == TRUNK_SECOND ? x : NULL, .raw = block ? x : NULL, .out = out + inside,
                         .relu = block || ends || l->role == TRUNK_FIRST, .row = row};
         if (l->role == TRUNK_POOL) {
@@ -132,7 +132,7 @@ TARGET static void NAME(forward_blocks)(void *argument) {
         NAME(forward_layer)(l, in, net->weight[j], net->bias[j], &e);
         if (l->role == TRUNK_POOL)
           NAME(pool3)(e.out, e.row, l->ho, l->wo, l->n, block ? x : NULL, out + inside, row, block,
-                      keep ? (T *)net->won[j] + at * l->lh * l->lw * l->n : NULL);
+                      keep ? (T *)net->won[j] + at * net->apart : NULL);
         in = out;
       }
       const int end = job->layers - 1, ph = job->pool ? 2 : 1;
@@ -141,7 +141,7 @@ TARGET static void NAME(forward_blocks)(void *argument) {
       T *features = (T *)net->features + at * size;
       in += INSIDE(l->lw, l->n);
       if (job->pool)
-        NAME(pool3)(in, row, l->lh, l->lw, l->n, NULL, features, fw, 0, keep ? (T *)net->won[end] + at * size : NULL);
+        NAME(pool3)(in, row, l->lh, l->lw, l->n, NULL, features, fw, 0, keep ? (T *)net->won[end] + at * net->apart : NULL);
       for (int y = 0; !job->pool && y < l->lh; y++) memcpy(features + y * fw, in + y * row, fw * sizeof(T));
     }
   }
@@ -171,7 +171,7 @@ TARGET static void NAME(backward_blocks)(void *argument) {
       const T *grad = (const T *)job->grad + i * size, *features = (const T *)net->features + i * size;
       T *whole = AREA(last, 0) + INSIDE(l->lw, l->n);
       if (job->pool)
-        NAME(unpool3)((const T *)net->won[last] + i * size, grad, fw, features, l->lh, l->lw, l->n, whole,
+        NAME(unpool3)((const T *)net->won[last] + i * net->apart, grad, fw, features, l->lh, l->lw, l->n, whole,
                       RIM_ROW(l->lw, l->n));
       for (int y = 0; !job->pool && y < l->lh; y++)
         for (size_t at = y * fw; at < (y + 1) * fw; at += VL)
@@ -183,14 +183,13 @@ TARGET static void NAME(backward_blocks)(void *argument) {
         const T *g = AREA(j, l->role == TRUNK_FIRST);
         if (l->role == TRUNK_POOL) {
           T *all = base + l->all;
-          NAME(unpool3)(net->won[j] ? (const T *)net->won[j] + (size_t)i * l->lh * l->lw * l->n : NULL,
-                        g + INSIDE(l->lw, l->n), RIM_ROW(l->lw, l->n), NULL, l->ho, l->wo, l->n,
-                        all + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n));
+          NAME(unpool3)((const T *)net->won[j] + i * net->apart, g + INSIDE(l->lw, l->n), RIM_ROW(l->lw, l->n), NULL,
+                        l->ho, l->wo, l->n, all + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n));
           g = all;
         }
         T *pairs = base + job->paired;
         NAME(pair_gradients)(l, g + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n), pairs, job->dbias[j] + (size_t)part * l->n);
-        const T *in = j ? (const T *)net->out[j - 1] + i * l[-1].left : image;
+        const T *in = j ? (const T *)net->out[j - 1] + i * net->apart : image;
         const T *paired = in;
 #if PAIR == 2
         const size_t row = (size_t)l->w * l->c;

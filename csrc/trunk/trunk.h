@@ -46,9 +46,10 @@ typedef struct {
   const void *weight[TRUNK_LAYERS];   /* [k k c / pair][n][pair] elements: what `forward` multiplies by */
   const float *bias[TRUNK_LAYERS];    /* [n] */
   /* [keep][ho][wo][n] elements: of the last layer features, where nothing pools. With residual blocks: what the next
-   * layer reads, [keep][lh + 2][lw + 2][n], its rim zeros, of all layers but the last. */
+   * layer reads, [lh + 2][lw + 2][n], its rim zeros, of all layers but the last; all of a sample lies together. */
   void *out[TRUNK_LAYERS];
-  void *won[TRUNK_LAYERS];            /* [keep][lh][lw][n]: which of its 9 positions each result of a 3x3 pool is; as elements */
+  void *won[TRUNK_LAYERS];            /* [lh][lw][n]: which of its 9 positions each result of a 3x3 pool is; as elements */
+  size_t apart;                       /* elements from one sample to the next in these, with residual blocks */
   void *features;                     /* [to - from][ho][wo][n] elements; pooled, if they are */
 } trunk_net;
 

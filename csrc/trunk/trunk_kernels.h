@@ -78,7 +78,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, 
 #define EACH(P, B, DO)                                                 \
   UNROLL(32) for (int p = 0; p < P; p++) {                             \
     UNROLL(8) for (int b = 0; b < B; b++) {                            \
-      const size_t to = at_out + (size_t)p * l->n + VL * b;            \
+      const size_t to = at_out + (size_t)p * filters + VL * b;         \
       DO;                                                              \
     }                                                                  \
   }
@@ -86,8 +86,9 @@ TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, 
 /* One tile of a layer's output: P positions of a row, B registers of filters. */
 #define FORWARD_TILE(P, B)                                                                                            \
   TARGET static inline __attribute__((always_inline)) void NAME(forward_##P##_##B)(                                   \
-      const trunk_layer *l, const T *in, const T *weight, const float *bias, const NAME(ends) *e, size_t at_out) {    \
-    const size_t across = (size_t)l->s * l->c, row = (size_t)l->k * l->c;                                             \
+      const trunk_layer *l, size_t across, size_t filters, const T *in, const T *weight, const float *bias,           \
+      const NAME(ends) *e, size_t at_out) {                                                                           \
+    const size_t row = (size_t)l->k * l->c;                                                                           \
     V acc[P][B];                                                                                                      \
     UNROLL(8) for (int b = 0; b < B; b++) {                                                                           \
       UNROLL(32) for (int p = 0; p < P; p++) acc[p][b] = LOADF(bias + VL * b);                                        \
@@ -101,7 +102,7 @@ TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, 
           const V x = SPLAT(at + p * across + j);                                                                     \
           UNROLL(8) for (int b = 0; b < B; b++) acc[p][b] = MADD(acc[p][b], x, w[b]);                                 \
         }                                                                                                             \
-        weight += (size_t)l->n * PAIR;                                                                                \
+        weight += filters * PAIR;                                                                                     \
       }                                                                                                               \
     }                                                                                                                 \
     if (e->mask) EACH(P, B, acc[p][b] = WHERE_POSITIVE(NAME(load_bits)(e->mask + to), acc[p][b]))                     \
@@ -113,15 +114,17 @@ TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, 
 
 #define FORWARD_ROW(P, B)                                                                                             \
   for (; x + P <= l->wo; x += P)                                                                                      \
-    NAME(forward_##P##_##B)(l, at + (size_t)x * l->s * l->c, weight + (size_t)n * PAIR, bias + n, e, to + (size_t)x * l->n + n)
+    NAME(forward_##P##_##B)(l, across, filters, at + x * across, weight + (size_t)n * PAIR, bias + n, e,              \
+                            to + x * filters + n)
 
 FORWARD_TILES
 
-/* One layer of one sample. */
-TARGET static void NAME(forward_layer)(const trunk_layer *l, const T *in, const T *weight, const float *bias,
-                                       const NAME(ends) *e) {
-  for (int n = 0; n < l->n;) {
-    const int two = l->n - n >= 2 * VL;
+/* One layer of one sample: from one position of a row to the next it is `across` elements, and `filters`. */
+TARGET static inline __attribute__((always_inline)) void NAME(forward_rows)(
+    const trunk_layer *l, size_t across, size_t filters, const T *in, const T *weight, const float *bias,
+    const NAME(ends) *e) {
+  for (size_t n = 0; n < filters;) {
+    const int two = filters - n >= 2 * VL;
     for (int y = 0; y < l->ho; y++) {
       const T *at = in + (size_t)y * l->s * l->w * l->c;
       const size_t to = y * e->row;
@@ -134,6 +137,35 @@ TARGET static void NAME(forward_layer)(const trunk_layer *l, const T *in, const 
     }
     n += two ? 2 * VL : VL;
   }
+}
+
+/* Where the compiler knows both, a tile's places need no registers: 20 of them do not fit. Each in a function of its own,
+ * or GCC keeps sums in memory. */
+#define FORWARD_ROWS(NAMED, ACROSS, FILTERS)                                                                          \
+  TARGET static __attribute__((noinline)) void NAME(forward_rows_##NAMED)(                                            \
+      const trunk_layer *l, const T *in, const T *weight, const float *bias, const NAME(ends) *e) {                   \
+    NAME(forward_rows)(l, ACROSS, FILTERS, in, weight, bias, e);                                                      \
+  }
+
+FORWARD_ROWS(16_16, 16, 16)
+FORWARD_ROWS(16_32, 16, 32)
+FORWARD_ROWS(32_16, 32, 16)
+FORWARD_ROWS(32_32, 32, 32)
+FORWARD_ROWS(any, (size_t)l->s * l->c, l->n)
+
+TARGET static void NAME(forward_layer)(const trunk_layer *l, const T *in, const T *weight, const float *bias,
+                                       const NAME(ends) *e) {
+  const int across = l->s * l->c;
+  if (across == 16 && l->n == 16)
+    NAME(forward_rows_16_16)(l, in, weight, bias, e);
+  else if (across == 16 && l->n == 32)
+    NAME(forward_rows_16_32)(l, in, weight, bias, e);
+  else if (across == 32 && l->n == 16)
+    NAME(forward_rows_32_16)(l, in, weight, bias, e);
+  else if (across == 32 && l->n == 32)
+    NAME(forward_rows_32_32)(l, in, weight, bias, e);
+  else
+    NAME(forward_rows_any)(l, in, weight, bias, e);
 }
 
 /* Gradients of B registers of filters with respect to K weights in one row of the kernel.

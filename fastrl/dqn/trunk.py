@@ -75,18 +75,26 @@ class FastTrunk:
         self._batch_size = batch_size
         convolutions = [[m for m in net.trunk.modules() if isinstance(m, nn.Conv2d)] for net in (online, target)]
         last = online.trunk[-1]
-        # Of each network, (weight, bias) of each convolution.
+        # Of each network, (weight, bias) of each convolution, and the memory in which they stay.
         self._convolutions = [[(m.weight, cast(Tensor, m.bias)) for m in some] for some in convolutions]
+        self._arrays = [
+            [(_positions_first(weight.detach()), bias.detach().numpy()) for weight, bias in some]
+            for some in self._convolutions
+        ]
         self._trunk = _trunk.Trunk(
             kernels, self._image, _layers(online.trunk), batch_size, most, torch.get_num_threads(), openmp_parallel(),
             cast(int, last.kernel_size) if isinstance(last, nn.MaxPool2d) else 0,
         )  # fmt: skip
-        self._flat, self._versions = flat, [[0], [0]]
+        self._versions = [[0], [0]]
         self._element = torch.bfloat16 if self._trunk.dtype == np.uint16 else torch.float32
         self._features = [torch.from_numpy(features).view(self._element) for features in self._trunk.features]
         self.weights = list(itertools.chain(*self._convolutions[0]))
         self._networks = (online, target)
         self._dense = [[net.hidden.weight, net.hidden.bias] for net in (online, target)]
+        self._watched = [
+            [all_.values, *itertools.chain(*some), *dense]
+            for all_, some, dense in zip(flat, self._convolutions, self._dense, strict=True)
+        ]
         if self._element == torch.float32:
             self.hidden = self._dense
         else:
@@ -150,19 +158,18 @@ class FastTrunk:
 
     def _pack(self, net: int) -> None:
         """Take over a network's weights, if they have changed."""
-        convolutions, dense = self._convolutions[net], self._dense[net]
-        versions = [p._version for p in (self._flat[net].values, *convolutions[0], *dense)]
+        versions = [p._version for p in self._watched[net]]
         if versions != self._versions[net]:
             self._pack_convolutions(net)
             if self.hidden is not self._dense:
                 with torch.no_grad():
-                    for mine, p in zip(self.hidden[net], dense, strict=True):
+                    for mine, p in zip(self.hidden[net], self._dense[net], strict=True):
                         mine.copy_(p)
             self._versions[net] = versions
 
     def _pack_convolutions(self, net: int) -> None:
-        for layer, (weight, bias) in enumerate(self._convolutions[net]):
-            self._trunk.pack(net, layer, _positions_first(weight.detach()), bias.detach().numpy())
+        for layer, (weight, bias) in enumerate(self._arrays[net]):
+            self._trunk.pack(net, layer, weight, bias)
 
     def _bytes(self, obs: Array) -> Array:
         return np.ascontiguousarray(obs).reshape(-1, *self._image)
