@@ -2,7 +2,8 @@
 
 Each checkout (its kernels built in place) is a process of its own. A round is some updates in each; every other round
 the order is reversed. Prints the medians of the rounds' medians, and the median of the ratios within rounds. A case is
-TRUNK:HIDDEN:PRECISION:BATCH; the batches are of random bytes, which cost what games' do.
+TRUNK:HIDDEN:PRECISION:BATCH, of the agent `dueling`, or with ``:preset`` behind it of the CPU's preset; the batches are
+of random bytes, which cost what games' do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 CASES = [
     "small:256:bfloat16:64", "small:256:bfloat16:256", "small:256:float32:64", "small:256:float32:256",
     "nature:512:bfloat16:64", "nature:512:bfloat16:256", "nature:512:float32:64", "nature:512:float32:256",
+    "impala-strided:256:bfloat16:64:preset", "impala-strided:256:float32:64:preset",
 ]  # fmt: skip
 ROUNDS, UPDATES = 11, 15
 
@@ -40,11 +42,10 @@ def serve() -> None:
         )  # fmt: skip
 
     for line in sys.stdin:
-        trunk, hidden, precision, rows = line.strip().split(":")
+        trunk, hidden, precision, rows, *preset = line.strip().split(":")
         if line not in known:
-            config = with_agent(PRESETS["cpu"].config, "dueling").replace(
-                trunk=trunk, hidden=int(hidden), precision=precision, batch_size=int(rows)
-            )
+            config = PRESETS["cpu"].config if preset else with_agent(PRESETS["cpu"].config, "dueling")
+            config = config.replace(trunk=trunk, hidden=int(hidden), precision=precision, batch_size=int(rows))
             learner = Learner(config, (4, 84, 84), np.uint8, 4, torch.device("cpu"), 0)
             known[line] = learner, [batch(int(rows)) for _ in range(4)]
         (learner, batches), seconds = known[line], []
@@ -82,7 +83,7 @@ def main(before: str, after: str, cases: list[str]) -> None:
         ratio = statistics.median(pair[0] / pair[1] for pair in rounds[1:])
         rows = int(case.split(":")[3])
         print(
-            f"{case:24} {one:7.2f} -> {other:7.2f} ms, {ratio:.2f} times, {1_000 * rows / other:,.0f} samples/s",
+            f"{case:40} {one:7.2f} -> {other:7.2f} ms, {ratio:.2f} times, {1_000 * rows / other:,.0f} samples/s",
             flush=True,
         )
     for process in processes:
