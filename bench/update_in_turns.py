@@ -1,8 +1,8 @@
 """Time the update of two checkouts on one machine, in turns: python bench/update_in_turns.py BEFORE AFTER [CASE ...]
 
 Each checkout (its kernels built in place) is a contestant of `side_by_side`. Prints the medians of the rounds, and the
-median of the ratios within rounds. A case is TRUNK:HIDDEN:PRECISION:BATCH; the batches are of random bytes, which cost
-what games' do.
+median of the ratios within rounds. A case is TRUNK:HIDDEN:PRECISION:BATCH, of the agent `dueling`, or with ``:preset``
+behind it of the CPU's preset; the batches are of random bytes, which cost what games' do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from side_by_side import Contestant, ratio, side_by_side
 CASES = [
     "small:256:bfloat16:64", "small:256:bfloat16:256", "small:256:float32:64", "small:256:float32:256",
     "nature:512:bfloat16:64", "nature:512:bfloat16:256", "nature:512:float32:64", "nature:512:float32:256",
+    "impala-strided:256:bfloat16:64:preset", "impala-strided:256:float32:64:preset",
 ]  # fmt: skip
 ROUNDS, SECONDS = 11, 0.3
 
@@ -34,7 +35,7 @@ class Updates:
         from fastrl.config import PRESETS, with_agent
         from fastrl.dqn.learner import Learner
 
-        trunk, hidden, precision, size = case.split(":")
+        trunk, hidden, precision, size, *preset = case.split(":")
         rng, rows, self._done = np.random.default_rng(0), int(size), 0
 
         def batch() -> Any:
@@ -45,9 +46,8 @@ class Updates:
                 weight=np.ones(rows, np.float32), index=np.arange(rows),
             )  # fmt: skip
 
-        config = with_agent(PRESETS["cpu"].config, "dueling").replace(
-            trunk=trunk, hidden=int(hidden), precision=precision, batch_size=rows
-        )
+        config = PRESETS["cpu"].config if preset else with_agent(PRESETS["cpu"].config, "dueling")
+        config = config.replace(trunk=trunk, hidden=int(hidden), precision=precision, batch_size=rows)
         self._learner = Learner(config, (4, 84, 84), np.uint8, 4, torch.device("cpu"), 0)
         self._batches, self.about = [batch() for _ in range(4)], {"batch_size": rows}
 
@@ -77,7 +77,7 @@ def main(before: str, after: str, cases: list[str]) -> None:
         milliseconds = [1_000 / statistics.median(result.rates("steps")) for result in results]
         samples = other.about["batch_size"] * 1_000 / milliseconds[1]
         print(
-            f"{case:24} {milliseconds[0]:7.2f} -> {milliseconds[1]:7.2f} ms, {ratio(other, one, 'steps'):.2f} times, "
+            f"{case:40} {milliseconds[0]:7.2f} -> {milliseconds[1]:7.2f} ms, {ratio(other, one, 'steps'):.2f} times, "
             f"{samples:,.0f} samples/s",
             flush=True,
         )
