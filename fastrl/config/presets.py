@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastrl.base.errors import ConfigError
 from fastrl.config.agents import AGENTS
 from fastrl.config.settings import DQNConfig, Trunk
+from fastrl.envs.frames import FrameShape, in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ _CUSTOM: dict[str, Any] = {**AGENTS["dueling"].settings, "target_period_updates"
 
 
 def custom_preset(
-    game: str, device: str, *, trunk: str, frame_shape: tuple[int, ...], num_envs: int | None = None
+    game: str, device: str, *, trunk: str, frame_shape: FrameShape, num_envs: int | None = None
 ) -> Preset:
     """Return the preset of a custom environment.
 
@@ -151,8 +153,8 @@ def custom_preset(
         Where the network learns.
     trunk : {"nature", "small", "minatar", "vector"}
         The trunk that fits its frames.
-    frame_shape : tuple of int
-        Of its frames: [n], [H, W] or [C, H, W].
+    frame_shape : tuple of int, or dict of such
+        Of its frames: [n], [H, W] or [C, H, W]; of several arrays by name.
     num_envs : int, optional
         Environments that one call of the callable makes (default: one).
     """
@@ -163,11 +165,17 @@ def custom_preset(
         )
         if trunk == "minatar":
             config = config.replace(hidden=128)  # Young & Tian 2019
-        size = " x ".join(str(side) for side in frame_shape[-2:])
-        kind = f"of a custom environment with images of {size}, trunk {trunk}"
+        kind = f"of a custom environment with {_seen(frame_shape)}, trunk {trunk}"
         preset = Preset(config=config, kind=kind, about=f"1M frames {kind}")
     num_envs = num_envs or preset.config.num_envs
     return dataclasses.replace(preset, config=preset.config.replace(game=game, num_envs=num_envs))
+
+
+def _seen(frame_shape: FrameShape) -> str:
+    """Return words on what is seen: one image, or several arrays."""
+    if isinstance(frame_shape, Mapping):
+        return f"the arrays {in_words(frame_shape)}"
+    return f"images of {' x '.join(str(side) for side in frame_shape[-2:])}"
 
 
 def preset_for(game: str, device: str) -> Preset:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 import fastrl
 from fastrl.base.errors import ConfigError
@@ -28,6 +28,7 @@ from fastrl.dqn.loss import best
 from fastrl.dqn.network import QNetwork, build_network
 from fastrl.dqn.policy import Policy
 from fastrl.dqn.trunk import FastTrunk
+from fastrl.envs.frames import Frame, FrameDtype, in_words, per_array, stacked_shape
 from fastrl.envs.masks import have_masks
 
 Weights = dict[str, NDArray[Any]]
@@ -69,7 +70,7 @@ def tensors(weights: Weights) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in weights.items()}
 
 
-def pick_acting_kernels(config: DQNConfig, obs_dtype: DTypeLike) -> str | None:
+def pick_acting_kernels(config: DQNConfig, obs_dtype: FrameDtype) -> str | None:
     """Return the kernels by which a collector acts: as a learner on its CPU would; None for PyTorch's own.
 
     Where the processor has some in float32 alone, these, whatever the precision.
@@ -118,12 +119,13 @@ class CopiedNetwork:
             self._network.load_state_dict(tensors(weights))
             self.updates = updates
 
-    def act(self, obs: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    def act(self, obs: Frame, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape], of those that a mask [n, A] allows."""
         size = self._network.noise_size
         noise = torch.randn(size, generator=self._generator) if size else None
         with torch.inference_mode():
-            values = self._network(torch.from_numpy(obs), noise) if self._trunk is None else self._fast(obs, noise)
+            slow = self._trunk is None
+            values = self._network(per_array(torch.from_numpy, obs), noise) if slow else self._fast(obs, noise)
             greedy: NDArray[np.int64] = best(values, None if mask is None else torch.from_numpy(mask)).numpy()
         return greedy
 
@@ -218,7 +220,7 @@ class Actor:
         games, coins, noise = (int(s) for s in entropy.generate_state(3))
         group = build_group(config.replace(env_threads=config.env_threads or 1), games)  # a collector is one core
         envs = group.envs
-        network = build_network(config, (config.stack, *envs.frame_shape), envs.num_actions)
+        network = build_network(config, stacked_shape(config.stack, envs.frame_shape), envs.num_actions)
         self._network = CopiedNetwork(network, noise, pick_acting_kernels(config, envs.frame_dtype), config.num_envs)
         self._policy = Policy(self._network, envs.num_actions, np.random.default_rng(coins))
         collector = Collector([group])
@@ -230,7 +232,7 @@ def facts(envs: Any) -> dict[str, Any]:
     """Return what a collector's games and the learner must agree about."""
     return {
         "actions": envs.action_names,
-        "frames": f"{envs.frame_dtype} {list(envs.frame_shape)}",
+        "frames": in_words(envs.frame_shape, envs.frame_dtype),
         "frame_skip": envs.frame_skip,
         "autoreset": envs.autoreset,
         "action masks": have_masks(envs),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastrl.base.extras import need
 from fastrl.dqn.collector import Rows
+from fastrl.envs.frames import Frame, FrameShape, per_array
 
 Array = NDArray[Any]
 COLUMNS = ("action", "reward", "terminated", "truncated", "first", "reset", "game_over", "score", "length")
@@ -32,14 +33,14 @@ class Chunk:
     """Number of the chunk, in this process: those in a row follow on from each other."""
     version: int
     """Updates that the weights which acted have had."""
-    frame_shape: tuple[int, ...]
-    frame_dtype: str
-    """Of one frame."""
+    frame_shape: FrameShape
+    frame_dtype: Any
+    """Of one frame, str; of several arrays by name, as what follows."""
     columns: dict[str, Array]
     """By the names of `COLUMNS`, [T, n] each; and where the games give masks, ``mask`` [T, n, A] bool."""
-    frames: list[bytes]
-    """T times [n, *frame_shape], compressed by lz4 where that makes it smaller."""
-    finals: dict[int, bytes]
+    frames: list[Any]
+    """T times [n, *frame_shape], as bytes, compressed by lz4 where that makes it smaller."""
+    finals: dict[int, Any]
     """`Rows.final` by vector step, packed like frames; steps without are left out."""
     final_masks: dict[int, Array]
     """`Rows.final_mask` by vector step, [n, A] bool; steps without are left out."""
@@ -69,15 +70,19 @@ class Chunk:
             **columns,
         )
 
-    def _unpacked(self, content: bytes) -> Array:
-        shape = (self.columns["action"].shape[1], *self.frame_shape)
-        dtype = np.dtype(self.frame_dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
-        if len(content) == size:
-            raw = bytearray(content)
-        else:
-            raw = need("lz4.block", "train").decompress(content, uncompressed_size=size, return_bytearray=True)
-        return np.frombuffer(raw, dtype).reshape(shape)
+    def _unpacked(self, contents: Any) -> Frame:
+        n = self.columns["action"].shape[1]
+
+        def unpacked(content: bytes, frame_shape: tuple[int, ...], frame_dtype: str) -> Array:
+            shape, dtype = (n, *frame_shape), np.dtype(frame_dtype)
+            size = int(np.prod(shape)) * dtype.itemsize
+            if len(content) == size:
+                raw = bytearray(content)
+            else:
+                raw = need("lz4.block", "train").decompress(content, uncompressed_size=size, return_bytearray=True)
+            return np.frombuffer(raw, dtype).reshape(shape)
+
+        return per_array(unpacked, contents, self.frame_shape, self.frame_dtype)
 
 
 def pack(rows: Sequence[Rows], *, number: int, born: int, seq: int, version: int) -> Chunk:
@@ -89,11 +94,11 @@ def pack(rows: Sequence[Rows], *, number: int, born: int, seq: int, version: int
         born=born,
         seq=seq,
         version=version,
-        frame_shape=frame.shape[1:],
-        frame_dtype=frame.dtype.str,
+        frame_shape=per_array(lambda array: array.shape[1:], frame),
+        frame_dtype=per_array(lambda array: array.dtype.str, frame),
         columns={name: np.stack([getattr(row, name) for row in rows]) for name in names},
-        frames=[_packed(row.frame) for row in rows],
-        finals={step: _packed(row.final) for step, row in enumerate(rows) if row.final is not None},
+        frames=[per_array(_packed, row.frame) for row in rows],
+        finals={step: per_array(_packed, row.final) for step, row in enumerate(rows) if row.final is not None},
         final_masks={step: row.final_mask for step, row in enumerate(rows) if row.final_mask is not None},
     )
 

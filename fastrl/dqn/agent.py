@@ -17,6 +17,7 @@ from fastrl.config.record import run_near
 from fastrl.dqn import pretrained
 from fastrl.dqn.checkpoint import load_network, load_state
 from fastrl.dqn.network import QNetwork
+from fastrl.envs.frames import Frame, per_array
 from fastrl.envs.names import game_name, is_custom, load
 from fastrl.envs.rules import EvaluationRules, ProtocolName
 from fastrl.play.acting import Act
@@ -98,13 +99,14 @@ def greedy(network: QNetwork) -> Act:
     known = network.settings["obs_shape"]
 
     @torch.inference_mode()
-    def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if (given := list(stacks.shape[1:])) != known:
+    def act(stacks: Frame) -> np.ndarray[Any, Any]:
+        if (given := per_array(lambda array: list(array.shape[1:]), stacks)) != known:
             raise ConfigError(
                 f"the environment gives stacks of frames of shape {given}, and the network was trained on {known}; "
                 "give --make-env the environment that it was trained on"
             )
-        values: np.ndarray[Any, Any] = network(torch.from_numpy(stacks).to(device)).cpu().numpy()
+        tensors = per_array(lambda array: torch.from_numpy(array).to(device), stacks)
+        values: np.ndarray[Any, Any] = network(tensors).cpu().numpy()
         return values
 
     return act

@@ -19,6 +19,7 @@ from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
 from fastrl.dqn.policy import Policy
 from fastrl.envs.frame_stack import FrameStack
+from fastrl.envs.frames import Frame
 from fastrl.envs.make import make_envs
 from fastrl.envs.step import Envs, Step, selected
 
@@ -40,8 +41,8 @@ class Saveable(Protocol):
 class Rows:
     """What one vector step brings: a row of the replay for each of n environments, and how their games stand."""
 
-    frame: Array
-    """[n, *frame_shape], the newest frame of the observation in which the action was taken."""
+    frame: Frame
+    """[n, *frame_shape], the newest frame of the observation in which the action was taken; of several, a dict."""
     action: NDArray[np.int64]
     """[n] int64."""
     reward: NDArray[np.float32]
@@ -51,7 +52,7 @@ class Rows:
     """[n] bool: how the action ended the episode, if it did."""
     first: NDArray[np.bool_]
     """[n] bool: the frame opens a game."""
-    final: Array | None
+    final: Frame | None
     """[n, *frame_shape] or None: the last frames of episodes that ended, where the next row does not hold them."""
     env_id: NDArray[np.int64]
     """[n] int64: the environments, numbered over all groups."""
@@ -102,7 +103,7 @@ class Group:
         self._now = self.envs.reset()
         self._now.first[:] = True  # games from before a resume are abandoned
 
-    def observe(self) -> Array:
+    def observe(self) -> Frame:
         """Return the stacked frames [n, stack, *frame_shape] in which actions are due; call it once per step."""
         return self._stack.push(self._now.frame, self._now.first)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.base.errors import ConfigError
@@ -28,15 +28,17 @@ from fastrl.dqn.device.transfer import Columns, Download, Upload, torch_dtype
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.loss import allowed, best, munchausen_bonus, soft_policy, taken, under, weighted_mean
 from fastrl.dqn.network import Dense as DenseLayer
-from fastrl.dqn.network import QNetwork, build_network
+from fastrl.dqn.network import Obs, QNetwork, build_network
 from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.trunk import FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
+from fastrl.envs.frames import Frame, FrameDtype, FrameShape, count, dtypes_in_words, per_array
 from fastrl.envs.masks import ACTION_MASK, only_allowed
 
 State = dict[str, Any]
-Specs = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each input of the loss, in order
+Spec = tuple[tuple[int, ...], torch.dtype]
+Specs = dict[str, Any]  # shape and dtype of each input of the loss, in order; of several arrays dicts of these
 Priorities = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -44,13 +46,13 @@ class Batch(Protocol):
     """What the learner reads of a batch of B transitions; n-step sums and terminations are in it."""
 
     @property
-    def obs(self) -> NDArray[Any] | Tensor: ...  # [B, *obs_shape] obs_dtype, on the host or on the device
+    def obs(self) -> Any: ...  # [B, *obs_shape] obs_dtype, array or tensor, on the host or on the device; or a dict
     @property
     def action(self) -> NDArray[Any]: ...  # [B] integer
     @property
     def reward(self) -> NDArray[Any]: ...  # [B] float, discounted sum over the n steps
     @property
-    def next_obs(self) -> NDArray[Any] | Tensor: ...  # [B, *obs_shape] obs_dtype
+    def next_obs(self) -> Any: ...  # [B, *obs_shape] obs_dtype, as obs
     @property
     def discount(self) -> NDArray[Any]: ...  # [B] float, gamma^steps, 0 after termination
     @property
@@ -75,9 +77,10 @@ class Learner:
     ----------
     config : DQNConfig
         All settings; `num_envs / env_groups` and `batch_size` fix the compiled shapes.
-    obs_shape : tuple of int
-        Shape of one (stacked) observation, e.g. (4, 84, 84).
-    obs_dtype : dtype
+    obs_shape : tuple of int, or dict of such
+        Shape of one (stacked) observation, e.g. (4, 84, 84). Of several arrays, the shape of each by name; observations
+        are then dicts, here and in batches.
+    obs_dtype : dtype, or dict of such
         NumPy dtype of observations: uint8 or float32.
     num_actions : int
         Number of actions A.
@@ -119,8 +122,8 @@ class Learner:
     def __init__(
         self,
         config: DQNConfig,
-        obs_shape: tuple[int, ...],
-        obs_dtype: DTypeLike,
+        obs_shape: FrameShape,
+        obs_dtype: FrameDtype,
         num_actions: int,
         device: torch.device,
         seed: int,
@@ -136,7 +139,7 @@ class Learner:
         self.precision = pick_precision(config.precision, device)
         self.updates = 0
         self.delayed = on_gpu if delayed is None else delayed
-        self._obs_shape, self._obs_dtype = tuple(obs_shape), np.dtype(obs_dtype)
+        self._obs_shape, self._obs_dtype = per_array(tuple, obs_shape), per_array(np.dtype, obs_dtype)
 
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -152,19 +155,26 @@ class Learner:
 
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype, num_actions if masked else None)
         self._columns = Columns({k: v for k, v in self._specs.items() if "obs" not in k}, device, staged=self.delayed)
+
+        def make(spec: Spec) -> Tensor:
+            return make_input(*spec, device)
+
         self._inputs = {
-            name: make_input(shape, dtype, device) if "obs" in name else self._columns.tensors[name]
-            for name, (shape, dtype) in self._specs.items()
+            name: per_array(make, spec) if "obs" in name else self._columns.tensors[name]
+            for name, spec in self._specs.items()
         }
-        self._acting = make_input((config.group_size, *self._obs_shape), self._specs["obs"][1], device)
+        acting = _obs_spec(config.group_size, self._obs_shape, self._obs_dtype)
+        self._acting = per_array(make, acting)
         self._acting_mask: Tensor | None = None
         if masked:
             self._acting_mask = make_input((config.group_size, num_actions), torch.bool, device)
             for mask in (self._inputs["mask"], self._inputs["next_mask"], self._acting_mask):
                 mask.fill_(True)  # for the first calls, which compile and record
-        self._uploads = {
-            name: Upload(device, staged=self.delayed) for name in ("obs", "next_obs", "acting", "acting_mask")
+        self._uploads: dict[str, Any] = {
+            name: per_array(lambda _: Upload(device, staged=self.delayed), self._obs_shape)
+            for name in ("obs", "next_obs", "acting")
         }
+        self._uploads["acting_mask"] = Upload(device, staged=self.delayed)
         self._downloads = [Download(config.batch_size, device) for _ in range(2)]
         self._pending: tuple[NDArray[np.int64], Download] | None = None
         self._tally = Tally(dict(self.online.named_parameters()), device)
@@ -197,7 +207,7 @@ class Learner:
             # One block per call: weights cast without gradient must not serve a call with one.
             return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
 
-        def features(network: QNetwork, obs: Tensor) -> Tensor:
+        def features(network: QNetwork, obs: Obs) -> Tensor:
             with arithmetic():
                 return network.features(obs)
 
@@ -205,7 +215,7 @@ class Learner:
             with arithmetic():
                 return network.behind(x, dense.get(network), taus, noise)
 
-        def q_values(obs: Tensor, noise: Tensor | None = None) -> Tensor:
+        def q_values(obs: Obs, noise: Tensor | None = None) -> Tensor:
             with torch.no_grad():
                 return online.values(behind(online, features(online, obs), noise=noise))
 
@@ -213,7 +223,7 @@ class Learner:
             with torch.no_grad():
                 return best(online.values(behind(online, x, noise=noise)), mask)
 
-        def act(obs: Tensor, noise: Tensor | None, mask: Tensor | None) -> Tensor:
+        def act(obs: Obs, noise: Tensor | None, mask: Tensor | None) -> Tensor:
             with torch.no_grad():
                 return act_behind(features(online, obs), noise, mask)
 
@@ -252,10 +262,10 @@ class Learner:
             return value, errors, stats
 
         def loss(
-            obs_tm1: Tensor,
+            obs_tm1: Obs,
             action_tm1: Tensor,
             reward_t: Tensor,
-            obs_t: Tensor,
+            obs_t: Obs,
             discount_t: Tensor,
             weight: Tensor,
             mask_tm1: Tensor | None,
@@ -367,7 +377,7 @@ class Learner:
         if kernels is None and config.kernels == "fastrl":
             raise ConfigError(
                 f"--kernels is 'fastrl', which has none here for {self.precision}, trunk {config.trunk} and "
-                f"observations of {self._obs_dtype} on {self.device.type}; give --kernels auto"
+                f"observations of {dtypes_in_words(self._obs_dtype)} on {self.device.type}; give --kernels auto"
             )
         if kernels is None or config.kernels == "torch":
             return None
@@ -382,17 +392,17 @@ class Learner:
         """Return all tensors that an update changes."""
         return [*self._params, self._flat_target.values, *self._optimizer.tensors(), self._tally.totals]
 
-    def act(self, obs: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    def act(self, obs: Frame, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Return the greedy actions [N] int64 of obs [N, *obs_shape]; compiled where N is that of a group.
 
         Where layers are noisy, by one new sample of the noise for all rows. A learner of masked actions needs the mask
         [N, A] bool of those that are allowed.
         """
         self._check_obs(obs)
-        self._check_mask(mask, len(obs))
+        self._check_mask(mask, count(obs))
         self._draw("acting_noise")
-        if len(obs) != len(self._acting):
-            values = self._q_values(torch.as_tensor(obs, device=self.device), self._draws.get("acting_noise"))
+        if count(obs) != count(self._acting):
+            values = self._q_values(self._tensors_of(obs), self._draws.get("acting_noise"))
             found = values.cpu().numpy()
             greedy: NDArray[np.int64] = (found if mask is None else only_allowed(found, mask)).argmax(axis=1)
             return greedy
@@ -405,10 +415,10 @@ class Learner:
         actions: NDArray[np.int64] = self._act().cpu().numpy()
         return actions
 
-    def q_values(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+    def q_values(self, obs: Frame) -> NDArray[np.float32]:
         """Return Q [N, A] float32 of obs [N, *obs_shape], for any N; without noise, by the means of noisy layers."""
         self._check_obs(obs)
-        values: NDArray[np.float32] = self._q_values(torch.as_tensor(obs, device=self.device)).cpu().numpy()
+        values: NDArray[np.float32] = self._q_values(self._tensors_of(obs)).cpu().numpy()
         return values
 
     def weights(self) -> dict[str, NDArray[Any]]:
@@ -426,18 +436,30 @@ class Learner:
                     drawn.normal_(generator=self._generator)
                 self._bring(name, drawn.numpy(), self._draws[name])
 
-    def _bring(self, name: str, array: NDArray[Any], into: Tensor) -> None:
-        """Bring an array of the host into an input."""
-        if self.delayed and torch_dtype(array.dtype) == into.dtype:
-            self._uploads[name].send(array, into)
-        else:
-            fill(into, self._uploads[name].send(array))
+    def _bring(self, name: str, value: Any, into: Any) -> None:
+        """Bring arrays of the host, or tensors, into an input; of several arrays, all of them."""
 
-    def _check_obs(self, obs: NDArray[Any]) -> None:
-        dtype = self._wanted_dtype("obs", obs)
-        if obs.shape[1:] != self._obs_shape or obs.dtype != dtype:
-            wanted = ["N", *self._obs_shape]
-            raise ValueError(f"obs is {obs.dtype} {list(obs.shape)}; give {dtype} [{', '.join(map(str, wanted))}]")
+        def bring(upload: Upload, value: NDArray[Any] | Tensor, into: Tensor) -> None:
+            if isinstance(value, Tensor):
+                fill(into, value)
+            elif self.delayed and torch_dtype(value.dtype) == into.dtype:
+                upload.send(value, into)
+            else:
+                fill(into, upload.send(value))
+
+        per_array(bring, self._uploads[name], value, into)
+
+    def _tensors_of(self, obs: Frame) -> Obs:
+        tensors: Obs = per_array(lambda array: torch.as_tensor(array, device=self.device), obs)
+        return tensors
+
+    def _check_obs(self, obs: Frame) -> None:
+        specs = _obs_spec(0, self._obs_shape, self._obs_dtype)
+        for place, array, (shape, dtype) in _each_array("obs", obs, specs):
+            wanted = dtype if isinstance(array, Tensor) else _numpy_dtype(dtype)
+            if array.shape[1:] != shape[1:] or array.dtype != wanted:
+                sides = ", ".join(map(str, ("N", *shape[1:])))
+                raise ValueError(f"{place} is {array.dtype} {list(array.shape)}; give {wanted} [{sides}]")
 
     def _check_mask(self, mask: NDArray[np.bool_] | None, rows: int) -> None:
         if self._acting_mask is None:
@@ -448,14 +470,6 @@ class Learner:
         if mask is None or mask.shape != wanted or mask.dtype != np.bool_:
             got = "None" if mask is None else f"{mask.dtype} {list(mask.shape)}"
             raise ValueError(f"mask is {got}; give bool {list(wanted)}, since the learner was built with masked=True")
-
-    def _wanted_dtype(self, name: str, array: NDArray[Any] | Tensor) -> Any:
-        """Return the dtype that a column must have: of observations, in NumPy's words or PyTorch's; others may vary."""
-        if "mask" in name:
-            return np.dtype(np.bool_)
-        if "obs" not in name:
-            return array.dtype
-        return self._obs_dtype if isinstance(array, np.ndarray) else self._specs["obs"][1]
 
     def learn(self, batch: Batch, *, measure: bool = False) -> Priorities | None:
         """Do one update and return (index [B] int64, errors [B] float32), or None.
@@ -484,8 +498,6 @@ class Learner:
         for name, value in {"obs": batch.obs, "next_obs": batch.next_obs}.items():
             if self._trunk is not None:
                 self._frames[name] = np.asarray(value)
-            elif isinstance(value, Tensor):
-                fill(self._inputs[name], value)
             else:
                 self._bring(name, value, self._inputs[name])
         self._columns.send({name: _column(batch, name) for name in self._columns.tensors})
@@ -521,11 +533,13 @@ class Learner:
         return index, self.errors
 
     def _check(self, batch: Batch) -> None:
-        for name, (shape, _) in self._specs.items():
-            array = _column(batch, name)
-            dtype = self._wanted_dtype(name, array)
-            if array.shape != shape or array.dtype != dtype:
-                raise ValueError(f"batch.{name} is {array.dtype} {list(array.shape)}; give {dtype} {list(shape)}")
+        for name, spec in self._specs.items():
+            for place, array, (shape, dtype) in _each_array(f"batch.{name}", _column(batch, name), spec):
+                wanted = array.dtype  # of columns, which may vary
+                if "obs" in name or "mask" in name:
+                    wanted = dtype if isinstance(array, Tensor) else _numpy_dtype(dtype)
+                if array.shape != shape or array.dtype != wanted:
+                    raise ValueError(f"{place} is {array.dtype} {list(array.shape)}; give {wanted} {list(shape)}")
         if batch.index.shape != batch.action.shape:
             raise ValueError(f"batch.index has shape {list(batch.index.shape)}; give [{len(batch.action)}]")
 
@@ -585,9 +599,13 @@ class Learner:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
-def pick_fast_kernels(config: DQNConfig, obs_dtype: DTypeLike, device: torch.device, bfloat16: bool) -> str | None:
-    """Return the kernels of the fast trunk; None where it does not fit device, observations, trunk or precision."""
-    fits = device.type == "cpu" and np.dtype(obs_dtype) == np.uint8 and config.trunk != "vector"
+def pick_fast_kernels(config: DQNConfig, obs_dtype: FrameDtype, device: torch.device, bfloat16: bool) -> str | None:
+    """Return the kernels of the fast trunk; None where it does not fit device, observations, trunk or precision.
+
+    It takes observations of one array.
+    """
+    single = not isinstance(obs_dtype, Mapping)
+    fits = device.type == "cpu" and single and np.dtype(obs_dtype) == np.uint8 and config.trunk != "vector"
     return pick_kernels(bfloat16) if fits else None
 
 
@@ -630,9 +648,30 @@ def _column(batch: Batch, name: str) -> Any:
     return getattr(batch, name)
 
 
-def _specs(B: int, obs_shape: tuple[int, ...], obs_dtype: np.dtype[Any], masked_actions: int | None) -> Specs:
-    obs = ((B, *obs_shape), torch.from_numpy(np.empty(0, obs_dtype)).dtype)
-    column = ((B,), torch.float32)
+def _each_array(name: str, value: Any, spec: Any) -> Iterator[tuple[str, Any, Spec]]:
+    """Yield each array of a value, where it stands in words, and its spec; ValueError for arrays of other names."""
+    if not isinstance(spec, Mapping):
+        yield name, value, spec
+        return
+    if not isinstance(value, Mapping) or value.keys() != spec.keys():
+        got = f"a dictionary of {', '.join(value)}" if isinstance(value, Mapping) else f"of type {type(value).__name__}"
+        raise ValueError(f"{name} is {got}; give a dictionary of {', '.join(spec)}")
+    for key, one in spec.items():
+        yield f"{name}[{key!r}]", value[key], one
+
+
+@cache
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype
+
+
+def _obs_spec(rows: int, obs_shape: FrameShape, obs_dtype: FrameDtype) -> Any:
+    """Return shape and dtype of observations; of several arrays, of each."""
+    return per_array(lambda shape, dtype: ((rows, *shape), torch_dtype(dtype)), obs_shape, obs_dtype)
+
+
+def _specs(B: int, obs_shape: FrameShape, obs_dtype: FrameDtype, masked_actions: int | None) -> Specs:
+    obs, column = _obs_spec(B, obs_shape, obs_dtype), ((B,), torch.float32)
     return {  # in the order of the loss's arguments
         "obs": obs,
         "action": ((B,), torch.int64),

@@ -15,6 +15,7 @@ from fastrl.config import DQNConfig
 from fastrl.config.settings import Trunk
 from fastrl.dqn.heads import build_head
 from fastrl.dqn.noisy import NoisyLinear
+from fastrl.envs.frames import FrameShape, per_array
 
 
 class PlainTrunk(NamedTuple):
@@ -39,6 +40,8 @@ IMAGE_TRUNKS = {
 FALLBACKS: tuple[Trunk, ...] = ("small", "minatar")
 Dense = Callable[[Tensor, Tensor | None], Tensor]
 """A dense layer with its ReLU: x [R, F] and, where it is noisy, its noise, to [R, width]."""
+Obs = Tensor | Mapping[str, Tensor]
+"""Observations [B, *obs_shape]; of several arrays, each by name."""
 
 
 class ImpalaTrunk(NamedTuple):
@@ -61,9 +64,9 @@ class QNetwork(nn.Module):
 
     Parameters
     ----------
-    obs_shape : tuple of int
+    obs_shape : tuple of int, or dict of such
         Shape of one observation: [stack, height, width] for an image trunk, or [stack, channels, height, width];
-        anything for `vector`.
+        anything for `vector`. Of several arrays, the shape of each by name: `JoinedTrunks` says which trunks they get.
     num_actions : int
         Number of actions A.
     trunk : {"nature", "small", "pooled", "residual", "minatar", "impala", "impala-pooled", "impala-strided", "vector"}
@@ -102,7 +105,7 @@ class QNetwork(nn.Module):
 
     def __init__(
         self,
-        obs_shape: tuple[int, ...],
+        obs_shape: FrameShape,
         num_actions: int,
         trunk: Trunk = "nature",
         hidden: int = 512,
@@ -115,11 +118,16 @@ class QNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
-            "obs_shape": list(obs_shape), "num_actions": num_actions, "trunk": trunk, "hidden": hidden,
+            "obs_shape": per_array(list, obs_shape), "num_actions": num_actions, "trunk": trunk, "hidden": hidden,
             "dueling": dueling, "width": width, "atoms": atoms, "v_max": v_max, "head": head, "noisy": noisy,
         }  # fmt: skip
-        self.trunk, features, self._positions = _build_trunk(tuple(obs_shape), trunk, hidden, width)
-        self.block, features = _build_block(trunk, features, self._positions)
+        self.trunk: Any  # JoinedTrunks, or layers [Sequential]
+        if isinstance(obs_shape, Mapping):
+            self.trunk, self.block = JoinedTrunks(obs_shape, trunk, hidden, width), None
+            features = self.trunk.features
+        else:
+            self.trunk, features, self._positions = _build_trunk(tuple(obs_shape), trunk, hidden, width)
+            self.block, features = _build_block(trunk, features, self._positions)
         self.dueling, self.num_actions = dueling, num_actions
         self.head = build_head(head, atoms, v_max, features)
         self._numbers, linear = self.head.per_layer, NoisyLinear if noisy else nn.Linear
@@ -135,29 +143,24 @@ class QNetwork(nn.Module):
         self._noises = [layer.noise_size for layer in (self.hidden, *last) if isinstance(layer, NoisyLinear)]
         self.noise_size = sum(self._noises)
 
-    def forward(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Obs, noise: Tensor | None = None) -> Tensor:
         """Return Q [B, A] float32 of obs [B, *obs_shape]; uint8 is scaled to [0, 1], floats pass as they are.
 
-        Noise [noise_size] are normal random numbers; without them noisy layers are their means.
+        Of several arrays `obs` is a dict. Noise [noise_size] are normal random numbers; without them noisy layers are
+        their means.
         """
         return self.values(self.behind(self.features(obs), noise=noise))
 
-    def outputs(self, obs: Tensor) -> Tensor:
+    def outputs(self, obs: Obs) -> Tensor:
         """Return what the last layers give, float32: [B, A], or with atoms [B, A, atoms]."""
         return self.behind(self.features(obs))
 
-    def features(self, obs: Tensor) -> Tensor:
+    def features(self, obs: Obs) -> Tensor:
         """Return what the trunk makes of obs: features [B, F], of images position by position, before any block."""
-        obs = obs.flatten(1, 2) if obs.dim() == 5 else obs  # a stack of images in colour
-        # Channels last already here: eager convolutions on a CPU otherwise lose up to half of their speed.
-        layout = torch.channels_last if obs.dim() == 4 else torch.preserve_format
-        x = obs.to(torch.float32, memory_format=layout)
-        x = x / 255 if obs.dtype == torch.uint8 else x
-        features = self.trunk(x)
-        # Flattened in the order in which they lie, position by position: no transposition there and back.
-        features = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
-        flat: Tensor = features.flatten(1)
-        return flat
+        if isinstance(obs, Tensor):
+            return _features(self.trunk, obs)
+        joined: Tensor = self.trunk(obs)
+        return joined
 
     def behind(
         self, features: Tensor, dense: Dense | None = None, taus: Tensor | None = None, noise: Tensor | None = None
@@ -184,12 +187,7 @@ class QNetwork(nn.Module):
 
     def _through_block(self, features: Tensor) -> Tensor:
         """Return features [B, F] as they are, or as the residual block and its pool turn them into [B, F']."""
-        if self.block is None:
-            return features
-        # Channels last as they lie: a view, no copy; and so they come out.
-        x = self.block(features.view(len(features), *self._positions, -1).permute(0, 3, 1, 2))
-        flat: Tensor = x.permute(0, 2, 3, 1).flatten(1)
-        return flat
+        return features if self.block is None else _through_block(self.block, features, self._positions)
 
     def _last_layers(self, x: Tensor, noises: Sequence[Tensor | None]) -> Tensor:
         if not self.dueling:
@@ -219,12 +217,99 @@ class QNetwork(nn.Module):
                 )
 
 
+class JoinedTrunks(nn.Module):
+    """A trunk for each array of an observation; their features are joined, in the order of `obs_shape`.
+
+    Images get the image trunk asked for, or the one that `trunk_for` finds for them; vectors, and all arrays where
+    `vector` is asked for, get that.
+
+    Parameters
+    ----------
+    obs_shape : dict of tuple of int
+        Shape of each array, by name: [stack, n] of a vector, [stack, H, W] or [stack, C, H, W] of an image.
+    trunk, hidden, width
+        As of `QNetwork`.
+
+    Attributes
+    ----------
+    features : int
+        F, of all arrays together.
+    kinds : dict of str
+        Which trunk each array has, by its name.
+
+    Raises
+    ------
+    ConfigError
+        The trunk is unknown.
+    """
+
+    def __init__(self, obs_shape: Mapping[str, Sequence[int]], trunk: Trunk, hidden: int, width: int) -> None:
+        super().__init__()
+        self.kinds = trunks_of(obs_shape, trunk)
+        built = [_OneTrunk(tuple(shape), self.kinds[name], hidden, width) for name, shape in obs_shape.items()]
+        self.each = nn.ModuleList(built)  # in order: names of a user's arrays may be no names of modules
+        self.features = sum(one.features for one in built)
+
+    @property
+    def words(self) -> str:
+        """Which trunk each array has, in words."""
+        return ", ".join(f"{kind} of {name}" for name, kind in self.kinds.items())
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Return features [B, F] of obs, [B, *shape] each."""
+        return torch.cat([one(obs[name]) for name, one in zip(self.kinds, self.each, strict=True)], dim=1)
+
+
+class _OneTrunk(nn.Module):
+    """The trunk of one array of several, with the block behind it, where it has one."""
+
+    def __init__(self, obs_shape: tuple[int, ...], trunk: Trunk, hidden: int, width: int) -> None:
+        super().__init__()
+        self.layers, features, self._positions = _build_trunk(obs_shape, trunk, hidden, width)
+        self.block, self.features = _build_block(trunk, features, self._positions)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return features [B, F] of obs [B, *obs_shape]."""
+        features = _features(self.layers, obs)
+        return features if self.block is None else _through_block(self.block, features, self._positions)
+
+
+def trunks_of(obs_shape: Mapping[str, Sequence[int]], trunk: Trunk) -> dict[str, Trunk]:
+    """Return which trunk each array of an observation gets; see `JoinedTrunks`."""
+    if trunk == "vector":
+        return dict.fromkeys(obs_shape, trunk)
+    _check_trunk(trunk)
+    return {name: trunk_for(tuple(frame), trunk) for name, (_, *frame) in obs_shape.items()}
+
+
+def _features(trunk: nn.Sequential, obs: Tensor) -> Tensor:
+    """Return features [B, F] of one array [B, *obs_shape], of images position by position."""
+    obs = obs.flatten(1, 2) if obs.dim() == 5 else obs  # a stack of images in colour
+    # Channels last already here: eager convolutions on a CPU otherwise lose up to half of their speed.
+    layout = torch.channels_last if obs.dim() == 4 else torch.preserve_format
+    x = obs.to(torch.float32, memory_format=layout)
+    x = x / 255 if obs.dtype == torch.uint8 else x
+    features = trunk(x)
+    # Flattened in the order in which they lie, position by position: no transposition there and back.
+    features = features.permute(0, 2, 3, 1) if features.dim() == 4 else features
+    flat: Tensor = features.flatten(1)
+    return flat
+
+
+def _through_block(block: nn.Sequential, features: Tensor, positions: tuple[int, int]) -> Tensor:
+    """Return what a residual block and its pool make of features [B, F] at these positions [H, W]."""
+    # Channels last as they lie: a view, no copy; and so they come out.
+    x = block(features.view(len(features), *positions, -1).permute(0, 3, 1, 2))
+    flat: Tensor = x.permute(0, 2, 3, 1).flatten(1)
+    return flat
+
+
 def _through(layer: nn.Linear, x: Tensor, noise: Tensor | None) -> Tensor:
     y: Tensor = layer(x) if noise is None else layer(x, noise)
     return y
 
 
-def build_network(config: DQNConfig, obs_shape: tuple[int, ...], num_actions: int) -> QNetwork:
+def build_network(config: DQNConfig, obs_shape: FrameShape, num_actions: int) -> QNetwork:
     """Return the network that the settings ask for, with PyTorch's default initial weights."""
     return QNetwork(
         obs_shape,
@@ -240,11 +325,14 @@ def build_network(config: DQNConfig, obs_shape: tuple[int, ...], num_actions: in
     )
 
 
-def trunk_for(frame_shape: tuple[int, ...], preferred: Trunk) -> Trunk:
+def trunk_for(frame_shape: FrameShape, preferred: Trunk) -> Trunk:
     """Return the trunk for frames [n], [H, W] or [C, H, W]: of images the first of these that fits.
 
-    The one preferred, `small`, `minatar`, `vector`.
+    The one preferred, `small`, `minatar`, `vector`. Of several arrays, the first that fits one of them.
     """
+    if isinstance(frame_shape, Mapping):
+        found = [trunk_for(shape, preferred) for shape in frame_shape.values()]
+        return next(trunk for trunk in (preferred, *FALLBACKS, "vector") if trunk in found)
     if len(frame_shape) > 1:
         for trunk in (preferred, *FALLBACKS):
             if _fits(trunk, frame_shape[-2:]):
@@ -273,9 +361,7 @@ def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int
         inputs = math.prod(obs_shape)
         dense = [nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
         return nn.Sequential(*dense), hidden, (1, 1)
-    if trunk not in get_args(Trunk):
-        *most, last = get_args(Trunk)
-        raise ConfigError(f"--trunk is {trunk!r}; give {', '.join(most)} or {last}")
+    _check_trunk(trunk)
     if len(obs_shape) == 4:
         obs_shape = (obs_shape[0] * obs_shape[1], *obs_shape[2:])
     if len(obs_shape) != 3 or not _fits(trunk, obs_shape[1:]):
@@ -285,6 +371,12 @@ def _build_trunk(obs_shape: tuple[int, ...], trunk: str, hidden: int, width: int
         if trunk in IMAGE_TRUNKS
         else _impala(obs_shape, IMPALA_TRUNKS[trunk], width)
     )
+
+
+def _check_trunk(trunk: str) -> None:
+    if trunk not in get_args(Trunk):
+        *most, last = get_args(Trunk)
+        raise ConfigError(f"--trunk is {trunk!r}; give {', '.join(most)} or {last}")
 
 
 def _convolutions(obs_shape: tuple[int, ...], trunk: str, width: int) -> Built:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.envs.frames import Frame
 from fastrl.envs.masks import random_allowed
 
 
@@ -16,7 +17,7 @@ class ActingNetwork(Protocol):
     updates: int
     """Updates that its weights have had."""
 
-    def act(self, obs: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    def act(self, obs: Frame, mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Return the greedy actions [n] int64 of obs [n, stack, *frame_shape], of those that a mask [n, A] allows."""
 
 
@@ -58,26 +59,24 @@ class Policy:
         """Updates that the acting weights have had."""
         return self._network.updates
 
-    def act(
-        self, obs: NDArray[Any], env_id: NDArray[np.int64], mask: NDArray[np.bool_] | None = None
-    ) -> NDArray[np.int64]:
+    def act(self, obs: Frame, env_id: NDArray[np.int64], mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Return actions [n] int64.
 
         Parameters
         ----------
         obs : [n, stack, *frame_shape]
-            What the environments show.
+            What the environments show; of several arrays a dict.
         env_id : [n] int64
             Which environments.
         mask : [n, A] bool, optional
             Actions that they allow; random ones too are of these.
         """
         if not self.version:
-            return self._random_actions(len(obs), mask)
+            return self._random_actions(len(env_id), mask)
         greedy = self._network.act(obs, mask)
         epsilon = self.epsilon[env_id] if isinstance(self.epsilon, np.ndarray) else self.epsilon
-        coins = self.rng.random(len(obs)) < epsilon
-        return np.where(coins, self._random_actions(len(obs), mask), greedy)
+        coins = self.rng.random(len(env_id)) < epsilon
+        return np.where(coins, self._random_actions(len(env_id), mask), greedy)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Return copies of the acting weights by name, for processes that act elsewhere."""

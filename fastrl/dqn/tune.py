@@ -36,6 +36,7 @@ from fastrl.dqn.device.device import has_bfloat16, pick_precision
 from fastrl.dqn.learner import Learner, pick_fast_kernels
 from fastrl.dqn.network import build_network
 from fastrl.dqn.race import Race
+from fastrl.envs.frames import FrameDtype, FrameShape, per_array, select
 from fastrl.envs.names import is_custom
 
 CPU = torch.device("cpu")
@@ -100,8 +101,8 @@ class Measured:
 class Shapes:
     """Arguments of a `Learner` besides settings, device and seed."""
 
-    obs_shape: tuple[int, ...]
-    obs_dtype: DTypeLike
+    obs_shape: FrameShape
+    obs_dtype: FrameDtype
     num_actions: int
 
 
@@ -286,9 +287,8 @@ def _rows(config: DQNConfig, shapes: Shapes, rule: Choice, until: float = math.i
     """
     with torch.device("meta"):
         network = build_network(config, shapes.obs_shape, shapes.num_actions)
-        dtype = torch.from_numpy(np.empty(0, shapes.obs_dtype)).dtype
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network.features(torch.zeros((1, *shapes.obs_shape), dtype=dtype))
+            network.features(per_array(lambda shape: torch.zeros((1, *shape)), shapes.obs_shape))
     parameters = sum(p.numel() for p in network.parameters())
     arithmetic = 5 * (counter.get_total_flops() + 2 * parameters)
     rows = int(EASY / arithmetic)
@@ -368,8 +368,13 @@ def _games_beside(config: DQNConfig, rows: int) -> Iterator[Callable[[Build], Bu
 def random_batch(rows: int, shapes: Shapes) -> Any:
     """Return a batch for `Learner.learn`: B = `rows` transitions of random numbers."""
     rng = np.random.default_rng(0)
-    dtype, full = np.dtype(shapes.obs_dtype), (2, rows, *shapes.obs_shape)
-    obs, next_obs = rng.integers(0, 256, full, np.uint8) if dtype == np.uint8 else rng.random(full, np.float32)
+
+    def numbers(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        full = (2, rows, *shape)
+        return rng.integers(0, 256, full, np.uint8) if np.dtype(dtype) == np.uint8 else rng.random(full, np.float32)
+
+    both = per_array(numbers, shapes.obs_shape, shapes.obs_dtype)
+    obs, next_obs = (select(both, k) for k in range(2))
     return SimpleNamespace(
         obs=obs, next_obs=next_obs, action=rng.integers(0, shapes.num_actions, rows),
         reward=rng.random(rows, np.float32), discount=np.full(rows, 0.97, np.float32),
@@ -386,7 +391,7 @@ def _key(config: DQNConfig, shapes: Shapes) -> dict[str, Any]:
         "kernels": [pick_fast_kernels(config, np.uint8, CPU, low) for low in (False, True)],
         "bfloat16": has_bfloat16(CPU),
         "cores": cpu_count(),
-        "obs": [list(shapes.obs_shape), np.dtype(shapes.obs_dtype).name],
+        "obs": [per_array(list, shapes.obs_shape), per_array(lambda dtype: np.dtype(dtype).name, shapes.obs_dtype)],
         "actions": shapes.num_actions,
         "settings": {name: getattr(config, name) for name in DECISIVE},
     }

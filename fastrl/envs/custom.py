@@ -12,6 +12,7 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -21,9 +22,10 @@ from fastrl.base.checks import check_state
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.extras import extra
 from fastrl.envs.foreign import EnvError, calling, same_folder
+from fastrl.envs.frames import Frame, per_array
 from fastrl.envs.masks import GIVE_LAST, Masks
 from fastrl.envs.names import MakeEnv, load
-from fastrl.envs.observations import Observations
+from fastrl.envs.observations import observations_of
 from fastrl.envs.step import Array, Autoreset, Step, check_actions, place
 from fastrl.film.picture import to_picture
 
@@ -80,13 +82,14 @@ class CustomEnvs:
     is_vector : bool
         Whether the callable makes a vector.
     images : bool
-        Whether frames are images, else vectors.
+        Whether frames are images, or some of their arrays are; else vectors.
     stacked : str
         How it is known that the environment stacks its frames itself, for a message; empty if it does not seem to.
     masked : bool
         Whether the environments give action masks (`fastrl.envs.masks`); False before the first reset.
 
-    `fastrl.envs.observations.Observations` says what frames are made of observations.
+    `fastrl.envs.observations.Observations` says what frames are made of observations, `SeveralObservations` what they
+    are of observations of several arrays.
 
     Raises ConfigError if `load` does, if the callable fails or returns something else, one object twice or environments
     of different spaces, if actions are not Discrete, or if observations are neither vectors nor images. `reset` and
@@ -102,7 +105,7 @@ class CustomEnvs:
         self._envs, self.is_vector = _vector(game, num_envs)
         try:
             self.num_actions, self._first_action = _actions(game, self._envs.single_action_space)
-            self._observations = Observations(game, self._envs.single_observation_space, _classes(self._envs))
+            self._observations = observations_of(game, self._envs.single_observation_space, _classes(self._envs))
             self.autoreset = _autoreset(game, self._envs.metadata)
         except ConfigError:
             self._envs.close()
@@ -238,7 +241,7 @@ class CustomEnvs:
         """Return the list in which a `SyncVectorEnv` keeps the newest observation of each environment, if it is one."""
         return getattr(self._envs.unwrapped, "_env_obs", None)
 
-    def _frames(self, obs: Any, reset: Array) -> Array:
+    def _frames(self, obs: Any, reset: Array) -> Frame:
         """Return observations of all environments as frames [N, *frame_shape]; `reset` [N] bool: which are first."""
         return self._observations.frames(obs, range(self.num_envs), np.where(reset, 0, self._length + 1))
 
@@ -279,15 +282,20 @@ class CustomEnvs:
             )
         return np.zeros_like(long)
 
-    def _final(self, frame: Array, info: dict[str, Any], by_itself: Array) -> Array:
+    def _final(self, frame: Frame, info: dict[str, Any], by_itself: Array) -> Frame:
         """Return the last frames of the episodes that ended: what was returned itself, unless that is a new one's."""
         if self.autoreset == "disabled" or not by_itself.any():
-            return frame.copy()
+            return per_array(np.copy, frame)
         check_state("final_obs" in info, "a vector environment with autoreset SAME_STEP gave no info['final_obs']")
-        final = frame.copy()
+        final = per_array(np.copy, frame)
+
+        def put(i: int, array: Array, last: Array) -> None:
+            array[i] = last
+
         for i in np.flatnonzero(by_itself).tolist():
-            last = np.asarray(info["final_obs"][i])[None]
-            final[i] = self._observations.frames(last, [i], self._length[i : i + 1] + 1)[0]
+            per_array(
+                partial(put, i), final, self._observations.frame(info["final_obs"][i], i, int(self._length[i]) + 1)
+            )
         return final
 
     def _final_mask(self, info: dict[str, Any], by_itself: Array, terminated: Array) -> Array | None:
@@ -301,7 +309,7 @@ class CustomEnvs:
             final[by_itself] = last[by_itself]
         return final
 
-    def _reopened(self, ended: Array) -> Array:
+    def _reopened(self, ended: Array) -> Frame:
         """Start new episodes where `ended` [N] bool says so; return the frames of all, and note their masks."""
         with self._observations.explained(self._one_by_one()):
             obs, info = self._envs.reset(options={"reset_mask": ended.copy()})
@@ -312,13 +320,13 @@ class CustomEnvs:
 
     def _step(
         self,
-        frame: Array,
+        frame: Frame,
         reward: Array,
         terminated: Array,
         truncated: Array,
         first: Array,
         reset: Array,
-        final: Array | None = None,
+        final: Frame | None = None,
         final_mask: Array | None = None,
     ) -> Step:
         """Bring the books up to date and return the record."""

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from fastrl.base.errors import ConfigError
+from fastrl.envs.frames import FrameShape
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import Rules
 from fastrl.envs.step import EachFrame, GameEnvs
@@ -93,11 +94,11 @@ def make_envs(
     return AleEnvs(game, each_frame=each_frame, **shared)
 
 
-def look_at(game: str) -> tuple[tuple[int, ...], int | None]:
+def look_at(game: str) -> tuple[FrameShape, int | None]:
     """Make a custom environment once, play one step, and return the shape of its frames and how many its vector holds.
 
-    The shape is [n] unless frames are images. The number is None where the callable makes single environments, of
-    which there may be any number.
+    The shape is [n] unless frames are images; of several arrays, the shape of each by name. The number is None where
+    the callable makes single environments, of which there may be any number.
     """
     from fastrl.envs.custom import CustomEnvs
 
@@ -106,7 +107,8 @@ def look_at(game: str) -> tuple[tuple[int, ...], int | None]:
         opened = envs.reset()
         first = np.zeros(envs.num_envs, np.int64) if opened.mask is None else opened.mask.argmax(axis=1)
         envs.step(first)  # what fails here would otherwise fail in a run that has begun
-        shape = envs.frame_shape if envs.images else (math.prod(envs.frame_shape),)
+        single = isinstance(envs.frame_shape, tuple)
+        shape = (math.prod(envs.frame_shape),) if single and not envs.images else envs.frame_shape
         return shape, envs.num_envs if envs.is_vector else None
     finally:
         envs.close()

@@ -1,11 +1,12 @@
-"""Observations of custom environments as frames: where their channels are, which are stacks, and what is wrong."""
+"""Observations of custom environments as frames: which arrays they are, where channels are, which are stacks."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,43 @@ STACK_PIXELS = 36
 """From this size on, four planes before an image are taken for a stack: those of Atari preprocessing are 84 x 84."""
 
 
-class Observations:
+def observations_of(game: str, space: Space[Any], wrappers: Sequence[str] = ()) -> Observations | SeveralObservations:
+    """Return how the observations in a space become frames; arguments and errors as of these classes."""
+    several = isinstance(space, spaces.Dict | spaces.Tuple)
+    return SeveralObservations(game, space, wrappers) if several else Observations(game, space, wrappers)
+
+
+class _Explained(Protocol):
+    """What says of an observation why it does not fit."""
+
+    def misfit(self, obs: Any, where: str) -> RunError | None:
+        """Return the error for one observation that does not fit its space, with words on where; None if it does."""
+
+    @contextmanager
+    def explained(self, one_by_one: Iterable[Any] | None) -> Iterator[None]:
+        """Say of an observation that does not fit its space, if one made the code inside fail, what is wrong with it.
+
+        Parameters
+        ----------
+        one_by_one : iterable or None
+            The newest observation of each environment, where the vector has them before it puts them together. None
+            among them: not known.
+
+        Raises
+        ------
+        RunError
+            In place of the error raised inside.
+        """
+        try:
+            yield
+        except Exception as error:
+            for i, obs in enumerate(one_by_one or ()):
+                if obs is not None and (misfit := self.misfit(obs, f" in environment {i}")):
+                    raise misfit from error
+            raise
+
+
+class Observations(_Explained):
     """How the observations of an environment become frames.
 
     Parameters
@@ -34,6 +71,9 @@ class Observations:
         Of one observation.
     wrappers : sequence of str
         Names of the classes that the environment consists of.
+    place : str
+        Where the array stands in an observation of several, as Python writes it: ``['goal'][0]``. A stack of vectors
+        then becomes one vector, so that two axes make an image.
 
     Attributes
     ----------
@@ -50,9 +90,15 @@ class Observations:
     Raises ConfigError if observations are neither vectors nor images, or an image's channels cannot be told.
     """
 
-    def __init__(self, game: str, space: Space[Any], wrappers: Sequence[str] = ()) -> None:
-        self._game = game
+    def __init__(self, game: str, space: Space[Any], wrappers: Sequence[str] = (), place: str = "") -> None:
+        self._game, self._place = game, place
         if not isinstance(space, spaces.Box) or not 1 <= len(space.shape) <= 4 or 0 in space.shape:
+            if place:
+                raise ConfigError(
+                    f"environment {game!r} has {space} as its observation{place}; give a Box of shape [n], [H, W], "
+                    "[H, W, C] or [C, H, W], leave it out (gymnasium.wrappers.FilterObservation), or make one vector "
+                    "of all (gymnasium.wrappers.FlattenObservation)"
+                )
             raise ConfigError(
                 f"environment {game!r} has the observations {space}; give a Box of shape [n], [H, W], [H, W, C] or "
                 "[C, H, W] (gymnasium.wrappers.FlattenObservation makes a vector of most others)"
@@ -64,14 +110,21 @@ class Observations:
         self.images = len(self._shape) > (2 if stackers else 1)
         if len(self._shape) > 2:
             self._axis, self.frame_shape = self._image()
+        if place and not self.images:
+            self.frame_shape = (math.prod(self._shape),)
         self.frame_dtype: np.dtype[Any] = np.dtype(np.uint8 if self._dtype in (np.bool_, np.uint8) else np.float32)
         self.stacked = self._stack_words(stackers)
         if self._dtype == np.uint8 and space.high.max() <= 1:
             warnings.warn(
-                f"environment {game!r} observes uint8 of at most {space.high.max()}, which the network divides by 255; "
-                "make them bool or float32 (gymnasium.wrappers.DtypeObservation)",
+                f"environment {game!r} observes uint8 of at most {space.high.max()}{place and f' in {place}'}, which "
+                "the network divides by 255; make them bool or float32 (gymnasium.wrappers.DtypeObservation)",
                 stacklevel=2,
             )
+
+    def frame(self, obs: Any, env_id: int, steps: int) -> Array:
+        """Return the observation of one environment as a fresh frame [*frame_shape]; see `frames`."""
+        frame: Array = self.frames(_as_array(obs)[None], [env_id], np.array([steps]))[0]
+        return frame
 
     def frames(self, obs: Any, env_id: Sequence[int] | Array, steps: Array) -> Array:
         """Return observations as fresh frames.
@@ -107,30 +160,11 @@ class Observations:
                 raise self._not_finite(given, env_id, steps)
         return frames
 
-    @contextmanager
-    def explained(self, one_by_one: Iterable[Any] | None) -> Iterator[None]:
-        """Say of an observation that does not fit its space, if one made the code inside fail, what is wrong with it.
-
-        Parameters
-        ----------
-        one_by_one : iterable or None
-            The newest observation of each environment, where the vector has them before it puts them together. None
-            among them: not known.
-
-        Raises
-        ------
-        RunError
-            In place of the error raised inside.
-        """
-        try:
-            yield
-        except Exception as error:
-            for i, obs in enumerate(one_by_one or ()):
-                given = _as_array(obs)
-                fits = given.shape == self._shape and np.can_cast(given.dtype, self._dtype, "same_kind")
-                if obs is not None and not fits:
-                    raise self._misfit(given.dtype, given.shape, f" in environment {i}") from error
-            raise
+    def misfit(self, obs: Any, where: str) -> RunError | None:
+        """Return the error for one observation that does not fit its space, with words on where; None if it does."""
+        given = _as_array(obs)
+        fits = given.shape == self._shape and np.can_cast(given.dtype, self._dtype, "same_kind")
+        return None if fits else self._misfit(given.dtype, given.shape, where)
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -140,9 +174,9 @@ class Observations:
         axis = channel_axis(shape)
         if axis is None:
             raise ConfigError(
-                f"environment {self._game!r} has observations of shape {list(self._shape)}, whose channels may be the "
-                "first axis or the last; pad the images to squares, or make vectors of them "
-                "(gymnasium.wrappers.FlattenObservation)"
+                f"environment {self._game!r} has observations{self._place} of shape {list(self._shape)}, whose "
+                "channels may be the first axis or the last; pad the images to squares, or make vectors of them "
+                f"(gymnasium.wrappers.{'TransformObservation' if self._place else 'FlattenObservation'})"
             )
         channels, image = (shape[-1], shape[:2]) if axis == -1 else (shape[0], shape[1:])
         channels *= self._shape[0] if len(self._shape) == 4 else 1
@@ -152,12 +186,12 @@ class Observations:
         if stackers:
             return f"{stackers[0]} is among its wrappers"
         if len(self._shape) == 4:
-            return f"its observations have the shape {list(self._shape)}"
+            return f"its observations{self._place} have the shape {list(self._shape)}"
         first = self._axis == -3 and self._shape[0] == 4
         if first and min(self._shape[1:]) >= STACK_PIXELS and self._dtype != np.bool_:
             return (
-                f"its observations have the shape {list(self._shape)}, four planes before an image (channels of one "
-                f"image belong behind it: {[*self._shape[1:], 4]})"
+                f"its observations{self._place} have the shape {list(self._shape)}, four planes before an image "
+                f"(channels of one image belong behind it: {[*self._shape[1:], 4]})"
             )
         return ""
 
@@ -166,7 +200,7 @@ class Observations:
             return f"{dtype} of shape {list(shape)}"
 
         return RunError(
-            f"environment {self._game!r} returned an observation of {words(dtype, shape)}{where}, and its "
+            f"environment {self._game!r} returned an observation{self._place} of {words(dtype, shape)}{where}, and its "
             f"observation_space says {words(self._dtype, self._shape)}; let the two agree"
         )
 
@@ -177,8 +211,87 @@ class Observations:
         where = place(int(env_id[row]), int(steps[row]))
         remedy = "correct it there" if not np.isfinite(value) else "scale observations down to what float32 holds"
         return RunError(
-            f"environment {self._game!r} returned an observation whose {index} is {value:g}, {where}; {remedy}"
+            f"environment {self._game!r} returned an observation{self._place} whose {index} is {value:g}, {where}; "
+            f"{remedy}"
         )
+
+
+class SeveralObservations(_Explained):
+    """How observations of several arrays become frames: dicts of arrays by name, whatever they are nested in.
+
+    An array of a ``Dict`` in a ``Dict`` has both names, joined by a dot; those of a ``Tuple`` are numbered from 0.
+    Arguments, attributes and methods are those of `Observations`; shapes, dtypes and frames are dicts, in the order of
+    their names.
+
+    Raises ConfigError as `Observations` for each array, and if there are none or two of one name.
+    """
+
+    def __init__(self, game: str, space: Space[Any], wrappers: Sequence[str] = ()) -> None:
+        self._game = game
+        self._paths: dict[str, tuple[Any, ...]] = {}
+        self._arrays: dict[str, Observations] = {}
+        for path, part in _leaves(space):
+            name = ".".join(map(str, path))
+            if name in self._arrays:
+                raise ConfigError(
+                    f"environment {game!r} has two observations of the name {name!r}, {_place(self._paths[name])} and "
+                    f"{_place(path)}; rename one"
+                )
+            self._arrays[name], self._paths[name] = Observations(game, part, wrappers, _place(path)), path
+        if not self._arrays:
+            raise ConfigError(f"environment {game!r} has the observations {space}; give a Dict or Tuple of Boxes")
+        self.frame_shape = {name: array.frame_shape for name, array in self._arrays.items()}
+        self.frame_dtype = {name: array.frame_dtype for name, array in self._arrays.items()}
+        self.images = any(array.images for array in self._arrays.values())
+        self.stacked = next((array.stacked for array in self._arrays.values() if array.stacked), "")
+
+    def frame(self, obs: Any, env_id: int, steps: int) -> dict[str, Array]:
+        """Return the observation of one environment as fresh frames."""
+        return {name: array.frame(self._part(name, obs), env_id, steps) for name, array in self._arrays.items()}
+
+    def frames(self, obs: Any, env_id: Sequence[int] | Array, steps: Array) -> dict[str, Array]:
+        """Return observations, nested as their space and with [n, *shape] arrays inside, as fresh frames."""
+        return {name: array.frames(self._part(name, obs), env_id, steps) for name, array in self._arrays.items()}
+
+    def misfit(self, obs: Any, where: str) -> RunError | None:
+        """Return the error for one observation that does not fit its space, with words on where; None if it does."""
+        for name, array in self._arrays.items():
+            try:
+                misfit = array.misfit(self._part(name, obs, where), where)
+            except RunError as error:
+                return error
+            if misfit:
+                return misfit
+        return None
+
+    def _part(self, name: str, obs: Any, where: str = "") -> Any:
+        """Return an array of an observation, as it was given."""
+        part = obs
+        for key in self._paths[name]:
+            try:
+                part = part[key]
+            except (KeyError, IndexError, TypeError):
+                raise RunError(
+                    f"environment {self._game!r} returned an observation without {_place(self._paths[name])}{where}, "
+                    "and its observation_space has one; let the two agree"
+                ) from None
+        return part
+
+
+def _leaves(space: Space[Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Space[Any]]]:
+    """Yield the spaces of all arrays, and the keys on the way to each; those of a Dict in the order of their names."""
+    if isinstance(space, spaces.Dict):
+        for key in sorted(space.spaces, key=str):
+            yield from _leaves(space.spaces[key], (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for i, part in enumerate(space.spaces):
+            yield from _leaves(part, (*path, i))
+    else:
+        yield path, space
+
+
+def _place(path: Sequence[Any]) -> str:
+    return "".join(f"[{key!r}]" for key in path)
 
 
 def channel_axis(shape: Sequence[int]) -> int | None:

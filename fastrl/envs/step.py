@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.base.checks import indices
+from fastrl.envs.frames import Frame, FrameDtype, FrameShape, listed, per_array, select
 
 Array = npt.NDArray[Any]
 Autoreset = Literal["next_step", "same_step", "disabled"]
@@ -27,8 +28,9 @@ EachFrame = Callable[[Callable[[], npt.NDArray[np.uint8]]], object]
 class Step:
     """What `n` environments returned, one row each."""
 
-    frame: Array
-    """[n, *frame_shape] frame_dtype, the newest frame, unstacked; fresh, the caller's to keep."""
+    frame: Frame
+    """[n, *frame_shape] frame_dtype, the newest frame, unstacked; fresh, the caller's to keep. Of several arrays a
+    dict, as the other frames here."""
     reward: npt.NDArray[np.float32]
     """[n] float32: the reward to learn from, clipped to its sign if the settings say so; 0 in reset rows."""
     terminated: npt.NDArray[np.bool_]
@@ -48,7 +50,7 @@ class Step:
     """[n] int64: agent steps of the whole game so far, reset rows not counted; as `score` in `game_over` rows."""
     env_id: npt.NDArray[np.int32]
     """[n] int32: the environment of each row, in the order in which they were sent."""
-    final: Array | None = None
+    final: Frame | None = None
     """[n, *frame_shape] frame_dtype: where an episode ended in this step, its last frame. None if none ended, or if
     `frame` itself has it (autoreset "next_step")."""
     mask: npt.NDArray[np.bool_] | None = None
@@ -58,10 +60,14 @@ class Step:
 
     def update(self, part: Step) -> None:
         """Overwrite the rows of this step of all environments with those of another step's environments."""
+
+        def put(column: Array, rows: Array) -> None:
+            column[part.env_id] = rows
+
         for field in dataclasses.fields(self):
             column = getattr(self, field.name)
             if column is not None and field.name not in ("final", "final_mask"):
-                column[part.env_id] = getattr(part, field.name)
+                per_array(put, column, getattr(part, field.name))
 
     def select(self, rows: Array) -> Step:
         """Return a step with copies of some rows, given by their positions [m] integers."""
@@ -73,8 +79,8 @@ Record = TypeVar("Record", bound=Any)
 
 def selected(record: Record, rows: Array) -> Record:
     """Return a dataclass of columns with copies of some rows, given by positions or as bool; None stays None."""
-    columns = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    chosen: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns.items()}
+    columns = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
+    chosen: dict[str, Any] = {name: None if column is None else select(column, rows) for name, column in columns}
     return dataclasses.replace(record, **chosen)
 
 
@@ -85,8 +91,8 @@ class Envs(Protocol):
     num_actions: int
     action_names: list[str]
     frame_skip: int
-    frame_shape: tuple[int, ...]
-    frame_dtype: np.dtype[Any]
+    frame_shape: FrameShape
+    frame_dtype: FrameDtype
     autoreset: Autoreset
     """Where the last frame of an episode stands: `Step.frame` ("next_step") or `Step.final`."""
 
@@ -104,7 +110,8 @@ def place(env_id: int, steps: int) -> str:
 
 def frame_bytes(envs: Envs) -> int:
     """Return the bytes of one frame of these environments."""
-    return math.prod(envs.frame_shape) * envs.frame_dtype.itemsize
+    sizes = per_array(lambda shape, dtype: math.prod(shape) * dtype.itemsize, envs.frame_shape, envs.frame_dtype)
+    return sum(listed(sizes))
 
 
 class GameEnvs(Envs, Protocol):

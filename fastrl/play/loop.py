@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastrl.base.errors import ConfigError
 from fastrl.envs.frame_stack import FrameStack
+from fastrl.envs.frames import select
 from fastrl.envs.masks import have_masks, only_allowed
 from fastrl.envs.step import GameEnvs, Step
 from fastrl.film.camera import Camera
@@ -81,7 +82,7 @@ def play_whole_games(
             ended = opened + playing[over]
             scores[ended], lengths[ended] = step.score[over], step.length[over]
             with_first, first_over, length = playing[0] == 0, bool(over[0]), int(step.length[0])
-            playing, observed = playing[~over], observed[~over]
+            playing, observed = playing[~over], select(observed, ~over)
             mask = None if step.mask is None else step.mask[~over]
 
             asked, actions = len(playing) > 0 and envs.takes_actions, np.zeros(len(playing), np.int64)

@@ -396,7 +396,7 @@ class NotOfThem:
     ("make_env", "message"),
     [
         (lambda: Spaces(box(3), spaces.Box(-1, 1, (2,))), "has the actions Box.*whose action space is Discrete"),
-        (lambda: Spaces(spaces.Dict({"a": box(3)})), "has the observations Dict.*FlattenObservation"),
+        (lambda: Spaces(spaces.Text(9)), "has the observations Text.*FlattenObservation"),
         (lambda: Spaces(box(6, 7, 12)), r"of shape \[6, 7, 12\], whose channels may be .* \(.*FlattenObservation\)"),
         (NotOfThem, "returned NotOfThem; return a gymnasium.Env or a"),
     ],

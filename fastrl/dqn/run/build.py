@@ -28,6 +28,7 @@ from fastrl.dqn.run.replay_plan import (
     plan_replay,
     refusal,
 )
+from fastrl.envs.frames import listed, per_array
 from fastrl.envs.masks import ACTION_MASK, have_masks
 from fastrl.envs.step import Envs, frame_bytes
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer
@@ -126,7 +127,9 @@ def load_replay(
     try:
         saved = PrioritizedReplayBuffer.saved_settings(path)
         own: dict[str, Any] = _settings(config, envs)
-        own |= {"obs_dtype": envs.frame_dtype.str, "obs_shape": list(envs.frame_shape)}
+        own["obs_dtype"] = per_array(lambda dtype: dtype.str, envs.frame_dtype)
+        own["obs_shape"] = per_array(list, envs.frame_shape)
+        own["stack"] = per_array(lambda _: config.stack, envs.frame_shape)
         del own["n_step"], own["gamma"]  # the run sets them as it advances
         extra, next_extra = own.pop("extra", {}), own.pop("next_extra", ())
         if list(saved.get("extra", {})) != list(extra) or list(saved.get("next_extra", ())) != list(next_extra):
@@ -284,14 +287,16 @@ def compressed_bytes(config: DQNConfig) -> int:
     """
     envs = build_envs(config.replace(num_envs=8, env_groups=1, collectors=0), seed=0)
     num_envs, steps = envs.num_envs, 50
-    store, rng = Lz4Store(num_envs * steps, envs.frame_shape, envs.frame_dtype), np.random.default_rng(0)
-    shown = envs.reset()
+    stores = listed(per_array(partial(Lz4Store, num_envs * steps), envs.frame_shape, envs.frame_dtype))
+    rng, shown = np.random.default_rng(0), envs.reset()
     for ids in np.arange(num_envs * steps).reshape(steps, num_envs):
-        store.write(ids, shown.frame)
+        for store, frame in zip(stores, listed(shown.frame), strict=True):
+            store.write(ids, frame)
         envs.send(rng.integers(envs.num_actions, size=num_envs))
         shown = envs.recv()
     envs.close()
-    return 2 * store.nbytes // (num_envs * steps)
+    nbytes: int = sum(store.nbytes for store in stores)
+    return 2 * nbytes // (num_envs * steps)
 
 
 def _settings(config: DQNConfig, envs: Envs) -> dict[str, Any]:

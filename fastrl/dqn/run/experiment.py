@@ -39,6 +39,7 @@ from fastrl.dqn.run.replay_plan import check_rings
 from fastrl.dqn.run.saver import RunSnapshot
 from fastrl.dqn.schedules import Schedules
 from fastrl.dqn.tune import OPEN, Shapes, settle
+from fastrl.envs.frames import in_words, stacked_shape
 from fastrl.envs.masks import have_masks
 from fastrl.envs.names import is_custom, refuse_while_loading, same_game
 from fastrl.envs.step import Envs
@@ -203,7 +204,7 @@ class Run(Loop):
         if config.collectors:
             notes += check_rings(part, replay.buffer.settings["capacity"])
         replay_words = replay.words + require_disk(part, replay.buffer, steps, folder.path, replay.earlier, peers)
-        obs_shape = (config.stack, *envs.frame_shape)
+        obs_shape = stacked_shape(config.stack, envs.frame_shape)
         # Before anything is written, since what is chosen belongs to the settings.
         chosen, arithmetic = peers.shared(
             lambda: settle(
@@ -261,7 +262,8 @@ class Run(Loop):
             _must_see(folder)
         rules = f", protocol {config.protocol_name}"
         if is_custom(config.game):
-            rules = f", frames {list(envs.frame_shape)} stacked {config.stack} high, trunk {config.trunk}"
+            trunk = getattr(learner.online.trunk, "words", config.trunk)
+            rules = f", frames {in_words(envs.frame_shape)} stacked {config.stack} high, trunk {trunk}"
             rules += ", with action masks" if have_masks(envs) else ""
         if device.type == "cuda":
             no = config.precision == "auto" and learner.precision == "float32"

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastrl.base.errors import RunError
 from fastrl.base.files import write_atomically
 from fastrl.config import DQNConfig
+from fastrl.envs.frames import per_array
 from fastrl.replay import Batch
 from fastrl.runs.checkpoints import pack
 from fastrl.runs.folder import RunFolder
@@ -65,7 +66,7 @@ def not_finite(
     columns: list[dict[str, Any]] = []
     for batch in batches:
         fields = {name: fields for name in ("extra", "next_extra") if (fields := getattr(batch, name))}
-        columns.append({name: _array(getattr(batch, name)) for name in Batch.__slots__} | fields)
+        columns.append({name: per_array(_array, getattr(batch, name)) for name in Batch.__slots__} | fields)
     write_atomically(path, pack({str(i): batch for i, batch in enumerate(columns)} | dict(found)))
     return NotFiniteError(
         f"{what} is not finite after {updates:,} updates; the batch is kept in {path}, and no checkpoint holds such "
