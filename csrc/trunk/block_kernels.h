@@ -17,7 +17,7 @@ TARGET static void NAME(image)(const trunk_layer *l, const uint8_t *bytes, int p
     NAME(interleave)(bytes + y * w, x + ((y + 1) * l->w + 1) * l->c, planes, l->c, h * w, w);
 }
 
-/* Integers in the order of the numbers: bits are a sign and a size; zeros of both signs are equal, infinity is largest. */
+/* Integers in the order of the numbers: bits are a sign and a size; zeros of both signs are equal. And back again. */
 TARGET static inline __attribute__((always_inline)) E NAME(order)(E e) {
   const E sign = e >> (8 * (int)sizeof(T) - 1);
   return (e ^ (sign & LARGEST)) - sign;
@@ -33,8 +33,12 @@ TARGET static void NAME(pool3)(const T *in, size_t in_row, int h, int w, int n, 
       const int top = y ? -1 : 0, bottom = 2 * y + 1 < h ? 1 : 0, left = x ? -1 : 0, right = 2 * x + 1 < w ? 1 : 0;
       for (int i = 0; i < n; i += VL) {
         const T *middle = in + 2 * y * in_row + (size_t)2 * x * n + i;
-        E best = {0}, first = {0}, which = {0};
-        for (int dy = top; dy <= bottom; dy++)
+        E best = {0}, first = NAME(order)(NAME(load_bits)(middle)), which = {0};
+        for (int dy = top; !won && dy <= bottom; dy++)
+          for (int dx = left; dx <= right; dx++)
+            first = NAME(larger)(first, NAME(order)(NAME(load_bits)(middle + dy * (ptrdiff_t)in_row + dx * (ptrdiff_t)n)));
+        if (!won) best = NAME(order)(first);
+        for (int dy = top; won && dy <= bottom; dy++)
           for (int dx = left; dx <= right; dx++) {
             const E e = NAME(load_bits)(middle + dy * (ptrdiff_t)in_row + dx * (ptrdiff_t)n), key = NAME(order)(e);
             const E more = dy == top && dx == left ? ~(E){0} : (E)(key > first);
@@ -51,25 +55,48 @@ TARGET static void NAME(pool3)(const T *in, size_t in_row, int h, int w, int n, 
     }
 }
 
+/* The sum of the gradients of windows (y, x) and, with `down` and `right`, of those below and beside it, where they were
+ * won by one position: in the first window it is `place`, in the one below 6 less, in the one beside 2 less. */
+TARGET static inline __attribute__((always_inline)) V NAME(of_windows)(const T *won, const T *grad, size_t won_row,
+                                                                       size_t grad_row, size_t n, int place, int down,
+                                                                       int right) {
+  V sum = ZERO;
+  UNROLL(2) for (int y = 0; y <= down; y++) {
+    UNROLL(2) for (int x = 0; x <= right; x++) {
+      const E here = (E){0} + (INT)(place - 6 * y - 2 * x);
+      sum += WIDEN(NAME(load_bits)(grad + y * grad_row + x * n) & (E)(NAME(load_bits)(won + y * won_row + x * n) == here));
+    }
+  }
+  return sum;
+}
+
 /* Gradients of that pool: [(h + 1) / 2][(w + 1) / 2][n], rows `grad_row` apart -> [h][w][n], rows `out_row` apart. Each
- * goes to the position that won, if `positive`, [(h + 1) / 2][(w + 1) / 2][n], is NULL or positive there. */
-TARGET static void NAME(unpool3)(const T *won, const T *grad, size_t grad_row, const T *positive, int h, int w, int n,
-                                 T *out, size_t out_row) {
-  const int lh = (h + 1) / 2, lw = (w + 1) / 2;
-  for (int y = 0; y < h; y++)
-    for (int x = 0; x < w; x++)
-      for (int i = 0; i < n; i += VL) {
-        V sum = ZERO;
-        for (int py = y / 2; py <= (y + 1) / 2 && py < lh; py++)
-          for (int px = x / 2; px <= (x + 1) / 2 && px < lw; px++) {
-            const size_t at = ((size_t)py * lw + px) * n + i;
-            const E place = (E){0} + (INT)(3 * (y - 2 * py) + x - 2 * px + 4);
-            E mine = NAME(load_bits)(grad + py * grad_row + (size_t)px * n + i) & (E)(NAME(load_bits)(won + at) == place);
-            if (positive) mine &= (E)(NAME(load_bits)(positive + at) > 0);
-            sum += WIDEN(mine);
-          }
-        STORE(out + y * out_row + (size_t)x * n + i, sum);
+ * goes to the position that won. */
+TARGET static void NAME(unpool3)(const T *won, const T *grad, size_t grad_row, int h, int w, size_t n, T *out,
+                                 size_t out_row) {
+  const size_t won_row = (w + 1) / 2 * n;
+  for (size_t i = 0; i < n; i += VL)
+    for (int y = 0; y < h; y++) {
+      const T *g = grad + y / 2 * grad_row + i, *m = won + y / 2 * won_row + i;
+      T *to = out + y * out_row + i;
+      const int row = y % 2 ? 6 : 3, down = y % 2 && y + 1 < h;
+      for (int x = 0; x < w; x += 2, g += n, m += n, to += 2 * n) {
+        const int beside = x + 2 < w;
+        if (down) {
+          STORE(to, NAME(of_windows)(m, g, won_row, grad_row, n, row + 1, 1, 0));
+          if (beside)
+            STORE(to + n, NAME(of_windows)(m, g, won_row, grad_row, n, row + 2, 1, 1));
+          else if (x + 1 < w)
+            STORE(to + n, NAME(of_windows)(m, g, won_row, grad_row, n, row + 2, 1, 0));
+        } else {
+          STORE(to, NAME(of_windows)(m, g, won_row, grad_row, n, row + 1, 0, 0));
+          if (beside)
+            STORE(to + n, NAME(of_windows)(m, g, won_row, grad_row, n, row + 2, 0, 1));
+          else if (x + 1 < w)
+            STORE(to + n, NAME(of_windows)(m, g, won_row, grad_row, n, row + 2, 0, 0));
+        }
       }
+    }
 }
 
 /* Gradients [ho][wo][n], rows `row` apart, as pairs of positions for `weight_layer`; adds them up for the biases. */
@@ -97,6 +124,11 @@ TARGET static void NAME(pair_gradients)(const trunk_layer *l, const T *grad, siz
     }
     STOREF(dbias + i, sum);
   }
+}
+
+/* Ask for elements that are needed soon: the multiplications of a layer take as long as their way from memory. */
+TARGET static void NAME(fetch)(const T *p, size_t count) {
+  for (size_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(p + i, 0, 2);
 }
 
 /* The areas behind layer j: for what the next one reads, by turns, or for gradients; and for x. */
@@ -169,22 +201,25 @@ TARGET static void NAME(backward_blocks)(void *argument) {
       const trunk_layer *l = &job->layer[last];
       const size_t fw = (l->lw + ph - 1) / ph * l->n, size = (l->lh + ph - 1) / ph * fw;
       const T *grad = (const T *)job->grad + i * size, *features = (const T *)net->features + i * size;
-      T *whole = AREA(last, 0) + INSIDE(l->lw, l->n);
-      if (job->pool)
-        NAME(unpool3)((const T *)net->won[last] + i * net->apart, grad, fw, features, l->lh, l->lw, l->n, whole,
-                      RIM_ROW(l->lw, l->n));
-      for (int y = 0; !job->pool && y < l->lh; y++)
-        for (size_t at = y * fw; at < (y + 1) * fw; at += VL)
-          NAME(store_bits)(whole + y * RIM_ROW(l->lw, l->n) + at - y * fw,
+      /* The last ReLU's gradient, whether before the pool or not: where no feature is positive, nothing passes. */
+      const size_t inside = INSIDE(l->lw, l->n), row = RIM_ROW(l->lw, l->n);
+      T *whole = AREA(last, 0) + inside, *passed = job->pool ? base + job->paired : whole;
+      for (size_t y = 0; y < size / fw; y++)
+        for (size_t x = 0; x < fw; x += VL) {
+          const size_t at = y * fw + x;
+          NAME(store_bits)(passed + (job->pool ? at : y * row + x),
                            NAME(load_bits)(grad + at) & (E)(NAME(load_bits)(features + at) > 0));
+        }
+      if (job->pool)
+        NAME(unpool3)((const T *)net->won[last] + i * net->apart, passed, fw, l->lh, l->lw, l->n, whole, row);
       /* In area 0 are the gradients of x, in area 1, inside a block, those of y. */
       for (int j = last; j >= 0; j--) {
         l = &job->layer[j];
         const T *g = AREA(j, l->role == TRUNK_FIRST);
         if (l->role == TRUNK_POOL) {
           T *all = base + l->all;
-          NAME(unpool3)((const T *)net->won[j] + i * net->apart, g + INSIDE(l->lw, l->n), RIM_ROW(l->lw, l->n), NULL,
-                        l->ho, l->wo, l->n, all + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n));
+          NAME(unpool3)((const T *)net->won[j] + i * net->apart, g + INSIDE(l->lw, l->n), RIM_ROW(l->lw, l->n), l->ho,
+                        l->wo, l->n, all + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n));
           g = all;
         }
         T *pairs = base + job->paired;
@@ -197,6 +232,9 @@ TARGET static void NAME(backward_blocks)(void *argument) {
         for (int y = 0; y < l->h; y++) NAME(pair_row)(l, in + y * row, to + 2 * y * row);
         paired = to;
 #endif
+        if (j > 1) NAME(fetch)((const T *)net->out[j - 2] + i * net->apart, l[-2].left);
+        if (j == 1 && i + 1 < end)
+          NAME(fetch)((const T *)net->out[last - 1] + (i + 1) * net->apart, job->layer[last - 1].left);
         NAME(weight_layer)(l, paired, pairs, job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n);
         if (!j) break;
         /* A convolution of the gradients, in their rim, with the kernel turned round. */
