@@ -363,7 +363,7 @@ def _our_signals() -> Iterator[None]:
 
 
 def _set_environment(address: str | None) -> None:
-    """Ask Ray for a token, silence, no reports, and of its own `OWN_RAY`; it reads the environment as it is imported."""
+    """Ask Ray for a token, silence, no reports, and our own for `OWN_RAY`; it reads the environment when imported."""
     if "ray" in sys.modules:  # by this program, with what it wants; or by an earlier run, with these
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
