@@ -44,6 +44,13 @@ HTTP2_SETTINGS = b"\x04"
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 CLOSE_SECONDS = 5.0
 """Time for collectors to close their games, before they are ended."""
+OWN_RAY = {
+    "memory_monitor_refresh_ms": "0",  # the replay's plan has asked for memory already
+    "prestart_worker_first_driver": "0",  # a process for each core, of which collectors need some
+    "task_events_report_interval_ms": "0",  # of each call, for the dashboard
+    "enable_metrics_collection": "0",
+}
+"""How a Ray that is started here differs from others: no work and no memory for what nobody asks it."""
 SPARE = -1
 """Number of the process that waits to take the place of a collector."""
 SPARE_SECONDS = 1.0
@@ -356,7 +363,7 @@ def _our_signals() -> Iterator[None]:
 
 
 def _set_environment(address: str | None) -> None:
-    """Ask Ray for a token, silence, no reports and no limit of memory; it reads the environment as it is imported."""
+    """Ask Ray for a token, silence, no reports, and our own for `OWN_RAY`; it reads the environment when imported."""
     if "ray" in sys.modules:  # by this program, with what it wants; or by an earlier run, with these
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -365,7 +372,8 @@ def _set_environment(address: str | None) -> None:
     if address is None:
         if not any(name in os.environ for name in TOKEN):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this process and its children, in no file
-        os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # the replay's plan has asked for memory already
+        for name, value in OWN_RAY.items():
+            os.environ.setdefault(f"RAY_{name}", value)
 
 
 def _connect(ray: Any, collectors: int, address: str | None, game: str, chunk_bytes: int) -> None:

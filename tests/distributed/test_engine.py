@@ -87,7 +87,12 @@ def test_a_ray_that_is_started_here_gets_a_token_of_its_own_and_a_clusters_is_th
         engine._set_environment("auto")
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert "RAY_AUTH_TOKEN" not in os.environ
+        assert not any(f"RAY_{name}" in os.environ for name in engine.OWN_RAY)  # a cluster is the user's
+        first, *others = (f"RAY_{name}" for name in engine.OWN_RAY)
+        os.environ[first] = "7"
         engine._set_environment(None)
+        assert os.environ[first] == "7"  # which the user wants
+        assert [os.environ[name] for name in others] == ["0"] * 3
         first = os.environ.pop("RAY_AUTH_TOKEN")
         engine._set_environment(None)
         assert len(first) == 64
