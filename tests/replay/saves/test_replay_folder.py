@@ -364,12 +364,13 @@ def test_a_second_buffer_of_the_same_process_is_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_cannot_use_the_buffer_and_holds_no_lock(tmp_path):
     buffer = living_in(tmp_path / "replay")
+    rows = buffer.rows(3)
     told, tell = os.pipe()
     wait, go = os.pipe()
     child = os.fork()
     if not child:
         try:
-            for call in (lambda: buffer.add(**step()), lambda: buffer.sample(3), buffer.flush):
+            for call in (lambda: buffer.add(**step()), lambda: buffer.sample(3), buffer.flush, lambda: next(rows)):
                 with pytest.raises(RuntimeError, match="its parent goes on changing the files of this buffer; save"):
                     call()
             os.write(tell, b"y")
