@@ -21,6 +21,7 @@ from fastrl.dqn import collector
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.run import experiment
+from fastrl.envs.frames import listed
 
 # Nothing falls on the same step by design: clocks that are no multiples of each other.
 CONFIG = PRESETS["catch"].config.replace(
@@ -40,7 +41,8 @@ class Witness(Callback):
     def on_update(self, run, batch):
         seen = hashlib.sha256()
         for name in ("obs", "action", "reward", "next_obs", "discount", "weight", "index"):
-            seen.update(np.ascontiguousarray(getattr(batch, name)).tobytes())
+            for array in listed(getattr(batch, name)):
+                seen.update(np.ascontiguousarray(array).tobytes())
         with self.path.open("a") as file:
             file.write(f"{run.learner.updates} {seen.hexdigest()}\n")
 
