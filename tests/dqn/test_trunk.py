@@ -173,6 +173,19 @@ def test_weights_that_change_are_taken_over_whatever_changes_them(kernels, layer
     assert all(torch.equal(a, b.detach()) for a, b in zip(now, fresh.features(obs, after), strict=True))
 
 
+@pytest.mark.parametrize("layers", ["small", "impala-strided"])
+def test_a_layer_in_the_middle_that_changes_alone_is_taken_over(layers):
+    pair = networks(SHAPES["smallest"], layers)
+    mine = fast(pair, "portable")
+    obs, after = observations(SHAPES["smallest"])
+    for m in [m for m in pair[0].trunk.modules() if isinstance(m, torch.nn.Conv2d)][1:]:
+        for parameter in (m.weight, m.bias):
+            before = mine.features(obs, after)[0].detach().clone()
+            with torch.no_grad():
+                parameter.mul_(1.1)
+            assert not torch.equal(mine.features(obs, after)[0], before)
+
+
 @pytest.mark.parametrize("layers", ["small", "pooled", "impala-strided"])
 def test_threads_share_the_work_and_the_result_does_not_depend_on_which_takes_what(monkeypatch, layers):
     obs, after = observations(SHAPES["Atari"], rows=16)
