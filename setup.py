@@ -46,7 +46,8 @@ DIRECTIVES = {
 COMPILE_ARGS = ["-O1"] if DEBUG else ["-O3", "-g0"]
 NO_CONTRACTION = ["-ffp-contract=off"]
 OWN_ARGS = {
-    "fastrl.dqn._trunk": ["-ffp-contract=fast", "-Wno-psabi"],
+    # Loops aligned: where one happens to lie is up to 15 % of a kernel's time.
+    "fastrl.dqn._trunk": ["-ffp-contract=fast", "-falign-loops=32", "-Wno-psabi"],
     "fastrl.dqn._adam": [
         *NO_CONTRACTION,
         "-fno-math-errno",

@@ -16,10 +16,10 @@ from fastrl.dqn.learner import Learner  # noqa: E402
 from fastrl.replay import Batch  # noqa: E402
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-TRUNKS = [("small", 256), ("nature", 512)]
+TRUNKS = [("small", 256), ("nature", 512), ("impala-strided", 256)]
 
 
-def make_learner(device, trunk, hidden, compiled, batch_size):
+def make_learner(device, trunk, hidden, compiled, batch_size, kernels="auto"):
     config = preset_for("breakout", device).config.replace(
         trunk=trunk,
         hidden=hidden,
@@ -28,6 +28,7 @@ def make_learner(device, trunk, hidden, compiled, batch_size):
         head="expected",
         munchausen=False,
         double=True,
+        kernels=kernels,
     )
     return Learner(config, (4, 84, 84), np.uint8, 4, torch.device(device), seed=0), config
 
@@ -42,7 +43,7 @@ def random_batch(size, device="cpu"):
 
 def flop_per_sample(trunk, hidden, batch):
     """Count the arithmetic of one update in products and sums: three forwards and one backward."""
-    learner, _ = make_learner("cpu", trunk, hidden, False, len(batch.index))
+    learner, _ = make_learner("cpu", trunk, hidden, False, len(batch.index), kernels="torch")  # whose work is counted
     with FlopCounterMode(display=False) as counter:
         learner.learn(batch)
     return counter.get_total_flops() / len(batch.index)

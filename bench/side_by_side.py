@@ -55,11 +55,15 @@ class Loop(Protocol):
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who takes part: a name, ``"module:function"`` that returns a Loop, and that function's arguments (JSON-able)."""
+    """Who takes part: a name, ``"module:function"`` that returns a Loop, and that function's arguments (JSON-able).
+
+    ``tree`` is a checkout whose package it imports, if not that of this process.
+    """
 
     name: str
     factory: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    tree: str | None = None
 
 
 @dataclass
@@ -129,8 +133,9 @@ class _Player:
         self.result = Result(contestant.name)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe without a reader would fill up and block
         self._process = subprocess.Popen(
-            [sys.executable, __file__, contestant.factory, json.dumps(contestant.arguments)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            [sys.executable, os.path.abspath(__file__), contestant.factory, json.dumps(contestant.arguments)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=contestant.tree,
+            env=os.environ | ({"PYTHONPATH": os.path.abspath(contestant.tree)} if contestant.tree else {}),
         )  # fmt: skip
 
     def __enter__(self) -> _Player:

@@ -1,4 +1,4 @@
-"""The convolutions of a plain trunk on a CPU, from bytes to features and back; csrc/trunk/ has the kernels.
+"""The convolutions of a trunk on a CPU, from bytes to features and back; csrc/trunk/ has the kernels.
 
 The plain twin is the eager trunk of `fastrl.dqn.network.QNetwork`.
 """
@@ -14,25 +14,35 @@ cdef extern from "trunk/trunk.h":
     enum:
         TRUNK_LAYERS
         TRUNK_NETS
+    enum trunk_role:
+        TRUNK_RELU
+        TRUNK_CONV
+        TRUNK_POOL
+        TRUNK_FIRST
+        TRUNK_SECOND
     ctypedef struct trunk_layer:
-        int c, n, k, s, h, w, ho, wo
+        int c, n, k, s, h, w, ho, wo, role, pad, lh, lw
+        size_t left
     ctypedef struct trunk_net:
         int from_ "from"
         int to, keep
-        const void *weight[4]
-        const float *bias[4]
-        void *out[4]
+        const void *weight[16]
+        const float *bias[16]
+        void *out[16]
+        void *won[16]
+        size_t apart
         void *features
     ctypedef struct trunk_job:
-        int layers, planes, pool
-        trunk_layer layer[4]
+        int layers, planes, pool, blocks
+        trunk_layer layer[16]
         const uint8_t *obs[2]
         int split, count, nets
         trunk_net net[2]
         const void *grad
-        const void *back[4]
-        float *dweight[4]
-        float *dbias[4]
+        const void *back[16]
+        const float *zeros
+        float *dweight[16]
+        float *dbias[16]
         int parts
         char *scratch
         size_t scratch_bytes
@@ -44,11 +54,16 @@ cdef extern from "trunk/trunk.h":
         void (*pack)(const trunk_layer *, const float *, int, float, void *, void *) noexcept nogil
         void (*forward)(void *) noexcept nogil
         void (*backward)(void *) noexcept nogil
+        void (*forward_blocks)(void *) noexcept nogil
+        void (*backward_blocks)(void *) noexcept nogil
     const trunk_kernels trunk_all[]
     const int trunk_all_count
-    size_t trunk_scratch_bytes(const trunk_job *) noexcept nogil
+    size_t trunk_plan(trunk_job *) noexcept nogil
     void trunk_gradient(const trunk_job *, int, int, float, float *, float *) noexcept nogil
     void trunk_run(void (*)(void *) noexcept nogil, trunk_job *, openmp_parallel) noexcept nogil
+
+
+ROLES = {"relu": TRUNK_RELU, "conv": TRUNK_CONV, "pool": TRUNK_POOL, "first": TRUNK_FIRST, "second": TRUNK_SECOND}
 
 
 def supported():
@@ -71,8 +86,14 @@ cdef class Trunk:
         One of `supported`.
     image : (int, int, int)
         Planes, height and width of an observation.
-    layers : list of (int, int, int)
-        Filters (a multiple of 16), kernel and stride of each layer, at most four. Strides do not exceed kernels.
+    layers : list of (int, int, int) or (int, int, int, int, str)
+        Filters (a multiple of 16), kernel and stride of each layer, at most sixteen, and its padding and role; without
+        these 0 and ``"relu"``. Strides do not exceed kernels. What a layer makes of x, which is the image at first:
+        ``"relu"``, x = relu(conv(x)), in a plain trunk, which has no other layers, and no padding;
+        ``"conv"``, x = conv(x); ``"pool"``, x = pool(conv(x)), the largest of 3x3 positions at a stride of 2, padded by 1;
+        ``"first"`` and ``"second"``, one behind the other, a residual block: y = conv(relu(x)), x = x + conv(relu(y)).
+        The first layer is padded by 0 or 1; those behind it are 3x3, have a stride of 1 and are padded by 1. The last
+        is a second one: features are relu(x).
     batch : int
         Pairs in a batch, B.
     most : int
@@ -81,8 +102,9 @@ cdef class Trunk:
         Threads that share the work.
     parallel : int
         Address of ``GOMP_parallel`` in the OpenMP library that the process has loaded, or 0: then one thread works.
-    pool : bool
-        Whether a 2x2 max-pool follows the last layer. It leaves out the last row and column of an odd size.
+    pool : int
+        What follows the last layer: 0, nothing; 2, in a plain trunk a 2x2 max-pool, which leaves out the last row and
+        column of an odd size; 3, behind blocks the pool of the role ``"pool"``.
 
     Attributes
     ----------
@@ -105,7 +127,7 @@ cdef class Trunk:
     cdef readonly object dtype
 
     def __init__(self, str kernels, tuple image, list layers, int batch, int most, int parts,
-                 uintptr_t parallel, bint pool=False):
+                 uintptr_t parallel, int pool=0):
         cdef int i, j, c, h, w
         cdef trunk_layer *l
         self.kernels = NULL
@@ -119,24 +141,45 @@ cdef class Trunk:
         planes, h, w = image
         c = planes + planes % 2
         self.job.layers, self.job.planes, self.job.parts = len(layers), planes, parts
-        for j, (n, k, s) in enumerate(layers):
-            if n % 16 or n < 16 or not 1 <= s <= k or (k * c) % 2 or min(h, w) < k:
-                raise ValueError(f"layer {j} is {(n, k, s)}, which does not fit [{c}, {h}, {w}]")
+        layers = [(*layer, 0, "relu") if len(layer) == 3 else layer for layer in layers]
+        self.job.blocks = any(role != "relu" for *_, role in layers)
+        for j, (n, k, s, padding, role) in enumerate(layers):
+            if (n % 16 or n < 16 or not 1 <= s <= k or (k * c) % 2 or min(h, w) + 2 * padding < k
+                    or not self._has_place(j, layers)):
+                raise ValueError(f"layer {j} is {layers[j]}, which does not fit [{c}, {h}, {w}] or the layers beside it")
             l = &self.job.layer[j]
-            l.c, l.n, l.k, l.s, l.h, l.w = c, n, k, s, h, w
-            l.ho, l.wo = (h - k) // s + 1, (w - k) // s + 1
+            l.c, l.n, l.k, l.s, l.pad, l.role = c, n, k, s, padding, ROLES[role]
+            l.h, l.w = h + 2 * padding, w + 2 * padding
+            l.ho, l.wo = (l.h - k) // s + 1, (l.w - k) // s + 1
             c, h, w = n, l.ho, l.wo
-        if pool:
+            if role == "pool":
+                h, w = (h + 1) // 2, (w + 1) // 2
+        if pool not in ((0, 3) if self.job.blocks else (0, 2)):
+            raise ValueError(f"pool is {pool}; give 0, or {3 if self.job.blocks else 2} behind these layers")
+        if pool == 2:
             l = &self.job.layer[self.job.layers - 1]
             l.ho, l.wo = h - h % 2, w - w % 2  # what the pool leaves out need not be computed
             if min(l.ho, l.wo) < 2:
-                raise ValueError(f"pool is True, and the last layer gives [{h}, {w}]; give one that gives [2, 2] or more")
+                raise ValueError(f"pool is 2, and the last layer gives [{h}, {w}]; give one that gives [2, 2] or more")
         self.job.pool = pool
         self.image, self.batch, self.most = image, batch, most
         self.parallel = <openmp_parallel><void *>parallel
         self.dtype = np.dtype(np.uint16 if self.kernels.pair == 2 else np.float32)
         self.memory, self.features = [], []
         self._allocate()
+
+    cdef bint _has_place(self, int j, list layers) except -1:
+        """Whether a layer's role and padding fit its place among the others."""
+        n, k, s, padding, role = layers[j]
+        before, after = layers[j - 1] if j else None, layers[j + 1] if j + 1 < len(layers) else None
+        if role not in ROLES or not self.job.blocks:
+            return role == "relu" and padding == 0
+        if not j:
+            return role in ("conv", "pool") and padding in (0, 1) and after is not None
+        starts = role == "first" and after is not None and after[4] == "second" and after[0] == n == before[0]
+        ends = role == "second" and before[4] == "first"
+        plain = role in ("conv", "pool") and before[4] != "first" and after is not None
+        return (k, s, padding) == (3, 1, 1) and (starts or ends or plain)
 
     cdef void *_keep(self, shape, dtype) except NULL:
         """Return memory that lives as long as this object, aligned for whole registers."""
@@ -153,18 +196,27 @@ cdef class Trunk:
         cdef int i, j
         cdef trunk_layer *l
         cdef trunk_net *net
+        self.job.scratch_bytes = trunk_plan(&self.job)
+        self.job.scratch = <char *>self._keep((self.job.parts, self.job.scratch_bytes), np.uint8)
         for i in range(TRUNK_NETS):
-            net = &self.job.net[i]
+            net, batch = &self.job.net[i], self.batch if i == 0 else 0
             for j in range(self.job.layers):
                 l = &self.job.layer[j]
                 net.weight[j] = self._keep((l.k * l.k * l.c, l.n), self.dtype)
                 net.bias[j] = <const float *>self._keep((l.n,), np.float32)
-                if j < self.job.layers - 1 or self.job.pool:
-                    net.out[j] = self._keep((self.batch if i == 0 else 0, l.ho * l.wo * l.n), self.dtype)
+                if not self.job.blocks and (j < self.job.layers - 1 or self.job.pool):
+                    net.out[j] = self._keep((batch, l.ho * l.wo * l.n), self.dtype)
+            if self.job.blocks:
+                self._lay_out(net, batch)
             l = &self.job.layer[self.job.layers - 1]
-            width = l.ho * l.wo * l.n // (4 if self.job.pool else 1)
-            net.features = self._keep(((max(2 * self.batch, self.most), self.batch)[i], width), self.dtype)
-            if not self.job.pool:
+            positions = l.ho * l.wo
+            if self.job.pool == 2:
+                positions //= 4
+            elif self.job.pool == 3:
+                positions = (l.ho + 1) // 2 * ((l.wo + 1) // 2)
+            rows = max(2 * self.batch, self.most) if i == 0 else self.batch
+            net.features = self._keep((rows, positions * l.n), self.dtype)
+            if not self.job.pool and not self.job.blocks:
                 net.out[self.job.layers - 1] = net.features
             self.features.append(self.memory[len(self.memory) - 1])
         for j in range(self.job.layers):
@@ -172,8 +224,29 @@ cdef class Trunk:
             self.job.back[j] = self._keep((l.k * l.k * l.n, l.c), self.dtype)
             self.job.dweight[j] = <float *>self._keep((self.job.parts, l.k * l.k * l.c, l.n), np.float32)
             self.job.dbias[j] = <float *>self._keep((self.job.parts, l.n), np.float32)
-        self.job.scratch_bytes = trunk_scratch_bytes(&self.job)
-        self.job.scratch = <char *>self._keep((self.job.parts, self.job.scratch_bytes), np.uint8)
+        self.job.zeros = <const float *>self._keep((max(self.job.layer[j].c for j in range(self.job.layers)),), np.float32)
+        return 0
+
+    cdef int _lay_out(self, trunk_net *net, batch) except -1:
+        """Give a network with residual blocks memory for what it keeps of a batch."""
+        cdef int j
+        cdef trunk_layer *l
+        cdef uintptr_t place
+        outs, wins = [], []
+        for j in range(self.job.layers):
+            l = &self.job.layer[j]
+            ends = j == self.job.layers - 1
+            outs.append(0 if ends else l.left)
+            wins.append(l.lh * l.lw * l.n if l.role == TRUNK_POOL else 0)
+            if ends and self.job.pool:
+                wins[j] = (l.lh + 1) // 2 * ((l.lw + 1) // 2) * l.n
+        net.apart = sum(outs) + sum(wins)
+        place = <uintptr_t>self._keep((batch, net.apart), self.dtype)
+        for j in range(self.job.layers):
+            net.out[j] = <void *>place
+            place += <uintptr_t>(outs[j] * self.dtype.itemsize)
+            net.won[j] = <void *>place
+            place += <uintptr_t>(wins[j] * self.dtype.itemsize)
         return 0
 
     def pack(self, int net, int layer, const float[:, :, :, ::1] weight, const float[::1] bias):
@@ -201,7 +274,7 @@ cdef class Trunk:
         self._span(0, 0, (2 if online_next else 1) * self.batch, self.batch)
         self._span(1, self.batch, 2 * self.batch, 0)
         with nogil:
-            trunk_run(self.kernels.forward, &self.job, self.parallel)
+            trunk_run(self.kernels.forward_blocks if self.job.blocks else self.kernels.forward, &self.job, self.parallel)
 
     def act(self, const uint8_t[:, :, :, ::1] obs):
         """Fill ``features[0][:n]`` for observations [n, *image] uint8."""
@@ -212,7 +285,7 @@ cdef class Trunk:
         self.job.count, self.job.nets = obs.shape[0], 1
         self._span(0, 0, obs.shape[0], 0)
         with nogil:
-            trunk_run(self.kernels.forward, &self.job, self.parallel)
+            trunk_run(self.kernels.forward_blocks if self.job.blocks else self.kernels.forward, &self.job, self.parallel)
 
     def backward(self, const uint8_t[:, :, :, ::1] obs, grad):
         """Work out the gradients of network 0, after `forward` of the same observations.
@@ -232,7 +305,7 @@ cdef class Trunk:
         self.job.grad = <const void *><uintptr_t>grad.ctypes.data
         self.job.count = self.job.split = self.batch
         with nogil:
-            trunk_run(self.kernels.backward, &self.job, self.parallel)
+            trunk_run(self.kernels.backward_blocks if self.job.blocks else self.kernels.backward, &self.job, self.parallel)
 
     def gradient(self, int layer, float[:, :, :, ::1] weight, float[::1] bias):
         """Write a layer's gradients, after `backward`: weight [n, k, k, c] and bias [n]."""

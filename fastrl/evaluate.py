@@ -136,6 +136,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
             stack=agent.stack,
             film=True,
             bars=args.q_values,
+            masked=agent.masked,
         )
     say(played.summary())
     if args.json:
@@ -180,6 +181,7 @@ def _play_elsewhere(agent: Agent, args: Arguments, rules: EvaluationRules, suffi
         stack=agent.stack,
         bars=args.q_values,
         suffix=suffix,
+        masked=agent.masked,
     )
     weights = {name: value.numpy() for name, value in agent.network.state_dict().items()}
     players = RayPlayers(args.collectors, args.ray_address, agent.game)

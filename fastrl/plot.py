@@ -194,11 +194,8 @@ def read_groups(words: Sequence[str], args: Arguments) -> list[list[MeasuredRun]
         raise ConfigError(f"--{flag} is for other programs' files, and none is given; add NAME=FILES, or leave it out")
     games = {run.game for run in own.values()}
     game = args.game or (games.pop() if len(games) == 1 else None)
-    runs = [
-        run
-        for word in words
-        for run in ([own[word]] if word in own else read_others(word, theirs, args.columns[1], game))
-    ]
+    others = read_others([word for word in words if word not in own], theirs, args.columns[1], game)
+    runs = [run for word in words for run in ([own[word]] if word in own else others[word])]
     return group_runs(runs, args.group)
 
 

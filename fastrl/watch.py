@@ -157,6 +157,7 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
             show=window.draw if window else None,
             bars=args.q_values,
             threads=1,
+            masked=agent.masked,
         )
 
 

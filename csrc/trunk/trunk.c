@@ -34,6 +34,7 @@
 #define SPLAT(p) NAME(splat)(p)
 #define MADD(acc, a, b) ((acc) + (a) * (b))
 #define RELU(v) ((V)((v > ZERO) & (VI)(v)))
+#define WHERE_POSITIVE(e, v) ((V)(((e) > 0) & (VI)(v)))
 
 #define VECTOR                                                                                                 \
   typedef float NAME(vector) __attribute__((vector_size(VL * 4)));                                             \
@@ -49,6 +50,8 @@
 #define V NAME(vector)
 #define VI NAME(ints)
 #define E NAME(ints)
+#define INT int32_t
+#define LARGEST INT32_MAX
 #define WIDEN(e) ((V)(e))
 
 #define SET portable
@@ -149,9 +152,12 @@ TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p
 #undef SPLAT
 #undef MADD
 #undef RELU
+#undef WHERE_POSITIVE
 #undef V
 #undef VI
 #undef E
+#undef INT
+#undef LARGEST
 #undef WIDEN
 
 /* --- bfloat16, with AVX-512 --------------------------------------------------------------------------- */
@@ -168,6 +174,8 @@ typedef int16_t bfloat16_bits __attribute__((vector_size(32)));
 #define VL 16
 #define V __m512
 #define E bfloat16_bits
+#define INT int16_t
+#define LARGEST INT16_MAX
 #define WIDEN(e) widened(e)
 #define STORE_PAIRS(p, a, b) store_pairs(p, a, b)
 #define ZERO _mm512_setzero_ps()
@@ -178,6 +186,7 @@ typedef int16_t bfloat16_bits __attribute__((vector_size(32)));
 #define SPLAT(p) pair_of(p)
 #define MADD(acc, a, b) _mm512_dpbf16_ps(acc, (__m512bh)(a), (__m512bh)(b))
 #define RELU(v) _mm512_max_ps(v, ZERO)
+#define WHERE_POSITIVE(e, v) where_positive(e, v)
 #define TO_FLOAT(e) float_of_bfloat16(e)
 #define ROUND(f) bfloat16_of_float(f)
 #define FROM_BYTE(b) from_byte(b)
@@ -198,6 +207,10 @@ static inline bfloat16 from_byte(uint8_t b) { /* exact: 8 bits fit into the 8 of
 
 TARGET static inline __attribute__((always_inline)) __m512 widened(bfloat16_bits e) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)e), 16));
+}
+
+TARGET static inline __attribute__((always_inline)) __m512 where_positive(bfloat16_bits e, __m512 v) {
+  return _mm512_maskz_mov_ps(_mm256_cmpgt_epi16_mask((__m256i)e, _mm256_setzero_si256()), v);
 }
 
 /* Elements of a, each beside its like of b. */
@@ -236,17 +249,20 @@ static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports
 #endif
 
 const trunk_kernels trunk_all[] = {
-    {"portable", 1, has_portable, pack_portable, forward_portable, backward_portable},
+    {"portable", 1, has_portable, pack_portable, forward_portable, backward_portable, forward_blocks_portable,
+     backward_blocks_portable},
 #if defined(__x86_64__)
-    {"avx2", 1, has_avx2, pack_avx2, forward_avx2, backward_avx2},
-    {"avx512", 1, has_avx512, pack_avx512, forward_avx512, backward_avx512},
-    {"avx512_bf16", 2, has_avx512_bf16, pack_avx512_bf16, forward_avx512_bf16, backward_avx512_bf16},
+    {"avx2", 1, has_avx2, pack_avx2, forward_avx2, backward_avx2, forward_blocks_avx2,
+     backward_blocks_avx2},
+    {"avx512", 1, has_avx512, pack_avx512, forward_avx512, backward_avx512, forward_blocks_avx512,
+     backward_blocks_avx512},
+    {"avx512_bf16", 2, has_avx512_bf16, pack_avx512_bf16, forward_avx512_bf16, backward_avx512_bf16, forward_blocks_avx512_bf16,
+     backward_blocks_avx512_bf16},
 #endif
 };
 const int trunk_all_count = sizeof trunk_all / sizeof *trunk_all;
 
-size_t trunk_scratch_bytes(const trunk_job *job) {
-  const trunk_layer *first = &job->layer[0];
+static size_t plan_plain(const trunk_job *job) {
   size_t forward = 0, backward = 0;
   for (int j = 0; j < job->layers; j++) {
     const trunk_layer *l = &job->layer[j];
@@ -256,7 +272,36 @@ size_t trunk_scratch_bytes(const trunk_job *job) {
     forward += outside;
     backward = all > backward ? all : backward;
   }
-  const size_t most = forward > backward ? forward : backward;
+  return forward > backward ? forward : backward;
+}
+
+/* Behind the image lie the areas of the layers, whose rims stay zero, and then what `backward_blocks` pairs. */
+static size_t plan_blocks(trunk_job *job) {
+  size_t next = 0, paired = 0;
+  for (int j = 0; j < job->layers; j++) {
+    trunk_layer *l = &job->layer[j];
+    const int pooled = l->role == TRUNK_POOL;
+    l->lh = pooled ? (l->ho + 1) / 2 : l->ho;
+    l->lw = pooled ? (l->wo + 1) / 2 : l->wo;
+    l->left = (size_t)(l->lh + 2) * (l->lw + 2) * l->n;
+    if (l->role == TRUNK_FIRST || l->role == TRUNK_SECOND) { /* as many positions and filters as the layer before */
+      l->areas = job->layer[j - 1].areas;
+    } else {
+      l->areas = next;
+      next += 3 * (l->left + TRUNK_SLACK);
+    }
+    l->all = next;
+    if (pooled) next += (size_t)(l->ho + 2) * (l->wo + 2) * l->n + TRUNK_SLACK;
+    const size_t pairs = (size_t)l->ho * (l->wo + 1) * l->n, in = 2 * (size_t)l->h * l->w * l->c;
+    paired = pairs + in + 2 * TRUNK_SLACK > paired ? pairs + in + 2 * TRUNK_SLACK : paired;
+  }
+  job->paired = next;
+  return next + paired;
+}
+
+size_t trunk_plan(trunk_job *job) {
+  const trunk_layer *first = &job->layer[0];
+  const size_t most = job->blocks ? plan_blocks(job) : plan_plain(job);
   const size_t bytes = sizeof(float) * ((size_t)first->h * first->w * first->c + most + 8 * TRUNK_SLACK);
   return (bytes + 4095) / 4096 * 4096;
 }

@@ -3,11 +3,11 @@
  *   TARGET    the attribute that lets a function use the set
  *   T, PAIR   an element, and how many of them are multiplied and summed at once
  *   VL, V     floats in a register, and its type
- *   E         VL elements, their bits as integers;  WIDEN(e)  V of them
+ *   E         VL elements, their bits as integers INT, of which LARGEST is the largest;  WIDEN(e)  V of them
  *   SPLAT(p)  V with PAIR elements at p in every lane;  LOAD(p)  V with VL * PAIR elements
  *   ZERO      V of zeros;  LOADF(p), STOREF(p, v)  floats
  *   MADD(acc, a, b)  acc + the sums over pairs of a b
- *   STORE(p, v)      round to elements;  RELU(v)
+ *   STORE(p, v)      round to elements;  RELU(v);  WHERE_POSITIVE(e, v)  v where elements with the bits e are, else 0
  *   FROM_BYTE(b), TO_FLOAT(e)
  *   ROW1, ROW2        positions in a tile of one and of two registers of filters
  *   BLOCK1, BLOCK2    weights in a tile of gradients of one and of two registers of filters
@@ -51,15 +51,44 @@ TARGET static void NAME(pack)(const trunk_layer *l, const float *weight, int cha
         const T e = j < channels ? ROUND(weight[((size_t)i * k * k + yx) * channels + j] * scale) : (T)0;
         const size_t at = (size_t)yx * c + j;
         forward[(at / PAIR * n + i) * PAIR + at % PAIR] = e;
-        if (back) back[(((size_t)yx * (n / PAIR) + i / PAIR) * c + j) * PAIR + i % PAIR] = e;
+        const size_t turned = l->role == TRUNK_RELU ? yx : k * k - 1 - yx;
+        if (back) back[((turned * (n / PAIR) + i / PAIR) * c + j) * PAIR + i % PAIR] = e;
       }
 }
+
+/* What becomes of a layer's sums v, and where: arrays of one shape, of which some may be NULL. */
+typedef struct {
+  const T *mask; /* v = 0 where this is not positive */
+  const T *add;  /* v = v + this */
+  T *raw;        /* v */
+  T *out;        /* v, or relu(v) */
+  int relu;
+  size_t row; /* elements from one row to the next */
+} NAME(ends);
+
+TARGET static inline __attribute__((always_inline)) E NAME(load_bits)(const T *p) {
+  E v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, E v) { memcpy(p, &v, sizeof v); }
+
+/* For each register of a tile, p and b, and the place of its elements. */
+#define EACH(P, B, DO)                                                 \
+  UNROLL(32) for (int p = 0; p < P; p++) {                             \
+    UNROLL(8) for (int b = 0; b < B; b++) {                            \
+      const size_t to = at_out + (size_t)p * filters + VL * b;         \
+      DO;                                                              \
+    }                                                                  \
+  }
 
 /* One tile of a layer's output: P positions of a row, B registers of filters. */
 #define FORWARD_TILE(P, B)                                                                                            \
   TARGET static inline __attribute__((always_inline)) void NAME(forward_##P##_##B)(                                   \
-      const trunk_layer *l, const T *in, const T *weight, const float *bias, T *out) {                                \
-    const size_t across = (size_t)l->s * l->c, row = (size_t)l->k * l->c;                                             \
+      const trunk_layer *l, size_t across, size_t filters, const T *in, const T *weight, const float *bias,           \
+      const NAME(ends) *e, size_t at_out) {                                                                           \
+    const size_t row = (size_t)l->k * l->c;                                                                           \
     V acc[P][B];                                                                                                      \
     UNROLL(8) for (int b = 0; b < B; b++) {                                                                           \
       UNROLL(32) for (int p = 0; p < P; p++) acc[p][b] = LOADF(bias + VL * b);                                        \
@@ -73,27 +102,32 @@ TARGET static void NAME(pack)(const trunk_layer *l, const float *weight, int cha
           const V x = SPLAT(at + p * across + j);                                                                     \
           UNROLL(8) for (int b = 0; b < B; b++) acc[p][b] = MADD(acc[p][b], x, w[b]);                                 \
         }                                                                                                             \
-        weight += (size_t)l->n * PAIR;                                                                                \
+        weight += filters * PAIR;                                                                                     \
       }                                                                                                               \
     }                                                                                                                 \
-    UNROLL(32) for (int p = 0; p < P; p++) {                                                                          \
-      UNROLL(8) for (int b = 0; b < B; b++) STORE(out + (size_t)p * l->n + VL * b, RELU(acc[p][b]));                  \
-    }                                                                                                                 \
+    if (e->mask) EACH(P, B, acc[p][b] = WHERE_POSITIVE(NAME(load_bits)(e->mask + to), acc[p][b]))                     \
+    if (e->add) EACH(P, B, acc[p][b] += WIDEN(NAME(load_bits)(e->add + to)))                                          \
+    if (e->raw) EACH(P, B, STORE(e->raw + to, acc[p][b]))                                                             \
+    if (e->relu) EACH(P, B, STORE(e->out + to, RELU(acc[p][b])))                                                      \
+    if (!e->relu) EACH(P, B, STORE(e->out + to, acc[p][b]))                                                                    \
   }
 
 #define FORWARD_ROW(P, B)                                                                                             \
   for (; x + P <= l->wo; x += P)                                                                                      \
-    NAME(forward_##P##_##B)(l, at + (size_t)x * l->s * l->c, weight + (size_t)n * PAIR, bias + n, to + (size_t)x * l->n + n)
+    NAME(forward_##P##_##B)(l, across, filters, at + x * across, weight + (size_t)n * PAIR, bias + n, e,              \
+                            to + x * filters + n)
 
 FORWARD_TILES
 
-/* One layer of one sample. */
-TARGET static void NAME(forward_layer)(const trunk_layer *l, const T *in, const T *weight, const float *bias, T *out) {
-  for (int n = 0; n < l->n;) {
-    const int two = l->n - n >= 2 * VL;
+/* One layer of one sample: from one position of a row to the next it is `across` elements, and `filters`. */
+TARGET static inline __attribute__((always_inline)) void NAME(forward_rows)(
+    const trunk_layer *l, size_t across, size_t filters, const T *in, const T *weight, const float *bias,
+    const NAME(ends) *e) {
+  for (size_t n = 0; n < filters;) {
+    const int two = filters - n >= 2 * VL;
     for (int y = 0; y < l->ho; y++) {
       const T *at = in + (size_t)y * l->s * l->w * l->c;
-      T *to = out + (size_t)y * l->wo * l->n;
+      const size_t to = y * e->row;
       int x = 0;
       if (two) {
         FORWARD_ROWS2
@@ -103,6 +137,35 @@ TARGET static void NAME(forward_layer)(const trunk_layer *l, const T *in, const 
     }
     n += two ? 2 * VL : VL;
   }
+}
+
+/* Where the compiler knows both, a tile's places need no registers: 20 of them do not fit. Each in a function of its own,
+ * or GCC keeps sums in memory. */
+#define FORWARD_ROWS(NAMED, ACROSS, FILTERS)                                                                          \
+  TARGET static __attribute__((noinline)) void NAME(forward_rows_##NAMED)(                                            \
+      const trunk_layer *l, const T *in, const T *weight, const float *bias, const NAME(ends) *e) {                   \
+    NAME(forward_rows)(l, ACROSS, FILTERS, in, weight, bias, e);                                                      \
+  }
+
+FORWARD_ROWS(16_16, 16, 16)
+FORWARD_ROWS(16_32, 16, 32)
+FORWARD_ROWS(32_16, 32, 16)
+FORWARD_ROWS(32_32, 32, 32)
+FORWARD_ROWS(any, (size_t)l->s * l->c, l->n)
+
+TARGET static void NAME(forward_layer)(const trunk_layer *l, const T *in, const T *weight, const float *bias,
+                                       const NAME(ends) *e) {
+  const int across = l->s * l->c;
+  if (across == 16 && l->n == 16)
+    NAME(forward_rows_16_16)(l, in, weight, bias, e);
+  else if (across == 16 && l->n == 32)
+    NAME(forward_rows_16_32)(l, in, weight, bias, e);
+  else if (across == 32 && l->n == 16)
+    NAME(forward_rows_32_16)(l, in, weight, bias, e);
+  else if (across == 32 && l->n == 32)
+    NAME(forward_rows_32_32)(l, in, weight, bias, e);
+  else
+    NAME(forward_rows_any)(l, in, weight, bias, e);
 }
 
 /* Gradients of B registers of filters with respect to K weights in one row of the kernel.
@@ -200,14 +263,6 @@ TARGET static void NAME(input_layer)(const trunk_layer *l, const T *grad, const 
         INPUT_ROWS
       }
 }
-
-TARGET static inline __attribute__((always_inline)) E NAME(load_bits)(const T *p) {
-  E v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
-TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, E v) { memcpy(p, &v, sizeof v); }
 
 /* Bits of elements that are not negative, and no NaN, are in the order of the numbers. */
 TARGET static inline __attribute__((always_inline)) E NAME(larger)(E a, E b) {
@@ -315,7 +370,8 @@ TARGET static void NAME(forward)(void *argument) {
         const trunk_layer *l = &job->layer[j];
         const size_t size = (size_t)l->ho * l->wo * l->n;
         T *out = (int)at < net->keep || (l == last && !job->pool) ? (T *)net->out[j] + at * size : free;
-        NAME(forward_layer)(l, in, net->weight[j], net->bias[j], out);
+        const NAME(ends) ends = {.out = out, .relu = 1, .row = (size_t)l->wo * l->n};
+        NAME(forward_layer)(l, in, net->weight[j], net->bias[j], &ends);
         in = out;
         free += size;
       }
@@ -376,3 +432,5 @@ TARGET static void NAME(backward)(void *argument) {
     }
   }
 }
+
+#include "block_kernels.h"

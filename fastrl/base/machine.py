@@ -51,7 +51,7 @@ def busy_seconds(proc: Path = Path("/proc")) -> float | None:
     try:
         lines = [line.split() for line in (proc / "stat").read_text(encoding="utf-8").splitlines()]
         mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-        # user, nice, system, irq, softirq, steal; neither idle nor waiting for a disk
+        # user, nice, system, irq, softirq, steal (as in a process's own time); neither idle nor waiting for a disk
         ticks = [sum(map(int, [*line[1:4], *line[6:9]])) for line in lines if line and line[0] in mine]
     except (AttributeError, OSError, ValueError):
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastrl.base.errors import ConfigError
+from fastrl.config.agents import AGENTS
 from fastrl.config.settings import DQNConfig, Trunk
 from fastrl.envs.frames import FrameShape, in_words
 
@@ -134,11 +135,9 @@ PRESETS: dict[str, Preset] = {
 
 
 CUSTOM_TRUNKS: dict[str, Trunk] = {"cuda": "nature", "cpu": "small"}
-"""Of custom environments with images, where they are large enough."""
-_CUSTOM: dict[str, Any] = {  # Munchausen's bonus is measured against rewards that are clipped
-    "head": "expected", "double": True, "munchausen": False, "target_period_updates": 100,
-    "learning_rate_steps": 1_000_000,
-}  # fmt: skip
+"""Trunks of custom environments with images, where they are large enough."""
+# Of custom environments with images. Munchausen's bonus is measured against rewards that are clipped.
+_CUSTOM: dict[str, Any] = {**AGENTS["dueling"].settings, "target_period_updates": 100, "learning_rate_steps": 1_000_000}
 
 
 def custom_preset(

@@ -17,6 +17,7 @@ from fastrl.base.errors import ConfigError
 from fastrl.base.ranges import fields_of
 from fastrl.config.settings import DQNConfig, RunConfig, SarsaConfig
 
+RECORD = "config.json"
 FORMAT = 2
 KINDS: dict[str, type[RunConfig]] = {"dqn": DQNConfig, "sarsa": SarsaConfig}
 NOT_SETTINGS = ("format", "kind")
@@ -48,14 +49,28 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        run = next((above for above in path.parent.parents if os.path.exists(above / path.name)), None)
-        remedy = "give one that a run made" if run is None else f"it lies in one: give {run}"
+        remedy = run_near(path.parent) or "give one that a run made"
         raise ConfigError(f"{path.parent} is no run folder: it has no {path.name}; {remedy}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     return lift(fields, path)
+
+
+def run_near(path: Path) -> str | None:
+    """Return words on the run that was meant by a path that is no run folder, None if none is near.
+
+    Near are the run that the path lies in, the runs that it holds, and the one of its name among those that trainings
+    make.
+    """
+    for above in path.parents:
+        if os.path.exists(above / RECORD):
+            return f"it lies in one: give {above}"
+    if below := [file.parent for file in path.glob(f"*/{RECORD}")]:
+        return f"it holds runs: give one of them, such as {max(below, key=os.path.getmtime)}"
+    by_name = Path(RunConfig.runs_dir) / path
+    return f"did you mean {by_name}?" if os.path.exists(by_name / RECORD) else None
 
 
 def lift(fields: Any, path: Path) -> dict[str, Any]:

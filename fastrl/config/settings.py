@@ -244,7 +244,7 @@ class DQNConfig(Rules, RunConfig):
     """PyTorch's CPU threads (0: one per CPU core that this process may use, or fewer if a measurement at the start
     shows them to be faster; on a GPU one)."""
     kernels: Literal["auto", "fastrl", "torch"] = "auto"
-    """A CPU's convolutions: `fastrl`, its own for plain trunks and images of bytes, or `torch`, PyTorch's. `auto`:
+    """A CPU's convolutions: `fastrl`, its own for images of bytes, or `torch`, PyTorch's. `auto`:
     fastrl's where they fit, unless a measurement at the start shows PyTorch's to be faster."""
 
     # Clocks

@@ -161,8 +161,22 @@ class Actor:
 
     def __init__(self, record: dict[str, Any], seed: int, number: int, wanted: dict[str, str], *, again: bool) -> None:
         self._record, self._seed, self._number, self._wanted, self._again = record, seed, number, wanted, again
-        self._born, self._seq = secrets.randbits(62), 0
+        self._born, self._seq, self._life = secrets.randbits(62), 0, 0
         self._collector: Collector | None = None
+
+    def become(self, number: int, life: int) -> None:
+        """Play in the place of a collector from now on; in another one than before, as a new process would.
+
+        Parameters
+        ----------
+        number : int
+            The collector's.
+        life : int
+            How often another process has stepped in for it, this one included.
+        """
+        if (number, life) != (self._number, self._life):
+            self._number, self._life = number, life
+            self._born, self._seq = secrets.randbits(62), 0
 
     def open_games(self) -> dict[str, Any]:
         """Open the games, unless they are open; return what the learner must agree with."""

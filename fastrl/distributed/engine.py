@@ -20,6 +20,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ HTTP2_SETTINGS = b"\x04"
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 CLOSE_SECONDS = 5.0
 """Time for collectors to close their games, before they are ended."""
+OWN_RAY = {
+    "memory_monitor_refresh_ms": "0",  # the replay's plan has asked for memory already
+    "prestart_worker_first_driver": "0",  # a process for each core, of which collectors need some
+    "task_events_report_interval_ms": "0",  # of each call, for the dashboard
+    "enable_metrics_collection": "0",
+}
+"""How a Ray that is started here differs from others: no work and no memory for what nobody asks it."""
+SPARE = -1
+"""Number of the process that waits to take the place of a collector."""
+SPARE_SECONDS = 1.0
+"""Time for that process to say that it is ready."""
 TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Variables of the environment that say where Ray's token is."""
 
@@ -92,8 +104,8 @@ class _RayActors(ABC):
                 f"--collectors is {collectors}, and Ray has {cores:g} cores: they share them; more cores play more "
                 "games, more collectors do not"
             )
-        options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "num_cpus": share}
-        self._class = self._ray.remote(kind).options(scheduling_strategy="SPREAD", **options)
+        options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
+        self._class, self._idle_class = (self._ray.remote(kind).options(num_cpus=n, **options) for n in (share, 0))
 
     @abstractmethod
     def start(self, number: int, *, again: bool = False) -> None:
@@ -150,6 +162,9 @@ class _RayActors(ABC):
 class RayEngine(_RayActors):
     """Collectors on Ray: a `fastrl.distributed.collectors.Engine`.
 
+    Where there are several, one more process has imported all that a collector needs, and waits. It takes the place of
+    the first one that is lost, whose own new process waits then.
+
     Parameters
     ----------
     config : DQNConfig
@@ -169,21 +184,55 @@ class RayEngine(_RayActors):
         chunk_bytes = config.chunk_steps * config.num_envs * frame_bytes
         super().__init__(RayActor, config.collectors, config.ray_address, config.game, chunk_bytes)
         self._seed, self._record = seed, to_record(config)
+        self._spare: Any = None
+        self._wants_spare = config.collectors > 1
+        self._lives = dict.fromkeys(range(config.collectors), 0)  # how often another process has stepped in
 
     def start(self, number: int, *, again: bool = False) -> None:
         """Start a collector; see `Engine`."""
         self._actors[number] = self._class.remote(self._record, self._seed, number, versions(), again=again)
+
+    def get(self, number: int, ref: Any) -> Any:
+        """Return an answer; see `Engine`."""
+        try:
+            return super().get(number, ref)
+        except LostError:
+            self._step_in(number)
+            raise
+
+    def restart(self, number: int) -> None:
+        """End a collector's process, however it hangs; Ray starts a new one."""
+        super().restart(number)
+        self._step_in(number)
+
+    def _step_in(self, number: int) -> None:
+        """Let the process that waits take the place of one that was lost, if it is ready."""
+        if self._spare is None:
+            return
+        ref = self._spare.ready.remote()
+        try:
+            if not self._ray.wait([ref], timeout=SPARE_SECONDS)[0]:
+                return  # it is still starting
+            self._ray.get(ref)
+        except Exception:  # it is lost itself
+            return
+        self._actors[number], self._spare = self._spare, self._actors[number]
+        self._lives[number] += 1
 
     def open_games(self, number: int) -> Any:
         """Ask for `Actor.open_games`."""
         return self._actors[number].open_games.remote()
 
     def collect(self, number: int, request: Request, weights: Any) -> Any:
-        """Ask for `Actor.collect`."""
-        return self._actors[number].collect.remote(tuple(request), weights)
+        """Ask for `RayActor.collect_as`."""
+        if self._wants_spare and self._spare is None:  # now that all others have started
+            self._spare = self._idle_class.remote(self._record, self._seed, SPARE, versions(), again=True)
+        return self._actors[number].collect_as.remote(number, self._lives[number], tuple(request), weights)
 
     def close(self) -> None:
         """Let the collectors close their games, then end them, and Ray if it was started here."""
+        if self._spare is not None:
+            self._actors[SPARE] = self._spare
         with contextlib.suppress(Exception):  # Ray may be gone, and so are they
             refs = [actor.close.remote() for actor in self._actors.values()]
             if refs:
@@ -232,11 +281,19 @@ class RayActor(Actor):
 
         torch.set_num_threads(1)  # a collector is one core
         context = need("ray", "distributed").get_runtime_context()
-        super().__init__(record, seed, number, wanted, again=again or context.was_current_actor_reconstructed)
+        again = again or context.was_current_actor_reconstructed
+        if again and not is_custom(record["game"]):  # it waits first, while nothing else takes time
+            import_module("fastrl.envs.atari")
+        super().__init__(record, seed, number, wanted, again=again)
 
-    def collect(self, request: Any, weights: Any) -> Any:
-        """Play, by a request that came as a plain tuple."""
-        return super().collect(Request(*request), weights)
+    def ready(self) -> bool:
+        """Return True: this process has imported what it needs."""
+        return True
+
+    def collect_as(self, number: int, life: int, request: Any, weights: Any) -> Any:
+        """Play in the place of a collector, by a request that came as a plain tuple."""
+        self.become(number, life)
+        return self.collect(Request(*request), weights)
 
 
 def build_collectors(config: DQNConfig, seed: int, check: Callable[[], None]) -> Collectors:
@@ -306,7 +363,7 @@ def _our_signals() -> Iterator[None]:
 
 
 def _set_environment(address: str | None) -> None:
-    """Ask Ray for a token, silence, no reports and no limit of memory; it reads the environment as it is imported."""
+    """Ask Ray for a token, silence, no reports, and our own for `OWN_RAY`; it reads the environment when imported."""
     if "ray" in sys.modules:  # by this program, with what it wants; or by an earlier run, with these
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -315,7 +372,8 @@ def _set_environment(address: str | None) -> None:
     if address is None:
         if not any(name in os.environ for name in TOKEN):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this process and its children, in no file
-        os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # the replay's plan has asked for memory already
+        for name, value in OWN_RAY.items():
+            os.environ.setdefault(f"RAY_{name}", value)
 
 
 def _connect(ray: Any, collectors: int, address: str | None, game: str, chunk_bytes: int) -> None:

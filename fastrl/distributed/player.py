@@ -44,6 +44,8 @@ class Plan:
     """Whether the film shows Q-values."""
     suffix: str
     """Of the film, which says its format: ``.gif`` or ``.mp4``."""
+    masked: bool = False
+    """Whether the network was trained with action masks."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Player:
             bars=plan.bars,
             threads=1,  # a player is one core
             share=range(first, first + count),
+            masked=plan.masked,
         )
         self._films = True
         film = b""

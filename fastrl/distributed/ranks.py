@@ -289,6 +289,11 @@ class SharedStop(Stop):
         """The signal that asked this process."""
         return self._own.signal
 
+    @contextlib.contextmanager
+    def after(self, end: str) -> Iterator[None]:
+        with self._own.after(end):
+            yield
+
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for, of this learner or, while it leads, of another."""
         if self._signed is not None and time.monotonic() - self._signed > SIGN_SECONDS:

@@ -1,7 +1,10 @@
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+ROLES: dict[str, int]
 
 def supported() -> dict[str, int]: ...
 
@@ -14,12 +17,12 @@ class Trunk:
         self,
         kernels: str,
         image: tuple[int, int, int],
-        layers: list[tuple[int, int, int]],
+        layers: Sequence[tuple[int, int, int] | tuple[int, int, int, int, str]],
         batch: int,
         most: int,
         parts: int,
         parallel: int,
-        pool: bool = False,
+        pool: int = 0,
     ) -> None: ...
     def pack(self, net: int, layer: int, weight: NDArray[Any], bias: NDArray[Any]) -> None: ...
     def forward(self, obs: NDArray[Any], next_obs: NDArray[Any], online_next: bool = True) -> None: ...

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from fastrl.base.errors import ConfigError
+from fastrl.config.record import run_near
 from fastrl.dqn import pretrained
-from fastrl.dqn.checkpoint import load_network
+from fastrl.dqn.checkpoint import load_network, load_state
 from fastrl.dqn.network import QNetwork
 from fastrl.envs.frames import Frame, per_array
 from fastrl.envs.names import game_name, is_custom, load
@@ -42,6 +43,8 @@ class Agent:
     """What is known of it, in one line."""
     films: Path
     """Folder for films of it."""
+    masked: bool = False
+    """Whether it was trained with action masks; False too where an older version saved it."""
 
 
 def load_agent(run_or_game: str | os.PathLike[str], checkpoint: str = "newest", make_env: str | None = None) -> Agent:
@@ -120,6 +123,7 @@ def _trained(run: Path, checkpoint: str) -> Agent:
         origin=saved,
         about=f"{config.game}, {saved}",
         films=run / "pictures",
+        masked=bool(load_state(saved).get("masked", False)),
     )
 
 
@@ -134,6 +138,8 @@ def _shipped(name: str, checkpoint: str) -> Agent:
                     f"{name} is {one} of a run; give the run and the checkpoint's name: "
                     f"{shlex.join([str(run.parent), '--checkpoint', part.name])}"
                 ) from error
+        if near := run_near(Path(name)):
+            raise ConfigError(f"{name} is no run folder; {near}") from error
         raise ConfigError(f"{name} is no run folder (it holds no config.json), and {error}") from error
     card = pretrained.card(game)
     if checkpoint != "newest":

@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -27,8 +27,8 @@ from fastrl.dqn.device.inputs import fill, make_input
 from fastrl.dqn.device.transfer import Columns, Download, Upload, torch_dtype
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.loss import allowed, best, munchausen_bonus, soft_policy, taken, under, weighted_mean
-from fastrl.dqn.network import IMAGE_TRUNKS, Obs, QNetwork, build_network
 from fastrl.dqn.network import Dense as DenseLayer
+from fastrl.dqn.network import Obs, QNetwork, build_network
 from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.trunk import FastTrunk, pick_kernels
@@ -198,9 +198,7 @@ class Learner:
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
         copies = [None if trunk is None or config.noisy else trunk.copy_of(p) for p in self._params]
-        optimizer = self._optimizer = FlatOptimizer(
-            config, self._params, self._flat, device, copies, self._peers.average
-        )
+        optimizer = self._optimizer = FlatOptimizer(config, self._params, self._flat, device, copies)
         dense: dict[QNetwork, DenseLayer] = {}
         if trunk is not None:
             dense = dict(zip((online, target), trunk.dense(), strict=True))
@@ -285,10 +283,14 @@ class Learner:
 
         leaves = [p if copy is None else copy for p, copy in zip(self._params, copies, strict=True)]
 
-        def update() -> Tensor:
-            """One update on `self._inputs`; return the errors [B] on the device, without waiting for them."""
+        def gradients() -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+            """Return the gradients of the loss on `self._inputs`, the errors [B] and the figures, all on the device."""
             value, errors, stats = self._loss()
-            grads = torch.autograd.grad(value, leaves)
+            return torch.autograd.grad(value, leaves), errors, stats
+
+        def update() -> Tensor:
+            """One update of a learner that is alone; return its errors [B] without waiting for them."""
+            grads, errors, stats = gradients()
             with torch.no_grad():
                 finish(stats, optimizer.step(grads))
             return errors
@@ -300,27 +302,32 @@ class Learner:
             if trunk is not None:
                 trunk.learned(copied=optimizer.keeps_copies)
 
-        # With several learners an update is recorded in two parts, since they do not average in a recording.
+        # With several learners an update has two parts, between which they average: no recording may hold that.
         stats_kept = torch.zeros(4, device=device)
 
         def differentiate() -> Tensor:
-            """Return the errors of `update`; leave its gradients in the optimizer, and its figures."""
-            value, errors, stats = self._loss()
-            grads = torch.autograd.grad(value, leaves)
+            """Leave the gradients in the optimizer, and the figures; return the errors."""
+            grads, errors, stats = gradients()
             with torch.no_grad():
                 optimizer.take(grads)
                 stats_kept.copy_(stats)
             return errors
 
         def step() -> Tensor:
-            """Do the rest of `update`, with the mean of the gradients."""
+            """Do the rest, with the mean of the gradients."""
             with torch.no_grad():
                 norm = optimizer.step_taken()
                 finish(stats_kept, norm)
             return norm
 
+        average = self._peers.average
+
+        def in_parts(differentiate: Callable[[], Tensor], step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            assert average is not None
+            return _averaging(differentiate, partial(average, self._flat.grads), step)
+
         self._q_values = q_values
-        self._update: Callable[[], Tensor] = update
+        self._update: Callable[[], Tensor] = update if average is None else in_parts(differentiate, step)
 
         def use(act_behind: Any, loss_behind: Any, act: Any, loss: Any) -> None:
             """Act and learn by these functions: those behind the features, where the trunk is the fast one."""
@@ -358,11 +365,10 @@ class Learner:
             with _eager_if_it_fails("recording a CUDA graph", "Update PyTorch and the driver"):
                 with cuda_graph.unchanged(self._tensors):
                     act_recorded = cuda_graph.record(self._act)
-                    if self._peers.average is None:
+                    if average is None:
                         recorded = cuda_graph.record(update)
                     else:
-                        parts = cuda_graph.record(differentiate), cuda_graph.record(step)
-                        recorded = _averaging(*parts, optimizer.average)
+                        recorded = in_parts(cuda_graph.record(differentiate), cuda_graph.record(step))
                 self._act, self._update = act_recorded, recorded
 
     def _fast_trunk(self, bfloat16: bool) -> FastTrunk | None:
@@ -599,14 +605,14 @@ def pick_fast_kernels(config: DQNConfig, obs_dtype: FrameDtype, device: torch.de
     It takes observations of one array.
     """
     single = not isinstance(obs_dtype, Mapping)
-    fits = device.type == "cpu" and single and np.dtype(obs_dtype) == np.uint8 and config.trunk in IMAGE_TRUNKS
+    fits = device.type == "cpu" and single and np.dtype(obs_dtype) == np.uint8 and config.trunk != "vector"
     return pick_kernels(bfloat16) if fits else None
 
 
 def _averaging(
-    differentiate: Callable[[], Tensor], step: Callable[[], Tensor], average: Callable[[], None]
+    differentiate: Callable[[], Tensor], average: Callable[[], None], step: Callable[[], Tensor]
 ) -> Callable[[], Tensor]:
-    """Return an update of two recorded parts, between which the gradients are averaged."""
+    """Return an update of two parts, between which the gradients are averaged."""
 
     def update() -> Tensor:
         errors = differentiate()

@@ -125,8 +125,6 @@ class FlatOptimizer:
         Where they are.
     copies : sequence of P (Tensor or None), optional
         bfloat16 copies of parameters, of the same layout, that a step is to keep up to date where it can.
-    average : callable, optional
-        Makes flat gradients, ``flat.grads``, the mean over several learners, in place, before they are clipped.
 
     Attributes
     ----------
@@ -141,9 +139,8 @@ class FlatOptimizer:
         flat: FlatParameters,
         device: torch.device,
         copies: Sequence[Tensor | None] = (),
-        average: Callable[[Tensor], None] | None = None,
     ) -> None:
-        self._config, self._device, self._average = config, device, average
+        self._config, self._device = config, device
         self._params, self._flat, self._rate = list(params), flat, config.learning_rate
         self._into = flat.views(flat.grads)
         self._torch = build_optimizer(config, [flat.values], device)
@@ -176,25 +173,16 @@ class FlatOptimizer:
 
     def step(self, grads: Sequence[Tensor]) -> Tensor:
         """Take a step along the gradients of all parameters; return the norm that they had, on the device."""
-        if self._average is not None:
-            self.take(grads)
-            self.average()
-            return self.step_taken()
         if self._adam is None:
             self.take(grads)
             return self.step_taken()
         return self._step_kernel(grads)
 
-    # The three parts of a step with several learners: on a GPU a graph ends with the first, and one is the third.
+    # The two parts of a step with several learners, which average ``flat.grads`` between them.
 
     def take(self, grads: Sequence[Tensor]) -> None:
         """Copy the gradients of all parameters into ``flat.grads``."""
         torch._foreach_copy_(self._into, list(grads))
-
-    def average(self) -> None:
-        """Make the gradients taken the mean over all learners."""
-        assert self._average is not None
-        self._average(self._flat.grads)
 
     def step_taken(self) -> Tensor:
         """Take a step along the gradients taken; return their norm."""

@@ -13,13 +13,13 @@ Work = Callable[[], object]
 
 TIE = 0.05
 """A way that is faster by less than this share is not taken: noise is as large."""
-LEAST_TURNS, MOST_TURNS = 3, 5
-"""Turns after which a way may win, and after which the race is over."""
+LEAST_TURNS, MOST_TURNS, TURNS_IN_DOUBT = 3, 5, 15
+"""Turns after which a way may win; after which the race is over; and after which it is over though still in doubt."""
 LOST = 1.5
 """A way that takes this many times as long in its first turn takes no more; LATE times in each turn from the second."""
 LATE = 1.2
-STEADY = 1.25
-"""The upper quartile of the turns of one way over the lower one, at most, on a machine that is not disturbed."""
+MISSED = 1.25
+"""A choice holds for other days if none of its rivals may well be this many times as fast."""
 PIECES, TURN_SECONDS = 3, 0.05
 """Pieces of work in a turn, fewer when they take this long; its time is their median, since the first is cold."""
 CARE = 1.5
@@ -50,14 +50,16 @@ class Race(Generic[Way]):
         self._build, self._deadline, self._clock = build, deadline, clock
         self._longest_build = 0.0
         self._runners: dict[Way, _Runner] = {}
+        self._holds: list[bool] = []  # of each choice
 
     def winner(
         self, champion: Way, challengers: Sequence[Way], *, until: float = math.inf, falling: bool = False
     ) -> Way:
         """Return the way that is clearly faster than the champion, or the champion.
 
-        Clearly: by more than `TIE` in the median of the turns, and faster in three turns of four. Of several such ways
-        that are within `TIE` of the fastest, the first wins.
+        Clearly: by more than `TIE` in the median of the turns, and faster in three turns of four. Where that is
+        in doubt, a way has up to `TURNS_IN_DOUBT` turns, if there is time. Of several clearly faster ways that are
+        within `TIE` of the fastest, the first wins.
 
         Parameters
         ----------
@@ -86,26 +88,33 @@ class Race(Generic[Way]):
                 if falling:
                     break
             likely = runner.seconds if falling else likely
-        while field and len(next(iter(field.values()))) < MOST_TURNS:
-            others = [self._runners[way] for way in field]
+        while racing := [way for way, ratios in field.items() if _wants_turns(ratios)]:
+            others = [self._runners[way] for way in racing]
             if self._clock() + CARE * (first.cost + sum(other.cost for other in others)) > until:
                 break
             for runner in (first, *others) if len(first.turns) % 2 else (*reversed(others), first):
                 runner.turn(self._clock)
-            for way, ratios in list(field.items()):
+            for way in racing:
+                ratios = field[way]
                 ratios.append(self._runners[way].turns[-1] / first.turns[-1])
                 if min(ratios) > LATE:
                     del field[way], self._runners[way]
         medians = {way: statistics.median(ratios) for way, ratios in field.items() if _is_clear(ratios)}
-        return next((way for way, m in medians.items() if m <= min(medians.values()) * (1 + TIE)), champion)
+        winner = next((way for way, m in medians.items() if m <= min(medians.values()) * (1 + TIE)), champion)
+        if len(first.turns):
+            level = medians.get(winner, 1.0)
+            self._holds.append(all(_is_passed(ratios, level) for way, ratios in field.items() if way != winner))
+        return winner
 
-    def is_steady(self, way: Way) -> bool:
-        """Whether the turns of a way took about the same, so that their median says something about other days."""
-        turns = self._runners[way].turns if way in self._runners else []
-        if len(turns) < LEAST_TURNS:
-            return False
-        low, _, high = statistics.quantiles(turns, n=4)
-        return high <= STEADY * low
+    @property
+    def holds(self) -> bool:
+        """Whether the choices say something about other days: none of the ways passed over may well be much faster.
+
+        A way may well be if it was faster than the chosen one by `MISSED` in more than a quarter of its turns, and in
+        more than one. Only ratios within turns count: neither turns of very different length, as on a quiet machine
+        whose threads wait for the games beside them, nor a machine that becomes slower speak against a choice.
+        """
+        return bool(self._holds) and all(self._holds)
 
     def _challenger(self, way: Way, until: float, likely: float, beside: float) -> _Runner | None:
         """Return a way that has worked once; None if it would not have its turns in time.
@@ -151,6 +160,20 @@ class _Runner:
             pieces.append(clock() - start)
         self.turns.append(statistics.median(pieces))
         self.cost = sum(pieces)
+
+
+def _wants_turns(ratios: Sequence[float]) -> bool:
+    """Whether a way has more turns, given those that it has had beside the champion."""
+    if len(ratios) < MOST_TURNS:
+        return True
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return len(ratios) < TURNS_IN_DOUBT and low < 1 - TIE < high
+
+
+def _is_passed(ratios: Sequence[float], level: float) -> bool:
+    """Whether turns leave little hope that a way is much faster than one of this level, one disturbed turn aside."""
+    better = sum(ratio * MISSED < level for ratio in ratios)
+    return len(ratios) >= LEAST_TURNS and better <= max(1, len(ratios) // 4)
 
 
 def _is_clear(ratios: Sequence[float]) -> bool:

@@ -1,4 +1,4 @@
-"""The fast trunk of a CPU: a plain image trunk from bytes to features, with a backward of its own.
+"""The fast trunk of a CPU: an image trunk from bytes to features, with a backward of its own.
 
 `csrc/trunk` has its kernels, `fastrl.dqn.network` the eager trunk that is their twin. What lies behind the features,
 heads and losses, is left to autograd and torch.compile.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastrl.dqn.flat import FlatParameters, as_numpy
 from fastrl.dqn.network import Dense as DenseLayer
-from fastrl.dqn.network import QNetwork
+from fastrl.dqn.network import QNetwork, Residual
 from fastrl.dqn.noisy import NoisyLinear
 from fastrl.dqn.openmp import openmp_parallel
 
@@ -50,7 +50,7 @@ class FastTrunk:
     Parameters
     ----------
     online, target : QNetwork
-        Two networks of one shape, with a trunk of `IMAGE_TRUNKS`, on the CPU.
+        Two networks of one shape, with a trunk of images, on the CPU.
     flat : pair of FlatParameters
         Their parameters.
     batch_size : int
@@ -73,20 +73,28 @@ class FastTrunk:
         *planes, height, width = online.settings["obs_shape"]
         self._image = (int(np.prod(planes)), height, width)
         self._batch_size = batch_size
-        convolutions = [[m for m in net.trunk if isinstance(m, nn.Conv2d)] for net in (online, target)]
-        layers = [(m.out_channels, m.kernel_size[0], m.stride[0]) for m in convolutions[0]]
-        # Of each network, (weight, bias) of each convolution.
+        convolutions = [[m for m in net.trunk.modules() if isinstance(m, nn.Conv2d)] for net in (online, target)]
+        last = online.trunk[-1]
+        # Of each network, (weight, bias) of each convolution, and the memory in which they stay.
         self._convolutions = [[(m.weight, cast(Tensor, m.bias)) for m in some] for some in convolutions]
+        self._arrays = [
+            [(_positions_first(weight.detach()), bias.detach().numpy()) for weight, bias in some]
+            for some in self._convolutions
+        ]
         self._trunk = _trunk.Trunk(
-            kernels, self._image, layers, batch_size, most, torch.get_num_threads(), openmp_parallel(),
-            isinstance(online.trunk[-1], nn.MaxPool2d),
+            kernels, self._image, _layers(online.trunk), batch_size, most, torch.get_num_threads(), openmp_parallel(),
+            cast(int, last.kernel_size) if isinstance(last, nn.MaxPool2d) else 0,
         )  # fmt: skip
-        self._flat, self._versions = flat, [[0], [0]]
+        self._versions = [[0], [0]]
         self._element = torch.bfloat16 if self._trunk.dtype == np.uint16 else torch.float32
         self._features = [torch.from_numpy(features).view(self._element) for features in self._trunk.features]
         self.weights = list(itertools.chain(*self._convolutions[0]))
         self._networks = (online, target)
         self._dense = [[net.hidden.weight, net.hidden.bias] for net in (online, target)]
+        self._watched = [
+            [all_.values, *itertools.chain(*some), *dense]
+            for all_, some, dense in zip(flat, self._convolutions, self._dense, strict=True)
+        ]
         if self._element == torch.float32:
             self.hidden = self._dense
         else:
@@ -150,22 +158,38 @@ class FastTrunk:
 
     def _pack(self, net: int) -> None:
         """Take over a network's weights, if they have changed."""
-        convolutions, dense = self._convolutions[net], self._dense[net]
-        versions = [p._version for p in (self._flat[net].values, *convolutions[0], *dense)]
+        versions = [p._version for p in self._watched[net]]
         if versions != self._versions[net]:
             self._pack_convolutions(net)
             if self.hidden is not self._dense:
                 with torch.no_grad():
-                    for mine, p in zip(self.hidden[net], dense, strict=True):
+                    for mine, p in zip(self.hidden[net], self._dense[net], strict=True):
                         mine.copy_(p)
             self._versions[net] = versions
 
     def _pack_convolutions(self, net: int) -> None:
-        for layer, (weight, bias) in enumerate(self._convolutions[net]):
-            self._trunk.pack(net, layer, _positions_first(weight.detach()), bias.detach().numpy())
+        for layer, (weight, bias) in enumerate(self._arrays[net]):
+            self._trunk.pack(net, layer, weight, bias)
 
     def _bytes(self, obs: Array) -> Array:
         return np.ascontiguousarray(obs).reshape(-1, *self._image)
+
+
+def _layers(trunk: nn.Sequential) -> list[tuple[int, int, int, int, str]]:
+    """Return the layers of a trunk as the kernels take them: filters, kernel, stride, padding and role."""
+    modules: list[nn.Module | None] = [*trunk, None]
+    layers = []
+    for m, then in itertools.pairwise(modules):
+        if isinstance(m, Residual):
+            layers += [_layer(m.first, "first"), _layer(m.second, "second")]
+        elif isinstance(m, nn.Conv2d):
+            roles = {nn.ReLU: "relu", nn.MaxPool2d: "pool"}
+            layers.append(_layer(m, roles.get(type(then), "conv")))
+    return layers
+
+
+def _layer(m: nn.Conv2d, role: str) -> tuple[int, int, int, int, str]:
+    return m.out_channels, m.kernel_size[0], m.stride[0], cast(int, m.padding[0]), role
 
 
 class _Features(torch.autograd.Function):

@@ -48,6 +48,8 @@ PLANNED = 0.8
 """Share of the budget that is planned; the rest is for what takes longer than it did before."""
 QUIET = 0.1
 """Share of the cores' time that other processes may take, or a measurement says little about other days."""
+BUSY, UNEVEN = "on a busy machine", "in uneven turns"
+"""Why a measurement says little about other days, in words that follow on it."""
 ROUNDING = 0.03
 """Seconds by which the system's count of busy time may be off."""
 UPDATE_SECONDS = 0.05
@@ -88,10 +90,10 @@ Build = Callable[[Choice], Callable[[], object]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measurement found, whether the machine was quiet, and how long it took."""
+    """What a measurement found, why that says little about other days ("" if it does not), and how long it took."""
 
     choice: Choice
-    quiet: bool
+    doubt: str
     seconds: float
 
 
@@ -201,10 +203,9 @@ def _chosen(
     measured = measure(config, shapes, rule, others, threads)
     if measured is None:
         return rule, ""
-    if use_cache and measured.quiet:
+    if use_cache and not measured.doubt:
         keep("tune", key, dataclasses.asdict(measured.choice))
-    busy = "" if measured.quiet else " on a busy machine"
-    return measured.choice, f" (measured for {measured.seconds:.1f} s{busy})"
+    return measured.choice, f" (measured for {measured.seconds:.1f} s{measured.doubt and ' '}{measured.doubt})"
 
 
 def thread_counts(cores: int) -> list[int]:
@@ -244,7 +245,7 @@ def measure(
         if rows is None:
             return None
         if time.perf_counter() > start + BUDGET_SECONDS / 3:  # a machine that starves this process
-            return Measured(rule, False, time.perf_counter() - start)
+            return Measured(rule, BUSY, time.perf_counter() - start)
         with _games_beside(config, rows) as beside:
             race = Race(beside(_builder(config, shapes, rows)), start + PLANNED * BUDGET_SECONDS)
             counts = [dataclasses.replace(rule, torch_threads=count) for count in threads]
@@ -257,7 +258,8 @@ def measure(
         torch.set_num_threads(threads_before)
         if time.perf_counter() < start + PLANNED * BUDGET_SECONDS:
             gc.collect()  # learners hold themselves; later Python finds them by itself
-    return Measured(best, race.is_steady(best) and not watch.is_busy(), time.perf_counter() - start)
+    doubt = BUSY if watch.is_busy() else "" if race.holds else UNEVEN
+    return Measured(best, doubt, time.perf_counter() - start)
 
 
 class _Watch:

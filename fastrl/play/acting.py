@@ -13,7 +13,7 @@ from fastrl.envs.masks import nth_allowed, only_allowed
 
 Act = Callable[[Any], npt.ArrayLike]
 """Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken (of
-the actions that the game allows, where it gives masks); n is the number of games in progress."""
+the actions that the game allows, where it gives masks; one of -inf never is); n is the number of games in progress."""
 
 
 class Epsilon:
@@ -43,12 +43,13 @@ class Epsilon:
         Raises
         ------
         ValueError
-            If the act function returned other than one action of the game, or the values of all, per row, or an action
-            that is not allowed; ConfigError, which is one, for the values of another number of actions.
+            If the act function returned other than one action of the game, or the values of all, per row, an action
+            that is not allowed, or values without a highest one: NaN, inf, or -inf alone. ConfigError, which is one,
+            for the values of another number of actions.
         """
         greedy = np.asarray(actions)
         if greedy.shape == (len(ids), self._num_actions) and greedy.dtype.kind == "f":
-            greedy = (greedy if mask is None else only_allowed(greedy, mask)).argmax(axis=1)
+            greedy = _highest(greedy if mask is None else only_allowed(greedy, mask), ids + self._first)
         elif greedy.ndim == 2 and greedy.dtype.kind == "f" and len(greedy) == len(ids):
             raise ConfigError(
                 f"act returned the values of {greedy.shape[1]} actions, and the environment has {self._num_actions}; "
@@ -74,3 +75,16 @@ class Epsilon:
             return np.where(explore[games], nth_allowed(mask, share * mask.sum(axis=1)), greedy.astype(np.int64))
         random = self._rng.integers(self._num_actions, size=self._games)
         return np.where(explore[games], random[games], greedy.astype(np.int64))
+
+
+def _highest(values: npt.NDArray[Any], games: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the actions [n] int64 of the highest values [n, A]; ValueError if these are not finite."""
+    best: npt.NDArray[Any] = values.max(axis=1)  # NaN if one is
+    if not np.isfinite(best).all():
+        i = int(np.flatnonzero(~np.isfinite(best))[0])
+        raise ValueError(
+            f"act returned the Q-values {values[i].tolist()} in game {games[i]}; return finite numbers, or -inf for "
+            "some actions, which are never taken then"
+        )
+    actions: npt.NDArray[np.int64] = values.argmax(axis=1)
+    return actions

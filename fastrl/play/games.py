@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fastrl.base.checks import at_least
 from fastrl.base.errors import ConfigError, RunError, Stopped
 from fastrl.envs.make import Backend, make_envs
-from fastrl.envs.names import game_name, is_custom
+from fastrl.envs.names import MakeEnv, game_name, is_custom, name_of
 from fastrl.envs.rules import EvaluationRules
 from fastrl.envs.step import GameEnvs
 from fastrl.film.camera import Camera, Show
@@ -93,7 +93,7 @@ class Games:
 
 
 def play_games(
-    game: str,
+    game: str | MakeEnv,
     act: Act,
     episodes: int,
     *,
@@ -108,19 +108,21 @@ def play_games(
     bars: bool = False,
     threads: int = 0,
     share: range | None = None,
+    masked: bool = False,
 ) -> Games:
     """Play `episodes` whole games with `act` and return their scores.
 
     Parameters
     ----------
-    game : str
-        Any spelling that `fastrl.envs.names.task_id` takes, or ``module:callable`` of a custom environment (see
-        `fastrl.envs.custom`). Of the rules, only epsilon and max_steps affect a custom environment, and it can be
-        filmed if its render_mode is "rgb_array".
+    game : str or callable
+        Any spelling that `fastrl.envs.names.task_id` takes; or a custom environment, as ``module:callable`` or the
+        callable itself (see `fastrl.envs.custom`). Of the rules, only epsilon and max_steps affect a custom
+        environment, and it can be filmed if its render_mode is "rgb_array".
     act : callable
-        Stacks [n, stack, *frame] to actions [n] integers or Q-values [n, A] floats. Of values the highest is taken; of
-        an environment that gives action masks, the highest that is allowed. The stacks are valid during the
-        call only. With EnvPool n falls from `episodes` to 1 as games end; with Gymnasium it is 1.
+        Stacks [n, stack, *frame] to actions [n] integers or Q-values [n, A] floats; `fastrl.greedy` makes one of a
+        network. Of values the highest is taken; of an environment that gives action masks, the highest that is
+        allowed; one of -inf never. The stacks are valid during the call only. With EnvPool n falls from `episodes` to 1
+        as games end; with Gymnasium it is 1.
     episodes : int
         Number of games. EnvPool plays them side by side, about 1 MB each; Gymnasium one after another.
     seed : int
@@ -145,21 +147,26 @@ def play_games(
         Play only these of the `episodes` games, one of `shares`; another process may play the others. EnvPool's are
         the games, coins included, that they are among all. Other games are seeded by the share: custom environments
         continue a generator from game to game, and Gymnasium the coins.
+    masked : bool
+        Whether `act` was trained with action masks: an environment that gives none is refused.
 
     Raises
     ------
     ConfigError
-        For a setting out of its range, an unknown game or backend, or ``catch`` on Gymnasium.
+        For a setting out of its range, an unknown game or backend, ``catch`` on Gymnasium, an `act` that is no
+        function of arrays, or an environment without the action masks that `masked` says.
     RunError
         If there is a picture to `show`, but it cannot be taken or drawn; the message says why.
     ValueError
-        If `act` returns other than one action of the game, or the values of all, per row, or an action that is not
-        allowed.
+        If `act` returns other than one action of the game, or the values of all, per row, an action that is not
+        allowed, or values without a highest one: NaN, inf, or -inf for all actions.
     """
     at_least(1, episodes=episodes, stack=stack, film_every=film_every)
     at_least(0, seed=seed, film_steps=film_steps)
     if backend not in get_args(Backend):
         raise ConfigError(f"backend is {backend!r}; give 'envpool' or 'gymnasium'")
+    _check_act(act)
+    game = game if isinstance(game, str) else name_of(game)
     name = game if is_custom(game) else game_name(game)
     wanted = range(episodes) if share is None else share
     if not (wanted and wanted.step == 1 and wanted.start >= 0 and wanted.stop <= episodes):
@@ -208,6 +215,7 @@ def play_games(
                         max_steps=rules.max_steps,
                         camera=camera,
                         draw=_draw(name, envs),
+                        masked=masked,
                     )
                 )
             camera = first_camera.without_film()
@@ -227,6 +235,20 @@ def play_games(
     film_error = "" if first_camera.error is None else f"{name} cannot be filmed: {first_camera.error}"
     library: Backend | Literal["custom"] = "custom" if is_custom(name) else backend
     return Games(name, scores, lengths, rules, library, first_camera.film, film_error)
+
+
+def _check_act(act: object) -> None:
+    """Raise ConfigError for what cannot be asked for actions: something else in its place, or a bare network."""
+    if not callable(act):
+        raise ConfigError(
+            f"act is {act!r}, which cannot be called; give a function of stacks [n, stack, *frame] that returns "
+            "actions [n] or Q-values [n, A], such as greedy(load_agent(RUN).network)"
+        )
+    if any(one.__module__.startswith("torch.nn.") for one in type(act).__mro__):  # without importing torch
+        raise ConfigError(
+            f"act is a network, of type {type(act).__name__}, which takes tensors; give greedy(network) for one of "
+            "fastrl's, or a function that takes and returns NumPy arrays"
+        )
 
 
 def shares(episodes: int) -> list[range]:

@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.base.errors import ConfigError
 from fastrl.envs.frame_stack import FrameStack
 from fastrl.envs.frames import select
-from fastrl.envs.masks import only_allowed
+from fastrl.envs.masks import have_masks, only_allowed
 from fastrl.envs.step import GameEnvs, Step
 from fastrl.film.camera import Camera
 from fastrl.film.picture import Picture
@@ -32,6 +33,7 @@ def play_whole_games(
     max_steps: int,
     camera: Camera,
     draw: Draw | None,
+    masked: bool = False,
 ) -> Results:
     """Play rounds of one whole game in each environment; return scores and lengths.
 
@@ -55,12 +57,25 @@ def play_whole_games(
         Takes pictures of the first game. Environments that show each frame show those of all games.
     draw : callable or None
         Draws the first game; None: there are no pictures.
+    masked : bool
+        Whether the environments must give action masks.
+
+    Raises
+    ------
+    ConfigError
+        If they must and give none.
     """
     scores, lengths = np.zeros(games), np.zeros(games, np.int64)
     for opened in range(0, games, envs.num_envs):
         playing = np.arange(min(envs.num_envs, games - opened))  # environments whose game of this round is not over
         stacks = FrameStack(envs.num_envs, stack, envs.frame_shape, envs.frame_dtype)
         step, drawn = envs.reset().select(playing), -1  # and the length of the first game when it was last drawn
+        if masked and not have_masks(envs):
+            raise ConfigError(
+                "the environment gives no action masks, and the agent was trained with them: it would take forbidden "
+                "actions; give info['action_mask'] in reset() and in every step(), or --make-env the environment that "
+                "it was trained on"
+            )
         while len(playing):
             observed = stacks.push(step.frame, step.first, step.env_id)
             over = step.game_over | (step.length >= max_steps)

@@ -411,15 +411,34 @@ class ReplayBuffer:
     def rows(self, chunk: int = 4096) -> Iterator[Rows]:
         """Return an iterator over all rows held: environment by environment, the oldest first, ``chunk`` at a time.
 
-        Rows that are added later do not come; of those overwritten meanwhile, only the ones that came already do.
+        Rows may be added meanwhile, in the loop or by another thread:
+
+        * The rows that come are those held at this call, whole vector steps; rows added later do not come.
+        * Each comes at most once, as it was added, and those of an environment in order. A row that was overwritten
+          before its chunk is left out, with all older ones of its environment. So rows are missing from the oldest on,
+          or between two chunks, where ``index`` then leaps by more than the number of environments.
+        * A chunk is read as a whole between two calls of other threads, which wait meanwhile, for the time of copying
+          ``chunk`` rows. Nothing is held between two chunks.
+        * ``drawable`` is that of the moment at which the chunk is read; all else of a row never changes.
+        * To have all rows, none left out, add none until the last chunk: a rest of a ring that is full is overwritten
+          from its oldest row on.
+
+        Each thread needs an iterator of its own.
 
         Parameters
         ----------
         chunk : int
             Rows at a time, at least 1; each time in new arrays.
+
+        Raises
+        ------
+        ValueError
+            If ``chunk`` is out of range.
+        RuntimeError
+            If the buffer may not be used, from the moment on at which it was closed or forked (`close`).
         """
         size = integer("chunk", chunk)
-        return RowReader(self._ring, self._layout, self._stores, self._lock, self._prefetcher.wait).chunks(size)
+        return RowReader(self._ring, self._layout, self._stores, lambda: self._lock, self._prefetcher.wait).chunks(size)
 
     def sample(self, batch_size: int, out: Batch | None = None) -> Batch:
         """Draw transitions; every drawable row has the same probability, and all weights are 1.

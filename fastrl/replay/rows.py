@@ -59,8 +59,8 @@ class RowReader:
         The arrays of a row.
     stores : sequence of FrameStore
         One for each of them.
-    lock : lock
-        Held while rows are read.
+    lock : callable
+        Returns the lock to hold while rows are read, or one that raises if they may not be read any more.
     wait : callable
         Waits until no other thread reads the stores.
     """
@@ -68,18 +68,18 @@ class RowReader:
     ring: Ring
     layout: Layout
     stores: Sequence[FrameStore]
-    lock: AbstractContextManager[Any]
+    lock: Callable[[], AbstractContextManager[Any]]
     wait: Callable[[], None]
 
     def chunks(self, size: int) -> Iterator[Rows]:
         """Do as `ReplayBuffer.rows`."""
-        with self.lock:
+        with self.lock():
             begin, end = self.ring.oldest, self.ring.count.copy()
         return self._chunks(begin, end, size)
 
     def _chunks(self, next_row: NDArray[np.int64], end: NDArray[np.int64], size: int) -> Iterator[Rows]:
         while True:
-            with self.lock:
+            with self.lock():
                 next_row = np.maximum(next_row, self.ring.oldest)  # those before were overwritten
                 env, row = _first_rows(next_row, end, size)
                 if not len(env):

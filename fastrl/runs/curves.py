@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.config import read_record
-from fastrl.config.record import NOT_SETTINGS
+from fastrl.config.record import NOT_SETTINGS, run_near
 
 Floats = NDArray[np.float64]
 Grouping = Literal["settings", "each", "all"]
@@ -128,7 +128,8 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         lines = csv.DictReader(path.read_text(encoding="utf-8-sig").rpartition("\n")[0].splitlines())
         rows = [row for row in lines if None not in row and None not in row.values()]
     except FileNotFoundError:
-        raise ConfigError(f"there is no {path}; give a folder that a run made, or a CSV file of metrics") from None
+        remedy = run_near(path) or "give a folder that a run made, or a CSV file of metrics"
+        raise ConfigError(f"there is no {path}; {remedy}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} cannot be read ({error}); give a CSV file of metrics") from error
     if not rows:
@@ -177,6 +178,8 @@ def _check_seeds(group: list[MeasuredRun]) -> None:
 def name_groups(groups: Sequence[Sequence[MeasuredRun]]) -> list[str]:
     """Return a label for each group: the name of its runs, with settings or games where those tell groups apart."""
     names = [_common_name(group) for group in groups]
+    if len(set(names)) < len(names):  # a name that the user gave, and one that a run has
+        names = [_with_files(group) if group[0].line else name for name, group in zip(names, groups, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} ({apart})" for name, apart in zip(names, _what_differs(groups), strict=True)]
     if len({group[0].game for group in groups}) > 1:
@@ -200,6 +203,12 @@ def _common_name(group: Sequence[MeasuredRun]) -> str:
     columns = zip(*(run.name for run in group), strict=False)
     common = "".join(letters[0] for letters in itertools.takewhile(lambda letters: len(set(letters)) == 1, columns))
     return re.sub(r"[-_.]+((s|seed)[-_]?)?\d*$", "", common) or group[0].name
+
+
+def _with_files(group: Sequence[MeasuredRun]) -> str:
+    """Return the name that a line was given, with its file or the folder of its files."""
+    paths = [run.path for run in group]
+    return f"{group[0].line} ({os.path.basename(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].name})"
 
 
 def _what_differs(groups: Sequence[Sequence[MeasuredRun]]) -> list[str]:

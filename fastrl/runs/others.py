@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -58,11 +58,15 @@ class _Table:
         if not self._rows:
             raise ConfigError(f"{path} holds no measurements; give CSV files with a line of names and rows below it")
 
-    def __getitem__(self, name: str) -> Floats:
+    def require(self, name: str) -> None:
+        """Raise ConfigError if there is no such column."""
         if name not in self.columns:
             raise ConfigError(
                 f"--their-columns asks for {name}, which {self.path} has not; it has {', '.join(self.columns)}"
             )
+
+    def __getitem__(self, name: str) -> Floats:
+        self.require(name)
         try:
             return np.array([float(row[name] or "nan") for row in self._rows])
         except ValueError as error:
@@ -103,15 +107,15 @@ def is_others(word: str) -> bool:
     return bool(name and equals and files) and os.sep not in name and not os.path.exists(word)
 
 
-def read_others(word: str, theirs: Theirs, y: str, game: str | None) -> list[MeasuredRun]:
-    """Read the files of a word ``NAME=FILES``, each a seed of one line.
+def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) -> dict[str, list[MeasuredRun]]:
+    """Read the files of words ``NAME=FILES``; return the runs of each word, which are the seeds of one line.
 
     Parameters
     ----------
-    word : str
+    words : iterable of str
         FILES is a file, a folder of CSV files, or a pattern with ``*``.
     theirs : Theirs
-        What is in the files.
+        What is in the files. Its columns are read from those that have them; others must be of a known program.
     y : str
         The column that is drawn, by its name in metrics.csv; ``theirs.columns`` is read as that.
     game : str or None
@@ -120,24 +124,37 @@ def read_others(word: str, theirs: Theirs, y: str, game: str | None) -> list[Mea
     Raises
     ------
     ConfigError
-        If no file matches, its columns are not known, or it is not said how many frames a step has.
+        If no file matches, a file's columns are not known, no file has those that are named, or it is not said how many
+        frames a step has.
     """
+    tables = {word: [_Table(path) for path in _paths(word)] for word in words}
+    every = [table for each in tables.values() for table in each]
+    wanted = theirs.columns or ()
+    if every and wanted and not any(set(wanted) <= set(table.columns) for table in every):
+        for name in wanted:
+            every[0].require(name)
+    columns = {id(table): _columns(table, theirs, y) for table in every}
+    if every and theirs.frames_per_step is None:
+        raise ConfigError(
+            f"it is not said how many frames a step of {next(iter(tables)).partition('=')[0]} has; give "
+            "--their-frames-per-step 4 for Atari with a frame skip of 4, or 1 if the files count frames"
+        )
+    return {
+        word: [_run(word.partition("=")[0], table, columns[id(table)], theirs, y, game) for table in each]
+        for word, each in tables.items()
+    }
+
+
+def _paths(word: str) -> list[Path]:
     name, _, files = word.partition("=")
     pattern = os.path.join(files, "*.csv") if os.path.isdir(files) else files
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True)) if os.path.isfile(path)]
     if not paths:
         raise ConfigError(f"{word} matches no file; give {name}= and a CSV file, a folder of them, or a pattern with *")
-    if theirs.frames_per_step is None:
-        raise ConfigError(
-            f"it is not said how many frames a step of {name} has; give --their-frames-per-step 4 for Atari with a "
-            "frame skip of 4, or 1 if the files count frames"
-        )
-    return [_run(name, path, theirs, y, game) for path in paths]
+    return paths
 
 
-def _run(name: str, path: Path, theirs: Theirs, y: str, game: str | None) -> MeasuredRun:
-    table = _Table(path)
-    columns = _columns(table, theirs, y)
+def _run(name: str, table: _Table, columns: dict[str, Floats], theirs: Theirs, y: str, game: str | None) -> MeasuredRun:
     assert theirs.frames_per_step is not None
     columns[FRAMES] = columns[FRAMES] * theirs.frames_per_step
     rows = theirs.rows or (GAMES if table.is_monitor else 1)
@@ -145,19 +162,24 @@ def _run(name: str, path: Path, theirs: Theirs, y: str, game: str | None) -> Mea
         columns[one] = _mean_of_last(columns[one], rows)
     cells = zip(*columns.values(), strict=True)
     texts = [{key: "" if np.isnan(x) else repr(float(x)) for key, x in zip(columns, row, strict=True)} for row in cells]
+    path = table.path
     return MeasuredRun(path=path, name=path.stem, settings={}, game=game, columns=list(columns), rows=texts, line=name)
 
 
 def _columns(table: _Table, theirs: Theirs, y: str) -> dict[str, Floats]:
-    if theirs.columns is not None:
+    """Return the columns of a file by our names, steps not yet frames: those that the user names, if it has them."""
+    if theirs.columns is not None and set(theirs.columns) <= set(table.columns):
         steps, drawn = theirs.columns
         return {FRAMES: table[steps], y: table[drawn]}
     for names, read in FORMS:
         if names <= set(table.columns):
             return read(table)
+    for name in theirs.columns or ():
+        table.require(name)
+    frames = "" if theirs.frames_per_step else " --their-frames-per-step 4"
     raise ConfigError(
         f"{table.path} is of no known program; name its column of steps and the one to draw, as in --their-columns "
-        f"{' '.join(repr(name) if ' ' in name else name for name in _two(table.columns))}; it has "
+        f"{' '.join(repr(name) if ' ' in name else name for name in _two(table.columns))}{frames}; it has "
         f"{', '.join(table.columns)}"
     )
 

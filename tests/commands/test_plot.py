@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -207,6 +208,25 @@ def test_a_run_must_be_given_and_exist(tmp_path):
         plot.main(["--x", "minutes"])
     with pytest.raises(ConfigError, match=r"there is no .*nowhere"):
         draw(tmp_path, tmp_path / "nowhere")
+
+
+def test_a_run_that_is_near_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("old", "new"):
+        record(tmp_path / "runs", name)
+    os.utime("runs/old", (0, 0))
+    (tmp_path / "runs/new/pictures").mkdir()
+    for given, hint in (
+        ("runs", "it holds runs: give one of them, such as runs/new"),
+        ("new", "did you mean runs/new?"),
+        ("runs/new/pictures", "it lies in one: give runs/new"),
+        ("runs/new/metric.csv", "it lies in one: give runs/new"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            plot.main([given])
+        assert str(refused.value).endswith(hint)
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_a_place_that_takes_no_picture_is_named_and_nothing_is_left(make, tmp_path):

@@ -230,6 +230,7 @@ def test_a_signal_ends_calmly_whatever_is_shown(run, windows, monkeypatch, capsy
     [
         ([], "neither a run nor a game is given; try python -m fastrl.watch breakout"),
         (["--episodes", "2"], "neither a run nor a game is given"),
+        (["RUNS"], r"is no run folder; it holds runs: give one of them, such as .*"),
         (["nowhere"], r"nowhere is no run folder \(it holds no config.json\), and game is 'nowhere'"),
         (["braekout"], "did you mean breakout"),
         (["pong"], "game is 'pong', for which no weights ship; give one of breakout"),
@@ -247,7 +248,7 @@ def test_a_signal_ends_calmly_whatever_is_shown(run, windows, monkeypatch, capsy
 def test_bad_input_is_one_clear_message_and_writes_nothing(run, shipped, arguments, message):
     before = sorted(run.rglob("*"))
     with pytest.raises(ConfigError, match=message):
-        watch.main([str(run) if word == "RUN" else word for word in arguments])
+        watch.main([{"RUN": str(run), "RUNS": str(run.parent)}.get(word, word) for word in arguments])
     assert sorted(run.rglob("*")) == before
     assert list(Path().iterdir()) == []
 

@@ -10,7 +10,7 @@ import pytest
 from untrained import make_run
 
 from fastrl.base.errors import ConfigError
-from fastrl.config import AGENTS, PRESETS, AgentName, DQNConfig, with_agent
+from fastrl.config import AGENTS, PRESETS, AgentName, DQNConfig, custom_preset, with_agent
 
 FIELDS = {field.name for field in dataclasses.fields(DQNConfig)}
 ALGORITHM = (
@@ -62,6 +62,14 @@ def test_dueling_is_what_every_preset_is_but_those_of_atari(preset):
     config = PRESETS[preset].config
     config = config if config.game == "catch" else config.replace(game="module:make_env")
     assert with_agent(config, "dueling") == config
+
+
+@pytest.mark.parametrize("trunk", ["nature", "small", "minatar", "vector"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_dueling_is_what_custom_environments_have(device, trunk):
+    config = custom_preset("my_module:make_env", device, trunk=trunk, frame_shape=(4, 10, 10)).config
+    assert with_agent(config, "dueling") == config
+    assert (config.head, config.double, config.munchausen) == ("expected", True, False)
 
 
 @pytest.mark.parametrize("preset", ["cpu", "cuda"])

@@ -91,9 +91,24 @@ def test_no_row_is_wrong_whatever_happens_to_chunks_and_collectors(autoreset, tr
     buffer.check()
     assert drawn > 5_000
     if trouble is TROUBLE:
-        assert min(engine.seen[what] for what in ("drop", "kill", "twice", "swap")) > 0, engine.seen
+        assert min(engine.seen[what] for what in ("drop", "kill", "twice", "swap", "step in")) > 0, engine.seen
         assert collectors.lost > 0
         assert collectors.restarted > 0
+
+
+def test_in_another_place_or_life_a_process_counts_its_chunks_anew():
+    one = Actor({}, 0, 2, {}, again=False)
+    before = one._born
+    one._seq = 7
+    one.become(2, 0)
+    assert (one._born, one._seq) == (before, 7)
+    seen = {before}
+    for number, life in ((2, 1), (0, 1), (2, 1)):
+        one.become(number, life)
+        assert one._seq == 0
+        seen.add(one._born)
+        one._seq = 7
+    assert len(seen) == 4
 
 
 def test_a_hung_collector_is_replaced_once_it_is_silent_for_too_long():
@@ -186,8 +201,10 @@ KERNELS = [name for name in (pick_kernels(False), pick_kernels(True)) if name is
 @pytest.mark.skipif(not KERNELS, reason="this processor has no fast kernels")
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("noisy", [True, False])
-def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(kernels, noisy):
-    config = with_agent(preset_for("breakout", "cpu").config, "dueling").replace(noisy=noisy, hidden=32)
+@pytest.mark.parametrize("trunk", ["small", "impala-strided"])
+def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(kernels, noisy, trunk):
+    config = with_agent(preset_for("breakout", "cpu").config, "dueling")
+    config = config.replace(noisy=noisy, hidden=32, trunk=trunk)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         own, *others = (build_network(config, (4, 84, 84), 4) for _ in range(3))
@@ -207,7 +224,7 @@ def test_a_collector_acts_by_the_kernels_of_the_learner_with_the_newest_weights(
             noise = torch.randn(own.noise_size) if noisy else None
             exact = plain._network(torch.from_numpy(obs), noise).numpy()
             found = fast._fast(obs, noise).numpy()
-        assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+        assert np.abs(found - exact).max() < (0.02 if trunk == "small" else 0.05) * np.abs(exact).max()
     assert len(seen) > 1
 
 
@@ -216,7 +233,8 @@ def test_a_collector_acts_by_pytorchs_kernels_where_the_settings_or_the_frames_a
     assert pick_acting_kernels(config, np.uint8) in (KERNELS or [None])
     assert pick_acting_kernels(config.replace(kernels="torch"), np.uint8) is None
     assert pick_acting_kernels(config, np.float32) is None
-    assert pick_acting_kernels(config.replace(trunk="impala"), np.uint8) is None
+    assert pick_acting_kernels(config.replace(trunk="vector"), np.uint8) is None
+    assert pick_acting_kernels(config.replace(trunk="impala-strided"), np.uint8) in (KERNELS or [None])
     assert pick_acting_kernels(config.replace(precision="float32"), np.uint8) == pick_kernels(False)
 
 

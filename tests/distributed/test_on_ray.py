@@ -92,8 +92,8 @@ class Training:
         self.process.kill()
         raise AssertionError(f"in vain: {self.said}")
 
-    def actors(self) -> list[int]:
-        """Processes of collectors, of this run."""
+    def actors(self, method: str = "") -> list[int]:
+        """Processes of collectors, of this run; those that are in a method, such as ``collect_as``."""
         names = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
         lines = [line.split(None, 2) for line in names.splitlines()[1:]]
         parents = {int(pid): int(parent) for pid, parent, _ in lines}
@@ -103,7 +103,8 @@ class Training:
                 pid = parents[pid]
             return pid == self.process.pid
 
-        return [int(pid) for pid, _, words in lines if re.match("ray::Ray(Actor|Player)", words) and ours(int(pid))]
+        title = r"ray::Ray(Actor|Player)" + (rf"\.{method}\b" if method else "")
+        return [int(pid) for pid, _, words in lines if re.match(title, words) and ours(int(pid))]
 
 
 @pytest.fixture
@@ -135,12 +136,15 @@ def test_a_run_starts_ray_and_leaves_nothing_behind_and_another_number_of_collec
 
 
 def test_a_killed_collector_comes_back_and_sigterm_saves_the_run(endless):
-    killed = endless.until(lambda: len(endless.actors()) == 2 and endless.actors())[0]
+    killed, _, spare = endless.until(lambda: len(endless.actors()) == 3 and endless.actors())  # in order of their start
+    endless.until(lambda: "envpool" in Path(f"/proc/{spare}/maps").read_text())  # it has imported what it needs
+    time.sleep(1)
     os.kill(killed, signal.SIGKILL)
     endless.until(lambda: last(endless, "collectors/restarted") == 1)
     assert last(endless, "collectors/lost") == 1
     assert "is gone" in endless.said
     assert killed not in endless.actors()
+    endless.until(lambda: spare in endless.actors("collect_as"))  # which has stepped in
     assert re.findall(".*raylet.*", endless.said) == []  # Ray's own lines about dead workers stay out of the panel
     endless.process.send_signal(signal.SIGTERM)
     assert endless.wait() == 128 + signal.SIGTERM
@@ -149,7 +153,7 @@ def test_a_killed_collector_comes_back_and_sigterm_saves_the_run(endless):
 
 
 def test_a_stopped_collector_is_replaced(endless):
-    hung = endless.until(lambda: len(endless.actors()) == 2 and endless.actors())[0]
+    hung = endless.until(lambda: len(endless.actors()) == 3 and endless.actors())[0]
     os.kill(hung, signal.SIGSTOP)
     endless.until(lambda: last(endless, "collectors/restarted") == 1)
     assert "has not answered for 4 seconds; a new one takes its place" in endless.said

@@ -8,6 +8,7 @@ gradients; then sums that fall between two bfloat16 may be rounded either way, b
 from __future__ import annotations
 
 import copy
+import itertools
 import types
 import typing
 
@@ -20,7 +21,7 @@ from fastrl.config import PRESETS, DQNConfig, with_agent
 from fastrl.dqn import _trunk, trunk
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.learner import Learner
-from fastrl.dqn.network import QNetwork
+from fastrl.dqn.network import QNetwork, Residual
 from fastrl.dqn.trunk import Dense, FastTrunk, openmp_parallel, pick_kernels
 
 CPU = torch.device("cpu")
@@ -66,19 +67,24 @@ class Rounded(torch.autograd.Function):
 def twin(network, obs, grad, bfloat16):
     """Return features, and gradients of the trunk's weights, by autograd in float64."""
     network = copy.deepcopy(network).double()
-    convolutions = [m for m in network.trunk if isinstance(m, torch.nn.Conv2d)]
+    rounded, straight = (f.apply if bfloat16 else lambda x: x for f in (Rounded, Straight))
+
+    def convolved(m, x):
+        weight = m.weight / 255 if m is network.trunk[0] else m.weight
+        return F.conv2d(x, straight(weight), m.bias, m.stride, m.padding)
+
     x = torch.from_numpy(obs).double().flatten(1, -3)
-    for i, m in enumerate(convolutions):
-        weight = m.weight / 255 if i == 0 else m.weight
-        if bfloat16:
-            weight = Straight.apply(weight)
-        x = F.relu(F.conv2d(x, weight, m.bias, m.stride))
-        if bfloat16:
-            x = Rounded.apply(x)
-    if isinstance(network.trunk[-1], torch.nn.MaxPool2d):
-        x = network.trunk[-1](x)
+    for m, then in itertools.pairwise([*network.trunk, None]):
+        if isinstance(m, torch.nn.Conv2d):
+            x = convolved(m, x)
+            x = rounded(F.relu(x) if isinstance(then, torch.nn.ReLU) else x)
+        elif isinstance(m, Residual):
+            y = rounded(F.relu(convolved(m.first, F.relu(x))))
+            x = rounded(x + convolved(m.second, y))
+        else:
+            x = rounded(m(x))
     features = x.permute(0, 2, 3, 1).flatten(1)
-    weights = [p for m in convolutions for p in (m.weight, m.bias)]
+    weights = [p for m in network.trunk.modules() if isinstance(m, torch.nn.Conv2d) for p in (m.weight, m.bias)]
     return features.detach(), torch.autograd.grad(features, weights, grad.double())
 
 
@@ -99,6 +105,9 @@ class Straight(torch.autograd.Function):
     *((shape, "small", 1) for shape in SHAPES.values()),
     (SHAPES["Atari"], "nature", 1), ((4, 52, 48), "nature", 2), ((4, 60, 44), "small", 3),
     *((shape, "pooled", 1) for shape in SHAPES.values()), ((4, 60, 44), "pooled", 3), (SHAPES["Atari"], "residual", 1),
+    *((shape, "impala-strided", 1) for shape in SHAPES.values()), ((4, 52, 40), "impala-strided", 3),
+    ((4, 8, 13), "impala-strided", 2), ((4, 20, 17), "impala-pooled", 1), ((1, 3, 2), "impala-pooled", 1),
+    ((2, 3, 17, 24), "impala", 1), ((4, 16, 16), "impala", 2),
 ])  # fmt: skip
 def test_features_and_gradients_are_those_of_autograd(kernels, shape, trunk, width):
     bfloat16 = SETS[kernels] == 2
@@ -136,7 +145,7 @@ def test_features_of_the_next_observations_by_the_online_network_are_left_out_wh
 
 
 @pytest.mark.parametrize("kernels", SETS)
-@pytest.mark.parametrize("layers", ["small", "pooled"])
+@pytest.mark.parametrize("layers", ["small", "pooled", "impala-strided"])
 def test_acting_gives_the_features_of_learning_for_any_number_of_observations(kernels, layers):
     mine = fast(networks(SHAPES["Atari"], layers), kernels)
     obs, after = observations(SHAPES["Atari"])
@@ -149,8 +158,9 @@ def test_acting_gives_the_features_of_learning_for_any_number_of_observations(ke
 
 
 @pytest.mark.parametrize("kernels", SETS)
-def test_weights_that_change_are_taken_over_whatever_changes_them(kernels):
-    pair = networks(SHAPES["smallest"])
+@pytest.mark.parametrize("layers", ["small", "impala-strided"])
+def test_weights_that_change_are_taken_over_whatever_changes_them(kernels, layers):
+    pair = networks(SHAPES["smallest"], layers)
     mine = fast(pair, kernels)
     obs, after = observations(SHAPES["smallest"])
     before = [t.detach().clone() for t in mine.features(obs, after)]
@@ -163,7 +173,7 @@ def test_weights_that_change_are_taken_over_whatever_changes_them(kernels):
     assert all(torch.equal(a, b.detach()) for a, b in zip(now, fresh.features(obs, after), strict=True))
 
 
-@pytest.mark.parametrize("layers", ["small", "pooled"])
+@pytest.mark.parametrize("layers", ["small", "pooled", "impala-strided"])
 def test_threads_share_the_work_and_the_result_does_not_depend_on_which_takes_what(monkeypatch, layers):
     obs, after = observations(SHAPES["Atari"], rows=16)
 
@@ -201,26 +211,28 @@ def batch(seed, shape=SHAPES["Atari"]):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layers", ["small", "pooled", "residual"])
+@pytest.mark.parametrize("layers", ["small", "pooled", "residual", "impala-strided", "impala-pooled"])
 def test_a_learner_with_the_fast_trunk_learns_what_the_eager_one_learns(monkeypatch, precision, layers):
     if pick_kernels(precision == "bfloat16") is None:
         pytest.skip("no kernels for bfloat16")
     config = LEARNER.replace(trunk=layers, precision=precision)
-    mine = Learner(config, SHAPES["Atari"], np.uint8, 4, CPU, 0)
+    shape = SHAPES["Atari" if layers != "impala-pooled" else "smallest"]
+    mine = Learner(config, shape, np.uint8, 4, CPU, 0)
     assert mine._trunk is not None
     monkeypatch.setattr(Learner, "_fast_trunk", lambda *_: None)
-    eager = Learner(config, SHAPES["Atari"], np.uint8, 4, CPU, 0)
+    eager = Learner(config, shape, np.uint8, 4, CPU, 0)
     for seed in range(8):
-        np.testing.assert_allclose(
-            mine.learn(batch(seed))[1], eager.learn(batch(seed))[1], atol=1e-5 if precision == "float32" else 0.05
-        )
+        now = batch(seed, shape)
+        tolerance = 1e-5 if precision == "float32" else 0.05
+        np.testing.assert_allclose(mine.learn(now)[1], eager.learn(now)[1], atol=tolerance)
     assert mine.metrics()["train/grad_norm"] == pytest.approx(
         eager.metrics()["train/grad_norm"], rel=1e-4 if precision == "float32" else 0.1
     )
     if precision == "float32":
         for name, value in mine.online.state_dict().items():
             torch.testing.assert_close(value, eager.online.state_dict()[name], rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(mine.act(batch(9).obs[:4]), eager.act(batch(9).obs[:4]))
+        obs = batch(9, shape).obs[:4]
+        np.testing.assert_array_equal(mine.act(obs), eager.act(obs))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -229,6 +241,7 @@ def test_a_learner_with_the_fast_trunk_learns_what_the_eager_one_learns(monkeypa
     [
         {"head": "c51", "munchausen": True}, {"head": "quantile", "double": False}, {"noisy": True},
         {"head": "iqn", "noisy": True, "dueling": False}, {"head": "iqn", "trunk": "residual"},
+        {"head": "quantile", "double": False, "munchausen": True, "trunk": "impala-strided"},
     ],
     ids=str,
 )  # fmt: skip
@@ -251,7 +264,7 @@ def test_every_head_learns_on_the_fast_trunk_what_it_learns_on_the_eager_one(mon
         np.testing.assert_array_equal(mine.act(obs), eager.act(obs))
 
 
-@pytest.mark.parametrize("layers", ["pooled", "residual"])
+@pytest.mark.parametrize("layers", ["pooled", "residual", "impala-strided"])
 @pytest.mark.parametrize("head", typing.get_args(typing.get_type_hints(DQNConfig)["head"]))
 def test_acting_on_the_fast_trunk_takes_the_best_action_of_every_head(layers, head):
     config = LEARNER.replace(trunk=layers, precision="float32", head=head, atoms=7, quantiles=7)
@@ -262,7 +275,7 @@ def test_acting_on_the_fast_trunk_takes_the_best_action_of_every_head(layers, he
     np.testing.assert_array_equal(learner.act(obs[:4]), learner.q_values(obs[:4]).argmax(axis=1))  # by the eager trunk
 
 
-@pytest.mark.parametrize("layers", ["pooled", "residual"])
+@pytest.mark.parametrize("layers", ["pooled", "residual", "impala-strided"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_state_of_the_fast_trunk_is_taken_over_to_the_bit(layers, precision):
     if pick_kernels(precision == "bfloat16") is None:
@@ -355,7 +368,7 @@ def test_kernels_that_are_not_there_are_refused_and_the_fastest_are_picked():
         ((4, 84, 84), [(16, 4, 8)], 2, 2, 1),
         ((4, 6, 84), [(16, 8, 4)], 2, 2, 1),
         ((4, 84, 84), [], 2, 2, 1),
-        ((4, 84, 84), [(16, 2, 1)] * 5, 2, 2, 1),
+        ((4, 84, 84), [(16, 2, 1)] * 17, 2, 2, 1),
         ((4, 84, 84), [(16, 8, 4)], 0, 2, 1),
         ((4, 84, 84), [(16, 8, 4)], 2, 2, 0),
     ],

@@ -28,7 +28,7 @@ FIELDS = ("precision", "torch_threads", "kernels")
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Eight cores with bfloat16 and own kernels; `asked` lists what was measured, `finds` is what that finds."""
-    known = SimpleNamespace(bfloat16=True, cores=8, kernels=True, asked=[], finds=Measured(FOUND, True, 1.23))
+    known = SimpleNamespace(bfloat16=True, cores=8, kernels=True, asked=[], finds=Measured(FOUND, "", 1.23))
 
     def measure(config, shapes, rule, others, threads):
         known.asked.append((rule, list(others), list(threads)))
@@ -157,9 +157,10 @@ def test_other_observations_or_actions_are_measured_anew(machine, shapes):
     assert len(machine.asked) == 2
 
 
-def test_what_a_busy_machine_gave_is_said_and_not_kept(machine):
-    machine.finds = Measured(FOUND, False, 2.0)
-    assert chosen(AUTO)[1].endswith("(measured for 2.0 s on a busy machine)")
+@pytest.mark.parametrize("doubt", ["on a busy machine", "in uneven turns"])
+def test_what_is_in_doubt_is_said_and_not_kept(machine, doubt):
+    machine.finds = Measured(FOUND, doubt, 2.0)
+    assert chosen(AUTO)[1].endswith(f"(measured for 2.0 s {doubt})")
     chosen(AUTO)
     assert len(machine.asked) == 2
 
@@ -226,7 +227,7 @@ def test_what_an_older_run_left_open_stays_as_the_rule_had_it(machine):
 def test_a_run_that_comes_to_a_weaker_machine_says_so_and_goes_on(machine):
     config, notes = AUTO.replace(**dataclasses.asdict(RULE)), []
     machine.bfloat16, machine.cores, machine.kernels = False, 2, False
-    machine.finds = Measured(RULE, True, 1.0)
+    machine.finds = Measured(RULE, "", 1.0)
     settled, _ = settle(config, SHAPES, CPU, earlier=config, notes=notes)
     assert (settled.precision, settled.torch_threads, settled.kernels) == ("bfloat16", 8, "torch")
     assert "only emulates; --precision auto chooses anew" in notes[0]
@@ -241,7 +242,7 @@ def test_kernels_that_a_gpu_does_not_have_are_no_obstacle_to_a_resume_there(mach
 @pytest.mark.parametrize(
     ("changes", "dtype", "words"),
     [
-        ({"trunk": "impala"}, np.uint8, "trunk impala"),
+        ({"trunk": "vector"}, np.uint8, "trunk vector"),
         ({}, np.float32, "observations of float32"),
     ],
 )
@@ -325,7 +326,7 @@ def test_threads_race_first_and_then_precision_and_kernels_within_the_budget(
     tried = {choice.precision for choice in built}
     assert tried == ({"bfloat16", "float32"} if quiet or from_second else {"bfloat16"})
     assert found.seconds == now[0] <= tune.BUDGET_SECONDS
-    assert found.quiet == quiet
+    assert found.doubt == ("" if quiet else "on a busy machine")
 
 
 @pytest.mark.parametrize(
@@ -446,7 +447,7 @@ def test_a_machine_that_starves_the_process_keeps_to_the_rule(monkeypatch, slow,
     monkeypatch.setattr(tune, "Race", None)
     config = AUTO.replace(batch_size=1_024, trunk="nature", hidden=512)
     found = tune.measure(config, SHAPES, RULE, [], [4, 2, 1])
-    assert found == Measured(RULE, False, now[0])
+    assert found == Measured(RULE, "on a busy machine", now[0])
     assert now[0] <= tune.BUDGET_SECONDS
     assert len(learners) == built
 

@@ -101,6 +101,16 @@ def test_a_function_that_acts_by_itself_is_told_of_an_action_that_is_not_allowed
         play_games(name_of(masked_envs.make_single), lambda stacks: np.zeros(len(stacks), int), 1, seed=0, stack=1)
 
 
+def test_values_that_are_no_numbers_matter_only_where_the_action_is_allowed():
+    def values_of(spoilt):
+        return lambda stacks: np.where([spoilt(mask_of(stack[-1])) for stack in stacks], np.nan, 1.0)
+
+    name, rules = name_of(masked_envs.make_single), EvaluationRules(epsilon=0)
+    assert len(play_games(name, values_of(np.logical_not), 2, seed=0, rules=rules, stack=1).scores) == 2
+    with pytest.raises(ValueError, match=r"act returned the Q-values \[.*nan.*\] in game 0"):
+        play_games(name, values_of(np.asarray), 2, seed=0, rules=rules, stack=1)
+
+
 def test_looking_at_an_environment_takes_an_action_that_it_allows():
     assert not mask_of((0, 0, 0))[0]
     assert look_at(name_of(masked_envs.make_single)) == ((3,), None)

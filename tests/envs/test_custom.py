@@ -287,6 +287,16 @@ def test_games_that_never_end_are_cut_off():
     assert games.film == []
 
 
+def test_games_of_a_callable_are_those_of_its_name():
+    rules = EvaluationRules(epsilon=0.5, max_steps=5)
+    act = lambda stacks: np.zeros(len(stacks), int)  # noqa: E731
+    by_name, by_itself = (play_games(game, act, 3, seed=1, rules=rules) for game in (name_of(make_walk), make_walk))
+    assert by_itself.game == by_name.game == "test_custom:make_walk"
+    assert by_itself.scores.tolist() == by_name.scores.tolist()
+    with pytest.raises(ConfigError, match=r"is an environment itself"):
+        play_games(make_walk(), act, 1, seed=1)
+
+
 # --- names and refusals -------------------------------------------------------------------------------
 
 

@@ -11,8 +11,8 @@ from fastrl.config import to_record
 from fastrl.distributed.actor import Actor, versions
 from fastrl.distributed.collectors import LostError
 
-PEACE = {"drop": 0.0, "kill": 0.0, "hang": 0.0, "twice": 0.0, "swap": 0.0}
-TROUBLE = {"drop": 0.04, "kill": 0.02, "hang": 0.01, "twice": 0.04, "swap": 0.08}
+PEACE = {"drop": 0.0, "kill": 0.0, "hang": 0.0, "twice": 0.0, "swap": 0.0, "step in": 0.0}
+TROUBLE = {"drop": 0.04, "kill": 0.02, "hang": 0.01, "twice": 0.04, "swap": 0.08, "step in": 0.02}
 START_SECONDS = 3.0
 
 
@@ -31,6 +31,7 @@ class FakeEngine:
         self._rng = np.random.default_rng(plan)
         self.now, self.notes = 0.0, []
         self.actors, self.hangs, self.newest, self.free_at = {}, set(), {}, {}
+        self.spare, self.lives = Actor(to_record(config), seed, -1, versions(), again=True), Counter()
         self.seen = Counter()  # what happened
         self.closed = False
 
@@ -51,6 +52,7 @@ class FakeEngine:
         if number in self.hangs:
             return Ref(number, math.inf, None)
         self.free_at[number] = max(self.now, self.free_at[number]) + rng.exponential(0.2)
+        self.actors[number].become(number, self.lives[number])
         ref = Ref(number, self.free_at[number], self.actors[number].collect(request, weights))
         waits = refs is not None and refs.due > self.now and not isinstance(refs.answer, Exception)
         if rng.random() < odds["hang"]:
@@ -72,6 +74,13 @@ class FakeEngine:
         elif waits and rng.random() < odds["swap"]:
             self.seen["swap"] += 1
             ref.answer, refs.answer = refs.answer, ref.answer
+        elif rng.random() < odds["step in"]:  # the process lives, but cannot be reached for a while
+            self.seen["step in"] += 1
+            ref.answer = LostError("out of reach")
+            if waits:
+                refs.answer, refs.due = LostError("out of reach"), ref.due
+            self.actors[number], self.spare = self.spare, self.actors[number]
+            self.lives[number] += 1
         if number in self.actors:
             self.newest[number] = ref
         return ref

@@ -55,7 +55,7 @@ class Job:
             process.start()
         self.restarts += 1
 
-    def wait(self, seconds: float = 60) -> list[int]:
+    def wait(self, seconds: float = 180) -> list[int]:
         """Wait for all processes and return their exit statuses."""
         for process in self.processes:
             process.join(seconds)

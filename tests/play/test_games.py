@@ -312,14 +312,60 @@ def test_a_bad_setting_is_named(call, message):
         call()
 
 
+def values(*q):
+    return lambda stacks: np.tile(np.array(q), (len(stacks), 1))
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
         (lambda stacks: np.zeros(len(stacks) + 1, int), r"act returned int64 \(2,\)"),
         (lambda stacks: np.zeros(len(stacks)), r"act returned float64"),
         (lambda stacks: np.full(len(stacks), 9), r"actions are 0 to 2"),
+        (
+            values(0, np.nan, 2),
+            r"Q-values \[0.0, nan, 2.0\] in game 0; return finite numbers, or -inf for some actions",
+        ),
+        (values(0, np.inf, 2), r"Q-values \[0.0, inf, 2.0\] in game 0"),
+        (values(-np.inf, -np.inf, -np.inf), r"Q-values \[-inf, -inf, -inf\] in game 0"),
     ],
 )
 def test_a_bad_action_is_named(act, message):
     with pytest.raises(ValueError, match=message):
         play_games("catch", act, 1, seed=1)
+
+
+def test_values_that_are_no_numbers_name_the_game_they_are_of():
+    def act(stacks):
+        q = np.zeros((len(stacks), 3), np.float32)
+        q[2, 1] = np.nan
+        return q
+
+    with pytest.raises(ValueError, match=r"Q-values \[0.0, nan, 0.0\] in game 2"):
+        play_games("catch", act, 5, seed=1)
+
+
+def test_an_action_of_minus_infinity_is_never_taken():
+    rules = EvaluationRules(epsilon=0)
+    forbidden = play_games("catch", values(-np.inf, -5.0, -9.0), 20, seed=1, rules=rules)
+    assert (
+        forbidden.scores.tolist() == play_games("catch", values(0.0, 1.0, 0.0), 20, seed=1, rules=rules).scores.tolist()
+    )
+
+
+@pytest.mark.parametrize("act", [None, "runs/NAME", np.zeros(3)])
+def test_what_is_no_function_is_refused_in_place_of_one(act):
+    with pytest.raises(ConfigError, match=r"act is .*, which cannot be called; give a function of stacks"):
+        play_games("catch", act, 1, seed=1)
+
+
+def test_a_bare_network_is_refused_with_what_makes_a_function_of_it():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(
+        ConfigError, match=r"act is a network, of type Linear, which takes tensors; give greedy\(network"
+    ):
+        play_games("catch", torch.nn.Linear(3, 3), 1, seed=1)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(50, 3))
+    with torch.no_grad():
+        games = play_games("catch", lambda s: network(torch.from_numpy(s.copy())).numpy(), 3, seed=1, stack=1)
+    assert games.lengths.tolist() == [9] * 3

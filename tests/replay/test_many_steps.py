@@ -238,6 +238,83 @@ def test_rows_added_meanwhile_do_not_come_and_those_overwritten_are_left_out():
     assert rest.tolist() == [*range(8, 20), *range(-8, -20, -1)]
 
 
+def test_rows_read_while_another_thread_adds_are_whole_in_order_and_those_of_the_call(stores):
+    buffer, stop, adding = filled(steps=30, capacity=400), threading.Event(), threading.Event()
+
+    def add():
+        t = 30
+        while not stop.is_set():
+            buffer.add(**step(t % 250, action=np.array([t, -t]), reward=np.array([t, 10.0 * t])))
+            adding.set()
+            t += 1
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        assert adding.wait(10)
+        for _ in range(20):
+            before = buffer._ring.count.max() - 1
+            chunks = buffer.rows(7)
+            after, last = buffer._ring.count.max(), np.full(2, -1)
+            for rows in chunks:
+                row = rows.index // 2
+                assert np.array_equal(rows.index % 2, rows.env)
+                assert np.array_equal(rows.action, np.where(rows.env == 0, row, -row))
+                assert np.array_equal(rows.reward, np.where(rows.env == 0, row, 10 * row))
+                assert np.array_equal(rows.obs, (row % 250)[:, None].repeat(3, axis=1))
+                for env in np.unique(rows.env):
+                    mine = row[rows.env == env]
+                    assert mine[0] > last[env]
+                    assert np.array_equal(mine, np.arange(mine[0], mine[0] + len(mine)))  # no gap inside a chunk
+                    last[env] = mine[-1]
+            assert last.max() < after
+            if buffer._ring.oldest.max() <= before:  # the newest rows of the call were not overwritten before they came
+                assert before - 1 <= last[0] == last[1]  # vector steps are whole
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_other_threads_may_add_between_two_chunks_but_not_within_one(monkeypatch):
+    buffer, inside, added = filled(steps=20), threading.Event(), threading.Event()
+    store = buffer._stores[0]
+    iterator, gather = buffer.rows(5), type(store).gather
+
+    def add():
+        inside.wait(10)
+        buffer.add(**step(20))
+        added.set()
+
+    def slow(self, *arguments):
+        inside.set()
+        assert not added.wait(0.2)
+        gather(self, *arguments)
+
+    monkeypatch.setattr(type(store), "gather", slow)
+    thread = threading.Thread(target=add)
+    thread.start()
+    assert next(iterator).action.tolist() == [0, 1, 2, 3, 4]
+    assert added.wait(10)
+    thread.join()
+
+
+def test_drawable_is_that_of_the_moment_at_which_a_chunk_is_read():
+    buffer = filled(steps=12, n_step=3)
+    iterator = buffer.rows(12)
+    assert next(iterator).drawable.tolist() == [True] * 9 + [False] * 3
+    buffer.add(**step(12))
+    assert next(iterator).drawable.tolist() == [True] * 10 + [False] * 2
+
+
+def test_an_iterator_from_before_the_buffer_was_closed_reads_no_more(tmp_path):
+    buffer = filled(steps=20, store="mmap", folder=tmp_path / "replay")
+    iterator = buffer.rows(5)
+    next(iterator)
+    buffer.close()
+    with pytest.raises(RuntimeError, match="this buffer was closed; from_folder opens it again"):
+        next(iterator)
+
+
 def test_a_chunk_of_rows_has_arrays_of_its_own():
     first, second = list(filled().rows(12))
     assert not np.shares_memory(first.obs, second.obs)

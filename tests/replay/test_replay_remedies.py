@@ -10,10 +10,12 @@ import ast
 import copy
 import inspect
 import re
+import shutil
 import sys
 import threading
 import tomllib
 import zipfile
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
@@ -1238,10 +1240,32 @@ def a_system_without_locks(folder):
     return refused, lambda said: small(store=named(said.partition("use ")[2], "store"))
 
 
-@case("GiB free, but capacity = 40 needs 4.1e+04; give less capacity, or a folder on another disk", OSError)
+def on_a_disk(total, free):
+    """Return a function that makes a buffer of 40 rows of 1 MiB in a folder on a disk of this size, in MiB."""
+    usage = namedtuple("usage", "total used free")
+
+    def make(folder, **changes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda path: usage(total << 20, (total - free) << 20, free << 20))
+            living(folder, **{"obs_shape": (1 << 20,)} | changes)
+
+    return make
+
+
+@case("GiB free, but capacity = 40 needs 0.04; give less capacity, or a folder on another disk", OSError)
 def more_frames_than_the_disk_holds(folder):
-    huge = partial(living, folder, obs_shape=(2**40,))
-    return huge, lambda said: living(folder, obs_shape=(2**10,))
+    make = on_a_disk(100, 30)
+    return partial(make, folder), lambda said: make(folder, capacity=20)
+
+
+@case("GiB free, but capacity = 40 needs 0.04; give a folder on another disk", OSError)
+def a_disk_that_is_full(folder):
+    return partial(on_a_disk(100, 2), folder), lambda said: on_a_disk(100, 99)(folder)
+
+
+@case("folder is '/proc/replay', and /proc belongs to the system and is on no disk; give a folder on a disk", OSError)
+def a_place_that_is_on_no_disk(folder):
+    return partial(living, Path("/proc")), lambda said: living(folder)
 
 
 def kept_elsewhere(name, damage, folder):

@@ -12,7 +12,7 @@ pytest.importorskip("scipy")
 from fastrl import plot
 from fastrl.base.errors import ConfigError
 from fastrl.cli import read
-from fastrl.runs.curves import Curve, curve_of, summary_at
+from fastrl.runs.curves import Curve, curve_of, name_groups, summary_at
 from fastrl.runs.others import EVALUATION, FRAMES, MINUTES, SCORE, Theirs, is_others, read_others
 
 PROGRESS = """rollout/ep_rew_mean,time/total_timesteps,time/time_elapsed,eval/mean_reward
@@ -40,7 +40,8 @@ def write(folder, **texts):
 
 
 def columns_of(tmp_path, text, theirs, y=SCORE):
-    (run,) = read_others(f"other={write(tmp_path / 'files', a=text) / 'a.csv'}", theirs, y, "pong")
+    word = f"other={write(tmp_path / 'files', a=text) / 'a.csv'}"
+    (run,) = read_others([word], theirs, y, "pong")[word]
     assert (run.line, run.game, run.settings) == ("other", "pong", {})
     return {name: run.column(name, "--y").tolist() for name in run.columns}
 
@@ -83,7 +84,7 @@ def test_each_file_of_a_folder_or_a_pattern_is_a_seed(tmp_path):
     folder = write(tmp_path / "sb3", one=PROGRESS, two=PROGRESS)
     (folder / "notes.txt").write_text("no table")
     for files in (folder, f"{folder}/*.csv", f"{tmp_path}/**/*.csv"):
-        runs = read_others(f"SB3={files}", Theirs(frames_per_step=1), SCORE, None)
+        (runs,) = read_others([f"SB3={files}"], Theirs(frames_per_step=1), SCORE, None).values()
         assert [run.name for run in runs] == ["one", "two"]
 
 
@@ -98,7 +99,14 @@ def test_a_run_whose_name_has_an_equals_sign_is_a_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "theirs", "message"),
     [
-        (PROGRESS, Theirs(), "--their-frames-per-step 4 for Atari"),
+        (PROGRESS, Theirs(), "how many frames a step of other has; give --their-frames-per-step 4 for Atari"),
+        ("a,b\n1,2\n", Theirs(), "--their-columns a b --their-frames-per-step 4; it has a, b"),  # all in one message
+        ("a,b\n1,2\n", Theirs(("a", "c")), "--their-columns asks for c, .* it has a, b"),
+        (
+            PROGRESS,
+            Theirs(("time/total_timesteps", "x"), 1),
+            "--their-columns asks for x, .* it has rollout/ep_rew_mean",
+        ),
         ("a,b\n1,2\n", Theirs(frames_per_step=1), "is of no known program; .* --their-columns a b; it has a, b"),
         (PROGRESS, Theirs(("steps", "x"), 1), "--their-columns asks for steps, .* it has rollout/ep_rew_mean"),
         ("a,b\n1,x\n", Theirs(("a", "b"), 1), "something else than numbers in column b"),
@@ -113,7 +121,31 @@ def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path, text, theirs, me
 
 def test_files_that_are_not_there_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"SB3=.* matches no file; give SB3= and a CSV file"):
-        read_others(f"SB3={tmp_path}/none/*.csv", Theirs(frames_per_step=1), SCORE, None)
+        read_others([f"SB3={tmp_path}/none/*.csv"], Theirs(frames_per_step=1), SCORE, None)
+
+
+def test_columns_that_are_named_leave_files_of_known_programs_as_they_are(tmp_path):
+    write(tmp_path, log="step,reward\n5,1.0\n10,3.0\n", sb3=PROGRESS)
+    words = [f"mine={tmp_path}/log.csv", f"SB3={tmp_path}/sb3.csv"]
+    found = read_others(words, Theirs(("step", "reward"), 1), SCORE, None)
+    (mine,), (sb3,) = (found[word] for word in words)
+    assert mine.column(SCORE, "--y").tolist() == [1, 3]
+    assert sb3.column(FRAMES, "--x").tolist() == [1000, 1500, 2000]
+    assert curve_of(sb3, FRAMES, SCORE).y.tolist() == [1.5, 2.5]
+    named = Theirs(("time/total_timesteps", "eval/mean_reward"), 1)  # of a known program too, what is named counts
+    (sb3,) = read_others(words[1:], named, SCORE, None)[words[1]]
+    assert curve_of(sb3, FRAMES, SCORE).y.tolist() == [7]
+    with pytest.raises(ConfigError, match=r"--their-columns asks for time/total_timesteps, which .*log.csv has not"):
+        read_others(words, named, SCORE, None)
+
+
+def test_a_name_that_a_run_has_too_is_told_apart_by_its_files(tmp_path):
+    run = record(tmp_path, "a")
+    write(tmp_path / "theirs", one=PROGRESS, two=PROGRESS)
+    for files, label in (("one.csv", "a (one.csv)"), ("*.csv", "a (theirs), 2 seeds")):
+        words = [str(run), f"a={tmp_path}/theirs/{files}"]
+        groups = plot.read_groups(words, plot.Arguments(their_frames_per_step=1))
+        assert name_groups(groups) == ["a", label]
 
 
 def test_values_at_equal_x_are_interpolated_and_summarised():

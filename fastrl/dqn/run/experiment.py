@@ -15,6 +15,7 @@ import numpy as np
 from fastrl.base import console
 from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
+from fastrl.base.launch import first_rank
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
 from fastrl.distributed.engine import build_collectors
@@ -84,12 +85,13 @@ def train(
     RunError
         If the folder takes no more files, a loss or a weight is not finite, or a custom environment fails.
     """
-    with Stop() as own, joined(config.device) as peers:
+    with Stop(quiet=quiet or not first_rank()) as own, joined(config.device) as peers:
         stop = peers.agreed(own)
         if (begun := _begun_before(peers, quiet=quiet)) is not None:
             config, resume = load_dqn_config(begun), begun
         try:
-            run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
+            with stop.after("the start of the run"):
+                run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
         except Stopped as asked:  # while collectors were starting: nothing is written yet
             raise KeyboardInterrupt(own.signal) from asked
         try:
@@ -197,7 +199,8 @@ class Run(Loop):
         if new:  # one that was trained so goes on so
             _refuse_two_stacks(config, envs)
         part = peers.part(config)
-        replay = find_replay(mine, part, envs, seeds[2], device, notes, schedules.warm_up_steps, longer, peers)
+        with stop.after("the loading of the replay" if mine else "the start of the run"):
+            replay = find_replay(mine, part, envs, seeds[2], device, notes, schedules.warm_up_steps, longer, peers)
         if config.collectors:
             notes += check_rings(part, replay.buffer.settings["capacity"])
         replay_words = replay.words + require_disk(part, replay.buffer, steps, folder.path, replay.earlier, peers)
@@ -213,16 +216,17 @@ class Run(Loop):
             )
         )
         config = config.replace(**{name: getattr(chosen, name) for name in OPEN})
-        learner = Learner(
-            peers.part(config),
-            obs_shape,
-            envs.frame_dtype,
-            envs.num_actions,
-            device,
-            seeds[3],
-            peers=peers,
-            masked=have_masks(envs),
-        )
+        with stop.after("torch.compile" if config.compile else "the start of the run"):
+            learner = Learner(
+                peers.part(config),
+                obs_shape,
+                envs.frame_dtype,
+                envs.num_actions,
+                device,
+                seeds[3],
+                peers=peers,
+                masked=have_masks(envs),
+            )
         super().__init__(
             config,
             folder,

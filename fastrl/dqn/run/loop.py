@@ -24,7 +24,7 @@ from fastrl.dqn.policy import Policy
 from fastrl.dqn.run.faults import NotFiniteError, not_finite, spoilt
 from fastrl.dqn.run.saver import RunSnapshot, Saver
 from fastrl.dqn.schedules import Schedules
-from fastrl.envs.masks import ACTION_MASK
+from fastrl.envs.masks import ACTION_MASK, have_masks
 from fastrl.replay import Batch, PrioritizedReplayBuffer
 from fastrl.runs.folder import RunFolder
 from fastrl.runs.report import Reporter
@@ -268,6 +268,7 @@ class Loop:
         state = {
             "game": self.config.game,
             "network": self.learner.online.settings,
+            "masked": have_masks(self.envs),
             "steps": self.steps,
             "frames": self.frames,
             "seconds": self.seconds,

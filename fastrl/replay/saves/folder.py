@@ -304,17 +304,23 @@ def _holds_replay(path: Path) -> bool:
 
 def _require_room(path: Path, settings: dict[str, Any]) -> None:
     """Raise OSError unless the disk holds a new buffer: its frames, and its state twice, since one replaces another."""
-    slots = settings["capacity"] // settings["num_envs"] * settings["num_envs"]
+    num_envs = settings["num_envs"]
     action = np.dtype(settings["action_dtype"]).itemsize * int(np.prod(settings["action_shape"], dtype=object))
-    needed = slots * (frame_bytes(settings) + 2 * (_ROW + action)) + _KEEP
+    row = frame_bytes(settings) + 2 * (_ROW + action)
+    needed = settings["capacity"] // num_envs * num_envs * row + _KEEP
     above = path.absolute()
     while not above.exists():
         above = above.parent
-    free = shutil.disk_usage(above).free
-    if needed > free:
+    disk = shutil.disk_usage(above)
+    if not disk.total:
         raise OSError(
-            f"folder is {str(path)!r}, on a disk with {_gib(free)} GiB free, but capacity = {settings['capacity']} "
-            f"needs {_gib(needed)}; give less capacity, or a folder on another disk"
+            f"folder is {str(path)!r}, and {above} belongs to the system and is on no disk; give a folder on a disk"
+        )
+    if needed > disk.free:
+        less = "less capacity, or " if num_envs * row + _KEEP <= disk.free else ""
+        raise OSError(
+            f"folder is {str(path)!r}, on a disk with {_gib(disk.free)} GiB free, but capacity = "
+            f"{settings['capacity']} needs {_gib(needed)}; give {less}a folder on another disk"
         )
 
 

@@ -23,6 +23,7 @@ from fastrl.base import stop
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback
+from fastrl.dqn.learner import Learner
 from fastrl.dqn.run import evaluation, experiment
 from fastrl.dqn.run.faults import NotFiniteError
 from fastrl.envs.custom import CustomEnvs
@@ -119,6 +120,54 @@ def test_two_signals_leave_at_once_and_the_last_checkpoint_is_whole(tmp_path, mo
         assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
     else:
         assert whole(tmp_path / "run").name.startswith("0000000002")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("compiled", "torch.compile"), ("eager", "the start of the run"), ("quiet", None)]
+)
+def test_a_stop_during_the_start_is_answered_at_once_with_what_it_waits_for(tmp_path, monkeypatch, capsys, kind, words):
+    heard, build = [], Learner._build_functions
+
+    def long(self):
+        ask(signal.SIGINT, 1)()
+        heard.append(capsys.readouterr().out)  # before the compiler is done
+        build(self)
+
+    monkeypatch.setattr(Learner, "_build_functions", long)
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
+    ended = play(tmp_path / "run", config=SMALL.replace(compile=kind == "compiled"), quiet=kind == "quiet")
+    assert ended.stop.signal == signal.SIGINT
+    (said,) = heard
+    assert said.splitlines()[-1:] == (
+        [f"stop heard; it comes after {words} (a second signal leaves at once, without saving)"] if words else []
+    )
+    assert "stop heard" not in capsys.readouterr().out
+
+
+def test_a_stop_names_the_innermost_of_what_it_waits_for_and_nothing_outside(capsys):
+    def said_to_a_signal(asked):
+        asked.signal = None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.signal == signal.SIGTERM
+        return capsys.readouterr().out.partition(" (")[0]
+
+    with stop.Stop() as asked:
+        assert said_to_a_signal(asked) == ""
+        with asked.after("outer"):
+            with asked.after("inner"):
+                assert said_to_a_signal(asked) == "stop heard; it comes after inner"
+            assert said_to_a_signal(asked) == "stop heard; it comes after outer"
+        assert said_to_a_signal(asked) == ""
+
+
+def test_a_stop_in_the_middle_of_a_message_is_heard_all_the_same(monkeypatch):
+    def busy(text):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+    monkeypatch.setattr(stop, "say", busy)
+    with stop.Stop() as asked, asked.after("the start of the run"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert asked.signal == signal.SIGTERM
 
 
 def test_a_command_leaves_with_the_status_of_its_signal(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 
@@ -32,6 +33,7 @@ from fastrl.distributed.chunk import pack
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import Run
 from fastrl.envs.masks import ACTION_MASK, have_masks
+from fastrl.envs.names import name_of
 
 # --- the replay ---------------------------------------------------------------------------------------
 
@@ -135,6 +137,34 @@ def test_a_replay_of_another_kind_is_refused_with_a_remedy(masked, words, tmp_pa
     shutil.rmtree(next(run.folder.path.glob("checkpoints/*/replay")))
     resumed = train.dqn(make_either, longer, resume=run.folder, quiet=True)
     assert ("extra" in resumed.buffer.settings) != masked
+
+
+def test_an_agent_of_masks_is_refused_by_an_environment_that_has_lost_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(masked_envs.either, "masked", True)
+    run = train.dqn(make_either, config_of(make_either, tmp_path, total_frames=300), quiet=True)
+    command = [str(run.folder), "--episodes", "2"]
+    assert evaluate.main(command) == 0
+    lost = r"gives no action masks, and the agent was trained with them: .* or --make-env the environment"
+    monkeypatch.setitem(masked_envs.either, "masked", False)
+    for refuses in (evaluate.main, watch.main):
+        with pytest.raises(ConfigError, match=lost):
+            refuses(command)
+    assert evaluate.main([*command, "--make-env", "masked_envs:make_doors"]) == 0
+    state = run.folder.find() / "state.json"  # of an older version, which did not say
+    lines = json.loads(state.read_text())
+    del lines["masked"]
+    state.write_text(json.dumps(lines))
+    (state.parent / "SHA256SUMS").unlink()
+    assert evaluate.main(command) == 0
+
+
+@pytest.mark.parametrize("make_env", [make_either, make_vectors_of_doors])
+def test_an_agent_without_masks_plays_an_environment_with_some_by_them(make_env, tmp_path, monkeypatch):
+    monkeypatch.setitem(masked_envs.either, "masked", False)
+    run = train.dqn(make_either, config_of(make_either, tmp_path, total_frames=300), quiet=True)
+    monkeypatch.setitem(masked_envs.either, "masked", True)
+    words = [str(run.folder), "--episodes", "2", "--make-env", name_of(make_env)]
+    assert evaluate.main(words) == 0
 
 
 class MaskedNumbers(NumberGames):

@@ -364,12 +364,13 @@ def test_a_second_buffer_of_the_same_process_is_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_cannot_use_the_buffer_and_holds_no_lock(tmp_path):
     buffer = living_in(tmp_path / "replay")
+    rows = buffer.rows(3)
     told, tell = os.pipe()
     wait, go = os.pipe()
     child = os.fork()
     if not child:
         try:
-            for call in (lambda: buffer.add(**step()), lambda: buffer.sample(3), buffer.flush):
+            for call in (lambda: buffer.add(**step()), lambda: buffer.sample(3), buffer.flush, lambda: next(rows)):
                 with pytest.raises(RuntimeError, match="its parent goes on changing the files of this buffer; save"):
                     call()
             os.write(tell, b"y")
@@ -389,11 +390,9 @@ def test_a_forked_child_cannot_use_the_buffer_and_holds_no_lock(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    free = namedtuple("usage", "total used free")(1 << 40, 0, 1 << 20)
+    free = namedtuple("usage", "total used free")(1 << 40, 0, 1 << 21)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    with pytest.raises(
-        OSError, match=r"a disk with 0\.000977 GiB free, but capacity = 400000 needs 0\.0\d+; give less"
-    ):
+    with pytest.raises(OSError, match=r"a disk with 0\.00195 GiB free, but capacity = 400000 needs 0\.0\d+; give less"):
         small(capacity=400_000, store="mmap", folder=tmp_path / "new" / "replay")
     assert os.listdir(tmp_path) == []
 
