@@ -301,7 +301,8 @@ def dqn(
     ----------
     make_env : callable
         Returns a ``gymnasium.Env``, or a ``gymnasium.vector.VectorEnv``, with Discrete actions, and vectors or images
-        as observations, or a Dict or Tuple of these. Evaluations call it again. The run records it as ``module:callable``.
+        as observations, or a Dict or Tuple of these. Evaluations call it again. The run records it as
+        ``module:callable``.
     config : DQNConfig, optional
         Settings (default: ``config_for(make_env)``, or those of the run to resume). `make_env` replaces `game`, and
         the rules of the emulator have no effect.
