@@ -293,9 +293,8 @@ class CustomEnvs:
             array[i] = last
 
         for i in np.flatnonzero(by_itself).tolist():
-            per_array(
-                partial(put, i), final, self._observations.frame(info["final_obs"][i], i, int(self._length[i]) + 1)
-            )
+            last = self._observations.frame(info["final_obs"][i], i, int(self._length[i]) + 1)
+            per_array(partial(put, i), final, last)
         return final
 
     def _final_mask(self, info: dict[str, Any], by_itself: Array, terminated: Array) -> Array | None:

@@ -13,7 +13,8 @@ from fastrl.envs.masks import nth_allowed, only_allowed
 
 Act = Callable[[Any], npt.ArrayLike]
 """Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken (of
-the actions that the game allows, where it gives masks; one of -inf never is); n is the number of games in progress."""
+the actions that the game allows, where it gives masks; one of -inf never is); n is the number of games in progress.
+Stacks of several arrays are a dict, by name."""
 
 
 class Epsilon:

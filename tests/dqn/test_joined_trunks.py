@@ -169,6 +169,17 @@ def test_learning_lowers_the_errors_and_continues_from_a_state_to_the_bit(way):
     np.testing.assert_array_equal(*(learner.act(obs) for learner in learners))
 
 
+def test_errors_are_those_of_the_networks_on_all_arrays():
+    learner, batch = Learner(TINY, SHAPE, DTYPE, ACTIONS, CPU, 1), batch_of(3)
+    with torch.no_grad():
+        learner.online.advantage.bias.normal_(generator=torch.Generator().manual_seed(0))
+        rows, after = torch.arange(B), tensors(batch.next_obs)
+        taken = learner.online(tensors(batch.obs))[rows, torch.from_numpy(batch.action)]
+        best = learner.target(after)[rows, learner.online(after).argmax(dim=1)]  # double, van Hasselt et al. 2016
+        expected = (torch.from_numpy(batch.reward) + torch.from_numpy(batch.discount) * best - taken).abs()
+    np.testing.assert_allclose(learner.learn(batch)[1], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_priorities_that_come_late_are_those_that_come_at_once():
     at_once, late = (Learner(TINY, SHAPE, DTYPE, ACTIONS, CPU, 1, delayed=delayed) for delayed in (False, True))
     batches = [batch_of(seed) for seed in range(5)]
@@ -184,7 +195,11 @@ def test_actions_are_those_of_the_values_for_any_number_of_rows():
     learner = Learner(TINY, SHAPE, DTYPE, ACTIONS, CPU, 1)
     for rows in (1, 4, 6):
         obs = observations(rows, rows)
-        np.testing.assert_array_equal(learner.act(obs), learner.q_values(obs).argmax(axis=1))
+        obs["vector"] *= 100  # large enough for other actions to be best
+        values = learner.online(tensors(obs)).detach().numpy()
+        np.testing.assert_allclose(learner.q_values(obs), values, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(learner.act(obs), values.argmax(axis=1))
+    assert len(set(learner.act(obs).tolist())) > 1
     network = QNetwork(**learner.online.settings)
     copied = CopiedNetwork(network, 0, pick_acting_kernels(TINY, DTYPE))
     copied.load(learner.weights(), 1)

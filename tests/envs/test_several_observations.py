@@ -63,7 +63,7 @@ SPACE = spaces.Dict({"a": spaces.Box(0, 255, (10, 10), np.uint8), "b": spaces.Bo
 
 def test_arrays_are_named_by_the_keys_on_the_way_to_them_and_stand_in_the_order_of_their_names():
     space = spaces.Dict({"z": VECTOR, "b": spaces.Tuple((IMAGE, spaces.Dict({"c": VECTOR})))})
-    other = spaces.Dict([("b", space["b"]), ("z", VECTOR)])
+    other = spaces.Dict([("z", VECTOR), ("b", space["b"])])
     for each in (space, other):
         assert list(observed(each).frame_shape.items()) == [("b.0", (3, 10, 12)), ("b.1.c", (3,)), ("z", (3,))]
     assert observed(spaces.Tuple([VECTOR] * 11)).frame_shape == {str(i): (3,) for i in range(11)}
