@@ -41,8 +41,9 @@ bench: # all benchmarks, some minutes
 bench-train: # whole training loops beside Stable-Baselines3 and CleanRL style, about ten minutes; needs the extra `peers`
 	python bench/bench_train.py
 
-bench-peers: # the replay beside other people's and beside bare copies, some 15 minutes; needs the extra `peers`
+bench-peers: # the replay beside other people's and beside bare copies, some 20 minutes; needs the extra `peers`
 	python bench/bench_replay_peers.py
+	python bench/bench_replay_kinds.py
 
 pretrained: # RUN=runs/NAME COMMIT=HASH: make that run's best network the one that ships for its game, some minutes
 	python bench/pretrain.py $(RUN) --commit $(COMMIT)

@@ -56,14 +56,13 @@ LABELS = {
 }  # fmt: skip
 
 
-def turn(name: str, contender: Contender, frames: int, seconds: float) -> dict[str, Any]:
+def turn(threads: int, script: str, *arguments: object) -> dict[str, Any]:
     """Let a contender take a turn; return its answer, or ``failure`` with the reason."""
-    script = Path(__file__).with_name("replay_turn.py")
-    command = [sys.executable, str(script), name, str(frames), str(seconds)]
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
     try:
         done = subprocess.run(
-            command, env=os.environ | environment(contender.threads), capture_output=True, text=True,
-            timeout=PATIENCE_SECONDS, check=False,
+            command, env=os.environ | environment(threads), capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+            check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"failure": f"silent for {PATIENCE_SECONDS:,} seconds"}
@@ -73,15 +72,15 @@ def turn(name: str, contender: Contender, frames: int, seconds: float) -> dict[s
     return json.loads(done.stdout)
 
 
-def play(chosen: dict[str, Contender], rounds: int, frames: int, seconds: float) -> Answers:
-    """Let everyone take turns; who failed once is not asked again."""
+def play(chosen: dict[str, Contender], rounds: int, script: str, *arguments: object) -> Answers:
+    """Let everyone take turns of ``script``; who failed once is not asked again."""
     answers: Answers = {name: [] for name in chosen}
     for number in range(rounds):
         for name in chosen if number % 2 == 0 else reversed(chosen):
             if any("failure" in answer for answer in answers[name]):
                 continue
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-            answers[name].append(turn(name, chosen[name], frames, seconds))
+            answers[name].append(turn(chosen[name].threads, script, name, *arguments))
     return answers
 
 
@@ -175,7 +174,7 @@ def main(arguments: Sequence[str]) -> int:
     card, command = machine_card() | {"commit": commit}, shlex.join(["python", *sys.orig_argv[1:]])
     print(f"Machine: {', '.join(f'{name} {value}' for name, value in card.items())}.")
     print(f"Command: `{command}`.\n", flush=True)
-    answers = play(chosen, flags.rounds, flags.frames, flags.seconds)
+    answers = play(chosen, flags.rounds, "replay_turn.py", flags.frames, flags.seconds)
     print("Microseconds; in brackets over fastrl's. One thread unless said.\n")
     print(*table(chosen, answers), "", *notes(chosen, answers), sep="\n")
     if flags.json:

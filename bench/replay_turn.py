@@ -183,18 +183,28 @@ class Turn:
 
     def _time(self, operation: str, call: Callable[[], object]) -> None:
         """Note the median over as many calls as fit into the seconds, warm, then cold."""
-        for _ in range(WARM_UP_CALLS):
+        for state, median in medians(call, self._seconds, self._sweep).items():
+            self.figures[state][operation] = median
+
+
+def medians(
+    call: Callable[[], object], seconds: float, sweep: np.ndarray, clock: Callable[[], int] = time.perf_counter_ns
+) -> dict[str, float]:
+    """Return the median microseconds over as many calls as fit into the seconds, warm, then cold."""
+    found = {}
+    for _ in range(WARM_UP_CALLS):
+        call()
+    for state in STATES:
+        taken: list[int] = []
+        ends = time.perf_counter() + seconds
+        while len(taken) < LEAST_CALLS or (len(taken) < MOST_CALLS and time.perf_counter() < ends):
+            if state == "cold":
+                sweep += 1.0
+            started = clock()
             call()
-        for state in STATES:
-            taken: list[int] = []
-            ends = time.perf_counter() + self._seconds
-            while len(taken) < LEAST_CALLS or (len(taken) < MOST_CALLS and time.perf_counter() < ends):
-                if state == "cold":
-                    self._sweep += 1.0
-                started = time.perf_counter_ns()
-                call()
-                taken.append(time.perf_counter_ns() - started)
-            self.figures[state][operation] = statistics.median(taken) / 1_000
+            taken.append(clock() - started)
+        found[state] = statistics.median(taken) / 1_000
+    return found
 
 
 def main(name: str, frames: str, seconds: str) -> None:
