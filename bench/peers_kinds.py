@@ -86,7 +86,7 @@ class Fastrl:
             capacity=rows, num_envs=NUM_ENVS, obs_shape=kind.shapes, obs_dtype=kind.dtypes, gamma=GAMMA, alpha=ALPHA,
             seed=0, **where,
         )  # fmt: skip
-        self._kind, self._held = kind, None
+        self._kind = kind
 
     def add(self, step: KindStep) -> None:
         self._buffer.add(step.obs, step.action, step.reward, step.no, step.no)
