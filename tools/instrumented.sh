@@ -62,7 +62,9 @@ def work():
 threads = [threading.Thread(target=work) for _ in range(2)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]'
-    python -m pytest -q --capture=sys -p no:cacheprovider tests/replay/test_prefetch.py tests/replay/stores/test_copy_threads.py "$@"
+    python -m pytest -q --capture=sys -p no:cacheprovider tests/replay/test_prefetch.py tests/replay/stores/test_copy_threads.py \
+      tests/replay/test_many_steps.py::test_rows_read_while_another_thread_adds_are_whole_in_order_and_those_of_the_call \
+      tests/replay/saves/test_replay_folder.py::test_rows_may_be_added_while_another_thread_flushes "$@"
     ;;
   coverage)
     build FASTRL_COVERAGE=1
