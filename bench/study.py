@@ -321,21 +321,23 @@ def check_room(study: Study) -> None:
             None,
             lz4_installed=lz4_installed(),
             compressed_bytes=lambda config=config: compressed_bytes(config),
+            disk_free=disk // jobs,
         )
         if error := refusal(plan) or _too_small(plan):
             raise ConfigError(f"{study.table}: arm {arm.key}, {jobs} at once: {error}")
         arm.fix("capacity", plan.capacity)
         arm.fix("frame_store", plan.store)
         arm.fix("precision", pick_precision(config.precision, pick_device("cpu")))
+        needs.append(plan.capacity * sizes[kind] if plan.store == "mmap" else 0)  # a file that goes with the process
         if config.checkpoint_replay:
             needed = plan_disk(config, sizes[kind], plan.capacity, disk, held=0, steps=0, share_files=links).needed
             there = sum(path.stat().st_size for path in arm.folder.path.rglob("*") if path.is_file())
-            needs.append(max(0, needed - there))
+            needs[-1] += max(0, needed - there)
     if (needed := sum(sorted(needs)[-jobs:])) > disk:
         raise ConfigError(
             f"{study.table}: {jobs} at once need up to {bytes_in_words(needed)} of disk for checkpoints with the "
-            f"replay, and {bytes_in_words(disk)} are free at {study.folder}; free some, give another folder or fewer "
-            "jobs, or to flags a smaller capacity or checkpoint_replay = false"
+            f"replay and frames in files, and {bytes_in_words(disk)} are free at {study.folder}; free some, give "
+            "another folder or fewer jobs, or to flags a smaller capacity or checkpoint_replay = false"
         )
 
 
@@ -352,7 +354,8 @@ def _too_small(plan: ReplayPlan) -> ConfigError | None:
     if plan.capacity == plan.wanted:
         return None
     return ConfigError(
-        f"its share of the free memory holds {plan.capacity:,} rows of replay, and it fills {plan.wanted:,}; give "
+        f"its share of the free {'disk' if plan.memory.kind == 'disk' else 'memory'} holds {plan.capacity:,} rows of "
+        f"replay, and it fills {plan.wanted:,}; give "
         'fewer jobs, or to flags a capacity or frame_store = "lz4"'
     )
 

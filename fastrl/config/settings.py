@@ -154,10 +154,10 @@ class DQNConfig(Rules, RunConfig):
     # Replay
     capacity: Annotated[int | None, AtLeast(1)] = None
     """Rows of replay over all games (default: 1,000,000, or fewer if the run or the memory is smaller)."""
-    frame_store: Literal["auto", "ram", "lz4", "device"] = "auto"
-    """Where the replay keeps its frames: in memory, plain (`ram`) or compressed (`lz4`), or on the device that learns
-    (`device`). `auto` on a GPU: on the GPU if they fit, else in memory. On a CPU: compressed only if plain frames do
-    not fit."""
+    frame_store: Literal["auto", "ram", "lz4", "mmap", "device"] = "auto"
+    """Where the replay keeps its frames: in memory, plain (`ram`) or compressed (`lz4`), in a file on the disk of the
+    run's folder (`mmap`), or on the device that learns (`device`). `auto` on a GPU: on the GPU if they fit, else in
+    memory. On a CPU: compressed only if plain frames do not fit."""
     stack: Annotated[int, Between(1, 255)] = 4
     """Frames in one observation."""
     prioritized: bool = True

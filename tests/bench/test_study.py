@@ -323,6 +323,22 @@ def test_disk_for_the_arms_that_run_at_once_is_asked_first(table, monkeypatch):
     study.check_room(study.read_table(table(arms, without), jobs=2))
 
 
+def test_frames_in_files_of_the_arms_that_run_at_once_take_their_disk_too(table, monkeypatch):
+    arms, common = '[[arm]]\nname = "one"\nseeds = [1, 2]\n', QUICK + 'frame_store = "mmap"\n'
+    one = 3_750 * study._frame_bytes(study.read_table(table(arms)).arms[0].config)
+    monkeypatch.setattr(study, "free_disk_bytes", lambda path: free)
+    free, without = 4 * one, common + "checkpoint_replay = false\n"
+    wanted = study.read_table(table(arms, without), jobs=2)
+    study.check_room(wanted)
+    assert {arm.config.frame_store for arm in wanted.arms} == {"mmap"}
+    with pytest.raises(ConfigError, match="for checkpoints with the replay and frames in files, and"):
+        study.check_room(study.read_table(table(arms, common), jobs=2))
+    free = 2 * one
+    with pytest.raises(ConfigError, match=r"2 at once: its share of the free disk holds .* fills 3,750; give fewer"):
+        study.check_room(study.read_table(table(arms, without), jobs=2))
+    study.check_room(study.read_table(table(arms, without), jobs=1))  # the remedy
+
+
 @pytest.mark.parametrize(
     ("arms", "common", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastrl.base.errors import ConfigError, DamageError
+from fastrl.base.errors import ConfigError, DamageError, RunError
 from fastrl.base.extras import need
-from fastrl.base.machine import available_bytes, free_disk_bytes, has_hard_links
+from fastrl.base.files import nearest
+from fastrl.base.machine import available_bytes, bytes_in_words, free_disk_bytes, has_hard_links
 from fastrl.config import DQNConfig
 from fastrl.dqn.collector import build_envs
 from fastrl.dqn.device.device import gpu_free_bytes
@@ -33,6 +35,7 @@ from fastrl.envs.masks import ACTION_MASK, have_masks
 from fastrl.envs.step import Envs, frame_bytes
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer
 from fastrl.replay.saves import segments
+from fastrl.replay.stores.mapped import MmapStore
 from fastrl.runs.checkpoints import REPLAY
 
 
@@ -55,6 +58,7 @@ def find_replay(
     notes: list[str],
     warm_up_steps: int,
     grow: bool,
+    run_folder: Path,
     peers: Peers = ALONE,
 ) -> FoundReplay:
     """Load the replay of a checkpoint, or build an empty one where it is missing or damaged, for any of the learners.
@@ -65,7 +69,9 @@ def find_replay(
     earlier, loaded = None if found is None else found / REPLAY, None
     if earlier is not None and earlier.exists() and not _is_left_out(earlier, config, notes):
         try:
-            loaded = load_replay(earlier, config, envs, device, warm_up_steps, grow=grow, peers=peers)
+            loaded = load_replay(
+                earlier, config, envs, device, warm_up_steps, grow=grow, run_folder=run_folder, peers=peers
+            )
         except DamageError as error:
             notes.append(f"{error}; resuming with an empty replay")
     if peers.every(loaded is not None) and loaded is not None:
@@ -73,7 +79,9 @@ def find_replay(
     if loaded is not None:
         notes.append("the replay of another learner cannot be loaded; resuming with empty ones")
     loaded = None  # before memory is asked for another
-    return FoundReplay(*build_replay(config, envs, seed, device, warm_up_steps, peers), None)
+    return FoundReplay(
+        *build_replay(config, envs, seed, device, warm_up_steps, run_folder=run_folder, peers=peers), None
+    )
 
 
 def build_replay(
@@ -82,9 +90,14 @@ def build_replay(
     seed: int,
     device: torch.device,
     warm_up_steps: int | None = None,
+    *,
+    run_folder: Path | None = None,
     peers: Peers = ALONE,
 ) -> tuple[PrioritizedReplayBuffer, str]:
     """Build an empty replay by a plan for this machine; return it with words on its size and place.
+
+    Frames in a file lie on the disk of the run's folder (default: of ``config.runs_dir``). The file has no name, and is
+    gone when the process ends.
 
     Raises
     ------
@@ -93,10 +106,13 @@ def build_replay(
         is free for a useful replay.
     ImportError
         If the settings ask for compressed frames, but lz4 is not installed.
+    RunError
+        If the settings ask for frames in a file, and none can be made.
     """
-    plan = _plan(config, envs, device, warm_up_steps, peers=peers)
+    disk = nearest(run_folder or Path(config.runs_dir))
+    plan = _plan(config, envs, device, warm_up_steps, disk, peers=peers)
     settings = _settings(config, envs)
-    buffer = PrioritizedReplayBuffer(capacity=plan.capacity, **settings, seed=seed, store=_store(plan, device))
+    buffer = PrioritizedReplayBuffer(capacity=plan.capacity, **settings, seed=seed, store=_store(plan, device, disk))
     return buffer, describe(plan, buffer.nbytes)
 
 
@@ -108,12 +124,13 @@ def load_replay(
     warm_up_steps: int | None = None,
     *,
     grow: bool = False,
+    run_folder: Path | None = None,
     peers: Peers = ALONE,
 ) -> tuple[PrioritizedReplayBuffer, str]:
     """Load a saved replay if these settings would have built the same; return it with words on its size and place.
 
     The store that its frames came from does not matter. Its capacity may change, by the setting or to ``grow``: a
-    larger replay holds all rows, a smaller one the newest.
+    larger replay holds all rows, a smaller one the newest. ``run_folder`` is as for `build_replay`.
 
     Raises
     ------
@@ -123,7 +140,10 @@ def load_replay(
         If the file is damaged.
     ImportError
         If the settings ask for compressed frames, but lz4 is not installed.
+    RunError
+        If the settings ask for frames in a file, and none can be made.
     """
+    disk = nearest(run_folder or Path(config.runs_dir))
     try:
         saved = PrioritizedReplayBuffer.saved_settings(path)
         own: dict[str, Any] = _settings(config, envs)
@@ -149,8 +169,8 @@ def load_replay(
                     f"{path} was made with {name} {saved[name]}, this run has {value}; give the settings that it was "
                     f"made with{remedy}"
                 )
-        plan = _plan(config, envs, device, warm_up_steps, ReplayToLoad(path, saved["capacity"], grow), peers)
-        buffer = PrioritizedReplayBuffer.load(path, store=_store(plan, device), capacity=plan.capacity)
+        plan = _plan(config, envs, device, warm_up_steps, disk, ReplayToLoad(path, saved["capacity"], grow), peers)
+        buffer = PrioritizedReplayBuffer.load(path, store=_store(plan, device, disk), capacity=plan.capacity)
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -243,10 +263,11 @@ def _plan(
     envs: Envs,
     device: torch.device,
     warm_up_steps: int | None,
+    disk: Path,
     saved: ReplayToLoad | None = None,
     peers: Peers = ALONE,
 ) -> ReplayPlan:
-    """Plan the replay for the memory that is free now, or raise what refuses the plan."""
+    """Plan the replay for the memory that is free now, and the disk if asked for; raise what refuses the plan."""
     free, warm_up = available_bytes(), config.warm_up_steps if warm_up_steps is None else warm_up_steps
     plan = plan_replay(
         config,
@@ -258,6 +279,7 @@ def _plan(
         saved=saved,
         warm_up_steps=-(-warm_up // peers.count),
         most=DEFAULT_CAPACITY // peers.count,
+        disk_free=free_disk_bytes(disk) // peers.count if config.frame_store == "mmap" else None,
     )
     if error := refusal(plan):
         if peers.several:
@@ -266,9 +288,23 @@ def _plan(
     return plan
 
 
-def _store(plan: ReplayPlan, device: torch.device) -> str | MakeStore:
+def _store(plan: ReplayPlan, device: torch.device, disk: Path) -> str | MakeStore:
     """Return the plan's store as a buffer takes it: a name, or a maker."""
+    if plan.store == "mmap":
+        return partial(_file_store, disk=disk)
     return partial(DeviceStore, device=device) if plan.store == "device" else plan.store
+
+
+def _file_store(count: int, shape: tuple[int, ...], dtype: np.dtype[Any], *, disk: Path) -> MmapStore:
+    """Make a store over a file without a name: checkpoints hold all that a resume needs, so nothing is to be found."""
+    try:
+        return MmapStore(count, shape, dtype, path=disk, named=False)
+    except OSError as error:
+        size = bytes_in_words(count * math.prod(shape) * dtype.itemsize)
+        raise RunError(  # not taken for damage of the save that is being loaded
+            f"--frame-store is mmap, and {disk} takes no file of {size} ({error.strerror or error}); free some room or "
+            "make it writable, or keep the frames in memory with --frame-store auto"
+        ) from error
 
 
 def lz4_installed() -> bool:

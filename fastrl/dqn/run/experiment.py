@@ -200,7 +200,9 @@ class Run(Loop):
             _refuse_two_stacks(config, envs)
         part = peers.part(config)
         with stop.after("the loading of the replay" if mine else "the start of the run"):
-            replay = find_replay(mine, part, envs, seeds[2], device, notes, schedules.warm_up_steps, longer, peers)
+            replay = find_replay(
+                mine, part, envs, seeds[2], device, notes, schedules.warm_up_steps, longer, folder.path, peers
+            )
         if config.collectors:
             notes += check_rings(part, replay.buffer.settings["capacity"])
         replay_words = replay.words + require_disk(part, replay.buffer, steps, folder.path, replay.earlier, peers)

@@ -34,7 +34,7 @@ class Memory(NamedTuple):
 
     Attributes
     ----------
-    kind : {"host", "gpu"}
+    kind : {"host", "gpu", "disk"}
         Whose memory it is.
     free : int or None
         Bytes free; None where the system does not say, which counts as enough.
@@ -42,7 +42,7 @@ class Memory(NamedTuple):
         Bytes of it that one row takes.
     """
 
-    kind: Literal["host", "gpu"]
+    kind: Literal["host", "gpu", "disk"]
     free: int | None
     row_bytes: int
 
@@ -76,8 +76,8 @@ class ReplayPlan:
 
     Attributes
     ----------
-    store : {"ram", "lz4", "device"}
-        What holds the frames: host memory, plain or compressed, or the memory of the device that learns.
+    store : {"ram", "lz4", "mmap", "device"}
+        What holds the frames: host memory, plain or compressed, a file, or the memory of the device that learns.
     memory : Memory
         Of the memories that the replay takes a part of, the one with room for the fewest rows.
     wanted : int
@@ -86,7 +86,7 @@ class ReplayPlan:
         Rows that hold the warm-up, so that learning can start; 0 for a saved replay, which is loaded whatever its size.
     asked_by : str or None
         What asks for the wanted rows, as errors name it; None without a flag or a save: then there may be fewer.
-    frame_store : {"auto", "ram", "lz4", "device"}
+    frame_store : {"auto", "ram", "lz4", "mmap", "device"}
         The setting.
     frame_bytes : int
         Bytes of a plain frame.
@@ -99,12 +99,12 @@ class ReplayPlan:
         Whether the plain frames do not fit and lz4 is not installed.
     """
 
-    store: Literal["ram", "lz4", "device"]
+    store: Literal["ram", "lz4", "mmap", "device"]
     memory: Memory
     wanted: int
     least: int
     asked_by: str | None
-    frame_store: Literal["auto", "ram", "lz4", "device"]
+    frame_store: Literal["auto", "ram", "lz4", "mmap", "device"]
     frame_bytes: int
     gpu_free: int | None
     lz4_rows: int | None = None
@@ -137,6 +137,7 @@ def plan_replay(
     saved: ReplayToLoad | None = None,
     warm_up_steps: int | None = None,
     most: int = DEFAULT_CAPACITY,
+    disk_free: int | None = None,
 ) -> ReplayPlan:
     """Decide which store holds the frames and how many rows there are.
 
@@ -146,6 +147,8 @@ def plan_replay(
 
     - with a GPU: on the GPU if they fit into `DEFAULT_SHARE` of its free memory, else plain in host memory;
     - on a CPU: plain in host memory, compressed only if plain frames do not fit and compressed ones do.
+
+    Frames lie in a file only where the setting is ``"mmap"``: learning would wait for a slow disk.
 
     Columns and tree always lie in host memory.
 
@@ -170,6 +173,8 @@ def plan_replay(
         Agent steps before learning starts (default: those of the settings).
     most : int
         Rows at most, without a setting or a save that says more.
+    disk_free : int, optional
+        Bytes free on the disk that holds the frames if the setting is ``"mmap"``; None where the system does not say.
 
     Returns
     -------
@@ -193,6 +198,7 @@ def plan_replay(
             compressed_bytes=measured,
             warm_up_steps=warm_up_steps,
             most=most,
+            disk_free=disk_free,
         )
         if grown.capacity > saved.capacity and refusal(grown) is None:
             return grown
@@ -213,12 +219,15 @@ def plan_replay(
         gpu_free=gpu_free,
     )
     plain = Memory("host", memory_free, frame_bytes + BYTES_BESIDE_FRAME)
+    beside = Memory("host", memory_free, BYTES_BESIDE_FRAME)
+    if config.frame_store == "mmap":
+        disk = Memory("disk", disk_free, frame_bytes)
+        return plan(store="mmap", memory=min(disk, beside, key=lambda memory: memory.rows(1.0)))
     if gpu_free is None and config.frame_store == "device":  # the device is the CPU
         return plan(store="device", memory=plain)
     if gpu_free is not None and config.frame_store in ("auto", "device"):
         gpu = Memory("gpu", gpu_free, frame_bytes)
         if config.frame_store == "device" or wanted <= gpu.rows(DEFAULT_SHARE):
-            beside = Memory("host", memory_free, BYTES_BESIDE_FRAME)
             return plan(store="device", memory=min(gpu, beside, key=lambda memory: memory.rows(1.0)))
 
     share = DEFAULT_SHARE if config.capacity is None else LARGEST_SHARE
@@ -252,7 +261,9 @@ def describe(plan: ReplayPlan, replay_bytes: int) -> str:
     if plan.store == "lz4":
         size = f"up to {_size(plan.capacity * plan.memory.row_bytes)}"
     words = f"replay of {plan.capacity:,} rows in {size}"
-    if plan.gpu_free is not None:
+    if plan.store == "mmap":
+        words += f" of memory and {_size(plan.capacity * plan.frame_bytes)} of disk"
+    elif plan.gpu_free is not None:
         words += " on the GPU" if plan.store == "device" else " of memory"
         if plan.store == "ram" and plan.frame_store == "auto":
             words += f", the GPU having {_size(plan.gpu_free)} free"
@@ -262,16 +273,18 @@ def describe(plan: ReplayPlan, replay_bytes: int) -> str:
             plain_bytes = plan.capacity * (plan.frame_bytes + BYTES_BESIDE_FRAME)
             words += f" (plain frames would take {_size(plain_bytes)}, and {_size(plan.memory.free)} are free)"
     if plan.capacity < plan.wanted:
-        words += f" (what memory allows{_advice(plan)})"
+        words += f" (what {'the disk' if plan.memory.kind == 'disk' else 'memory'} allows{_advice(plan)})"
     return words
 
 
 def refusal(plan: ReplayPlan) -> ConfigError | None:
     """Return the error to raise for a plan that cannot be carried out; None for one that can."""
     memory = plan.memory
-    where, remedy = "", ""
+    kind, where, remedy = "memory", "", ""
     if memory.kind == "gpu":
         where, remedy = " on the GPU", ", or keep the frames in memory with --frame-store ram"
+    elif memory.kind == "disk":
+        kind, where, remedy = "disk", " on the run's disk", ", or keep the frames in memory with --frame-store auto"
     if plan.asked_by is not None and plan.limited_by is not None and plan.most >= max(1, plan.least):
         return ConfigError(
             f"{plan.asked_by} is {plan.capacity:,}, which takes {_size(plan.capacity * memory.row_bytes)} of the "
@@ -287,7 +300,7 @@ def refusal(plan: ReplayPlan) -> ConfigError | None:
         )
     least = plan.least or plan.capacity  # a saved replay is loaded whole
     return ConfigError(
-        f"{_size(memory.free)} of memory are free{where}, too little for a replay of {least:,} rows "
+        f"{_size(memory.free)} of {kind} are free{where}, too little for a replay of {least:,} rows "
         f"({_size(least * memory.row_bytes)}), which these settings need; free some, or lower "
         f"--learn-start-steps or --num-envs{remedy}{_advice(plan)}"
     )

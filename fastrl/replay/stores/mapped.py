@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 import sys
+import tempfile
 import weakref
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,8 +30,9 @@ class MmapStore(RamStore):
     """Frames as one array ``[count, *shape]`` over a file; the system keeps in memory what there is room for.
 
     The folder of a buffer makes it (``store="mmap", folder=…``; see `ReplayFolder`): alone, a store could not say which
-    of its frames belong to which rows. Its room on the disk is reserved at once, since a write into a mapped file that
-    finds the disk full would kill the process.
+    of its frames belong to which rows. A file without a name needs no folder, since no later process finds it. The
+    room on the disk is reserved at once, since a write into a mapped file that finds the disk full would kill the
+    process.
 
     Parameters
     ----------
@@ -39,9 +41,12 @@ class MmapStore(RamStore):
     shape, dtype
         Shape and dtype of one frame.
     path : Path
-        The file.
+        The file; with ``named=False`` a folder on the disk that holds it.
     make : bool
         Whether to make the file, of zeros. If not, it must be there.
+    named : bool
+        Whether the file has a name. If not, the system deletes it with this store, or with the process, however that
+        ends.
 
     Raises
     ------
@@ -49,10 +54,23 @@ class MmapStore(RamStore):
         If the disk is too small, or the file is there where it should be made, or missing or of another size where not.
     """
 
-    def __init__(self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any], *, path: Path, make: bool) -> None:
+    def __init__(
+        self,
+        count: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        path: Path,
+        make: bool = True,
+        named: bool = True,
+    ) -> None:
         size = count * math.prod(shape) * dtype.itemsize
         self._path = path
-        self._file = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if make else 0), 0o666)
+        if named:
+            self._file = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if make else 0), 0o666)
+        else:
+            with tempfile.TemporaryFile(dir=path) as file:
+                self._file = os.dup(file.fileno())
         self._end = weakref.finalize(self, os.close, self._file)
         if make:
             _reserve(self._file, size)

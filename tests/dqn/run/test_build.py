@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from types import SimpleNamespace
 
@@ -10,13 +12,14 @@ import pytest
 import torch
 
 from fastrl.base.commands import install_command
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.machine import bytes_in_words
 from fastrl.config import DQNConfig
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.run import build
 from fastrl.dqn.run.replay_plan import BYTES_BESIDE_FRAME
 from fastrl.replay import Lz4Store, PrioritizedReplayBuffer, RamStore
+from fastrl.replay.stores.mapped import MmapStore
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ENVS = SimpleNamespace(frame_shape=(84, 84), frame_dtype=np.dtype(np.uint8), autoreset="next_step")
@@ -46,15 +49,17 @@ def on_device(buffer):
         (CPU, "auto", RamStore, "rows in 6.8 MiB"),
         (CPU, "ram", RamStore, "rows in 6.8 MiB"),
         (CPU, "lz4", Lz4Store, "rows in up to 1.0 MiB, compressed by lz4"),
+        (CPU, "mmap", MmapStore, "rows in 23.7 KiB of memory and 6.7 MiB of disk"),
         (CPU, "device", DeviceStore, "rows in 6.8 MiB"),
         (GPU, "auto", DeviceStore, "rows in 6.8 MiB on the GPU"),
         (GPU, "ram", RamStore, "rows in 6.8 MiB of memory"),
         (GPU, "lz4", Lz4Store, "rows in up to 1.0 MiB of memory, compressed by lz4"),
+        (GPU, "mmap", MmapStore, "rows in 23.7 KiB of memory and 6.7 MiB of disk"),
         (GPU, "device", DeviceStore, "rows in 6.8 MiB on the GPU"),
     ],
 )
 def test_frames_lie_where_the_setting_says(free, tmp_path, device, where, store, words):
-    config = CONFIG.replace(frame_store=where)
+    config = CONFIG.replace(frame_store=where, runs_dir=str(tmp_path / "runs"))
     buffer, said = build.build_replay(config, ENVS, 0, device)
     assert type(buffer._store) is store
     assert said == f"replay of 1,000 {words}"
@@ -66,10 +71,11 @@ def test_frames_lie_where_the_setting_says(free, tmp_path, device, where, store,
     again, said = build.load_replay(tmp_path / "replay", config, ENVS, device)
     assert type(again._store) is store
     assert said == f"replay of 1,000 {words}"
-    for other in ("ram", "lz4", "device"):  # a run may resume with another store
+    for other in ("ram", "lz4", "mmap", "device"):  # a run may resume with another store
         moved, _ = build.load_replay(tmp_path / "replay", config.replace(frame_store=other), ENVS, device)
         assert torch.equal(torch.as_tensor(moved.sample(8).obs), drawn)
     assert torch.equal(torch.as_tensor(again.sample(8).obs), drawn)
+    assert os.listdir(tmp_path) == ["replay"]  # a file of frames has no name
 
 
 def test_auto_takes_the_gpu_where_the_frames_leave_room_for_the_network(free):
@@ -112,6 +118,54 @@ def test_too_large_a_replay_is_refused_with_a_remedy(free, device, changes, host
     free.host, free.gpu = host, gpu
     with pytest.raises(ConfigError, match=message):
         build.build_replay(CONFIG.replace(**changes), ENVS, 0, device)
+
+
+def test_a_file_of_frames_is_on_the_disk_of_the_run_or_above_where_that_will_be(tmp_path, monkeypatch):
+    asked, config = [], CONFIG.replace(frame_store="mmap", runs_dir=str(tmp_path / "runs"))
+
+    def store(*shape, path, **options):
+        asked.append(path)
+        return MmapStore(*shape, path=path, **options)
+
+    monkeypatch.setattr(build, "MmapStore", store)
+    build.build_replay(config, ENVS, 0, CPU)
+    build.build_replay(config, ENVS, 0, CPU, run_folder=tmp_path / "runs" / "run")
+    (tmp_path / "elsewhere").mkdir()
+    build.build_replay(config, ENVS, 0, CPU, run_folder=tmp_path / "elsewhere")
+    assert asked == [tmp_path, tmp_path, tmp_path / "elsewhere"]
+
+
+def test_a_disk_without_room_for_the_file_of_frames_is_refused(tmp_path, monkeypatch):
+    config, asked = CONFIG.replace(frame_store="mmap"), []
+
+    def free_disk_bytes(path):
+        asked.append(path)
+        return 1_000 * FRAME
+
+    monkeypatch.setattr(build, "free_disk_bytes", free_disk_bytes)
+    with pytest.raises(ConfigError, match=r"--capacity is 1,000, .* free on the run's disk; give 900 or less"):
+        build.build_replay(config, ENVS, 0, CPU, run_folder=tmp_path / "run")
+    build.build_replay(config.replace(capacity=900), ENVS, 0, CPU, run_folder=tmp_path / "run")
+    build.build_replay(CONFIG, ENVS, 0, CPU)  # asks no disk
+    assert asked == [tmp_path, tmp_path]
+
+
+def test_a_file_of_frames_that_cannot_be_made_is_no_damage_of_the_save(tmp_path, monkeypatch):
+    PrioritizedReplayBuffer(capacity=1_000, **build._settings(CONFIG, ENVS)).save(tmp_path / "replay")
+    config = CONFIG.replace(frame_store="mmap", runs_dir=str(tmp_path))
+
+    def refuses(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuses)
+    message = (
+        rf"--frame-store is mmap, and {tmp_path} takes no file of 6.7 MiB \(No space left on device\); free some room "
+        "or make it writable, or keep the frames in memory with --frame-store auto"
+    )
+    with pytest.raises(RunError, match=message):
+        build.load_replay(tmp_path / "replay", config, ENVS, CPU)
+    with pytest.raises(RunError, match=message):
+        build.build_replay(config, ENVS, 0, CPU)
 
 
 def test_a_saved_replay_that_does_not_fit_is_refused(free, tmp_path):

@@ -37,7 +37,7 @@ def room(rows: int, row_bytes: int, share: float) -> int:
     return next(free for free in range(int(rows * row_bytes / share), PLENTY) if int(free * share) >= rows * row_bytes)
 
 
-def planned(config=CONFIG, host=PLENTY, gpu=None, lz4=True, compressed=COMPRESSED, saved=None):
+def planned(config=CONFIG, host=PLENTY, gpu=None, lz4=True, compressed=COMPRESSED, saved=None, disk=None):
     """Return the plan, and how often compressed frames were measured for it."""
     asked = []
 
@@ -45,7 +45,9 @@ def planned(config=CONFIG, host=PLENTY, gpu=None, lz4=True, compressed=COMPRESSE
         asked.append(True)
         return compressed
 
-    plan = plan_replay(config, FRAME, host, gpu, lz4_installed=lz4, compressed_bytes=compressed_bytes, saved=saved)
+    plan = plan_replay(
+        config, FRAME, host, gpu, lz4_installed=lz4, compressed_bytes=compressed_bytes, saved=saved, disk_free=disk
+    )
     return plan, len(asked)
 
 
@@ -104,6 +106,45 @@ def test_without_a_capacity_the_plan_takes_what_the_run_can_fill_and_memory_allo
     plan, asked = planned(CONFIG.replace(frame_store=frame_store), host, gpu, lz4)
     assert outcome(plan) == expected
     assert asked == measured
+
+
+@pytest.mark.parametrize("gpu", [None, PLENTY])
+@pytest.mark.parametrize(
+    ("host", "disk", "expected"),
+    [
+        (PLENTY, PLENTY, ("mmap", FILLED, None, None, False)),
+        (PLENTY, None, ("mmap", FILLED, None, None, False)),
+        (room(FILLED, BESIDE, 0.6), room(FILLED, FRAME, 0.6), ("mmap", FILLED, None, None, False)),
+        (PLENTY, room(480, FRAME, 0.6), ("mmap", 480, "disk", None, False)),
+        (room(300, BESIDE, 0.6), room(480, FRAME, 0.6), ("mmap", 300, "host", None, False)),
+        (PLENTY, room(LEAST, FRAME, 0.6) - 1, ("mmap", LEAST - 1, "disk", None, True)),
+    ],
+)
+def test_frames_in_a_file_take_the_disk_and_columns_the_memory(host, disk, gpu, expected):
+    plan, asked = planned(CONFIG.replace(frame_store="mmap"), host, gpu, disk=disk)
+    assert outcome(plan) == expected
+    assert not asked
+
+
+@pytest.mark.parametrize("saved", [None, SAVE])
+@pytest.mark.parametrize(
+    ("host", "disk", "expected"),
+    [
+        (room(1_000, BESIDE, 0.9), room(1_000, FRAME, 0.9), ("mmap", 1_000, None, None, False)),
+        (PLENTY, room(1_000, FRAME, 0.9) - 1, ("mmap", 1_000, "disk", None, True)),
+        (room(1_000, BESIDE, 0.9) - 1, PLENTY, ("mmap", 1_000, "host", None, True)),
+    ],
+)
+def test_a_capacity_that_is_given_is_in_a_file_whole_or_refused(host, disk, expected, saved):
+    plan, _ = planned(CONFIG.replace(frame_store="mmap", capacity=1_000), host, disk=disk, saved=saved)
+    assert outcome(plan) == expected
+
+
+def test_a_replay_that_grows_with_its_run_grows_in_a_file_as_far_as_the_disk_allows():
+    grows = SAVE._replace(grow=True)
+    config = CONFIG.replace(frame_store="mmap")
+    assert planned(config, disk=room(1_100, FRAME, 0.6), saved=grows)[0].capacity == 1_100
+    assert planned(config, disk=room(1_000, FRAME, 0.9), saved=grows)[0].capacity == 1_000
 
 
 # A setting or a save gives 1,000 rows: all of them or an error, at most 0.9 of the free memory.
@@ -242,6 +283,16 @@ LARGE = CONFIG.replace(total_frames=100_000_000)  # a million rows: 6.6 GiB, or 
             {"host": 100 * GIB, "gpu": 8 * GIB},
             "replay of 730,436 rows in 4.8 GiB on the GPU (what memory allows)",
         ),
+        (
+            {"frame_store": "mmap"},
+            {"host": GIB, "disk": 100 * GIB},
+            "replay of 1,000,000 rows in 6.6 GiB of memory and 6.6 GiB of disk",
+        ),
+        (
+            {"frame_store": "mmap"},
+            {"host": GIB, "gpu": 8 * GIB, "disk": GIB},
+            "replay of 91,304 rows in 617.2 MiB of memory and 614.4 MiB of disk (what the disk allows)",
+        ),
     ],
 )
 def test_a_plan_is_described_by_rows_size_place_and_reason(changes, facts, words):
@@ -283,6 +334,19 @@ def test_a_plan_is_described_by_rows_size_place_and_reason(changes, facts, words
             "1.0 GiB of memory are free on the GPU, too little for a replay of 500,032 rows (3.3 GiB), which these "
             "settings need; free some, or lower --learn-start-steps or --num-envs, or keep the frames in memory with "
             "--frame-store ram",
+        ),
+        (
+            {"frame_store": "mmap", "capacity": 1_000_000},
+            {"host": GIB, "disk": GIB},
+            "--capacity is 1,000,000, which takes 6.6 GiB of the 1.0 GiB free on the run's disk; give 136,956 or less, "
+            "or keep the frames in memory with --frame-store auto",
+        ),
+        (
+            {"frame_store": "mmap", "learn_start_steps": 400_000},
+            {"host": GIB, "disk": GIB},
+            "1.0 GiB of disk are free on the run's disk, too little for a replay of 500,032 rows (3.3 GiB), which "
+            "these settings need; free some, or lower --learn-start-steps or --num-envs, or keep the frames in memory "
+            "with --frame-store auto",
         ),
     ],
 )

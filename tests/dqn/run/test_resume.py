@@ -27,15 +27,16 @@ from fastrl.dqn.collector import Group
 from fastrl.dqn.run import evaluation, experiment
 from fastrl.envs.atari import Step
 from fastrl.replay.saves import Save
+from fastrl.replay.stores.mapped import MmapStore
 from fastrl.runs import checkpoints, report
 from fastrl.runs.folder import RunFolder
 from fastrl.sarsa import learners
 from fastrl.sarsa import run as sarsa_run
 
 
-def killed(folder: Path, **options: Any) -> int:
+def killed(folder: Path, config: dict[str, Any] | None = None, **options: Any) -> int:
     """Run in a process of its own that ends itself; return how."""
-    process = in_a_process(folder, config={}, **options)
+    process = in_a_process(folder, config=config or {}, **options)
     process.join(600)
     return process.exitcode
 
@@ -66,6 +67,18 @@ def test_two_thousand_steps_are_one_thousand_killed_resumed_and_one_thousand_mor
     learned = batches(resumed.folder)
     assert min(learned) == checkpoint.load_learner(whole.folder.numbered()[0])["updates"] + 1
     (tmp_path / "cut.batches").write_text("".join(f"{k} {v}\n" for k, v in (batches(whole.folder) | learned).items()))
+    assert_equal(whole, resumed)
+
+
+def test_a_run_with_its_frames_in_a_file_is_the_run_in_memory_killed_and_resumed_too(tmp_path):
+    whole, in_a_file = play(tmp_path / "whole"), {"frame_store": "mmap"}
+    assert killed(tmp_path / "cut", in_a_file, at=1_345) == -signal.SIGKILL
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "whole.batches", "cut", "cut.batches"}
+    left = {path.name for path in (tmp_path / "cut").iterdir() if "tfevents" not in path.name}
+    assert left <= {path.name for path in whole.folder.path.iterdir()}  # nothing is left of the file
+    resumed = play(tmp_path / "cut", config=CONFIG.replace(**in_a_file), resume=True)
+    assert type(resumed.buffer._store) is MmapStore
+    assert set(batches(resumed.folder)) == set(batches(whole.folder))
     assert_equal(whole, resumed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import gc
 import mmap
 import os
 import pickle
@@ -75,6 +76,40 @@ def test_a_file_that_is_there_is_not_overwritten_and_one_that_is_missing_is_not_
     with pytest.raises(FileNotFoundError):
         store(tmp_path / "others", make=False)
     assert os.listdir(tmp_path) == ["frames"]
+
+
+@pytest.mark.parametrize("lacks", ["nothing", "O_TMPFILE"])
+def test_a_file_without_a_name_is_in_no_folder_and_gives_its_room_back(tmp_path, monkeypatch, lacks):
+    monkeypatch.setattr("tempfile._O_TMPFILE_WORKS", lacks == "nothing")
+    opened = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    frames = np.arange(12_288, dtype=np.uint8).reshape(3, 4096)
+    nameless = MmapStore(1000, (4096,), UINT8, path=tmp_path, named=False)
+    assert os.listdir(tmp_path) == []
+    assert os.fstat(nameless._file).st_blocks * 512 >= 4096 * 1000  # reserved at once, as for any
+    assert os.fstat(nameless._file).st_nlink == 0
+    nameless.write(np.array([999, 0, 5]), frames)
+    out = nameless.empty((1, 4, 4096))
+    nameless.gather(np.array([[[5, 999, -1, 0]]]), out[None])
+    assert np.array_equal(out[0], [frames[2], frames[0], np.zeros(4096), frames[1]])
+    file = nameless._file
+    del nameless, out
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file)
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_folder_that_takes_no_file_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuses)
+    with pytest.raises(OSError, match="No space left"):
+        MmapStore(1000, (4096,), UINT8, path=tmp_path, named=False)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        MmapStore(1000, (4096,), UINT8, path=tmp_path / "missing", named=False)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
