@@ -69,7 +69,7 @@ class MmapStore(RamStore):
         if named:
             self._file = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if make else 0), 0o666)
         else:
-            with tempfile.TemporaryFile(dir=path) as file:
+            with tempfile.TemporaryFile("w+b", dir=path) as file:
                 self._file = os.dup(file.fileno())
         self._end = weakref.finalize(self, os.close, self._file)
         if make:

@@ -32,7 +32,7 @@ def measured(tmp_path, monkeypatch):
 
     def measure(config, *args):
         seen.append(config)
-        return Measured(FOUND, True, 0.5)
+        return Measured(FOUND, "", 0.5)
 
     monkeypatch.setenv(tune.SWITCH, "cached")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
