@@ -22,7 +22,7 @@ def opened_by_the_locale(source: str) -> list[str]:
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         words = [ast.unparse(word) for word in (*call.args, *(key.value for key in call.keywords))]
-        binary = any(word.strip("'") in ("rb", "wb", "xb", "ab", "r+b") for word in words)
+        binary = any(word.strip("'") in ("rb", "wb", "xb", "ab", "r+b", "w+b") for word in words)
         others = ast.unparse(call.func) in ("os.open", "folder.open") or ast.unparse(call.func).endswith("archive.open")
         if name in OPENERS and not binary and not others and "encoding" not in {key.arg for key in call.keywords}:
             found.append(ast.unparse(call))
