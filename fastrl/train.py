@@ -66,7 +66,7 @@ class Arguments:
     """Folder of a run to resume from its newest checkpoint (default: start a new run)."""
     agent: AgentName | None = None
     """Algorithm, by its name: sets what is learned and how, on top of the preset; flags win over it (default:
-    what the preset says: `dueling`, but for Atari on a GPU)."""
+    what the preset says: `dueling`, but for Atari games)."""
     quiet: bool = False
     """Print nothing."""
 
