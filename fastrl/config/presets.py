@@ -165,7 +165,7 @@ def custom_preset(
         )
         if trunk == "minatar":
             config = config.replace(hidden=128)  # Young & Tian 2019
-        kind = f"of a custom environment with {_seen(frame_shape)}, trunk {trunk}"
+        kind = f"of a custom environment with {_seen(frame_shape)}"
         preset = Preset(config=config, kind=kind, about=f"1M frames {kind}")
     num_envs = num_envs or preset.config.num_envs
     return dataclasses.replace(preset, config=preset.config.replace(game=game, num_envs=num_envs))

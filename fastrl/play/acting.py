@@ -50,7 +50,7 @@ class Epsilon:
         """
         greedy = np.asarray(actions)
         if greedy.shape == (len(ids), self._num_actions) and greedy.dtype.kind == "f":
-            greedy = _highest(greedy if mask is None else only_allowed(greedy, mask), ids + self._first)
+            greedy = _highest(greedy, mask, ids + self._first)
         elif greedy.ndim == 2 and greedy.dtype.kind == "f" and len(greedy) == len(ids):
             raise ConfigError(
                 f"act returned the values of {greedy.shape[1]} actions, and the environment has {self._num_actions}; "
@@ -78,14 +78,18 @@ class Epsilon:
         return np.where(explore[games], random[games], greedy.astype(np.int64))
 
 
-def _highest(values: npt.NDArray[Any], games: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the actions [n] int64 of the highest values [n, A]; ValueError if these are not finite."""
-    best: npt.NDArray[Any] = values.max(axis=1)  # NaN if one is
+def _highest(
+    values: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, games: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the actions [n] int64 of the highest allowed values [n, A]; ValueError if these are not finite."""
+    allowed = values if mask is None else only_allowed(values, mask)
+    best: npt.NDArray[Any] = allowed.max(axis=1)  # NaN if one is
     if not np.isfinite(best).all():
         i = int(np.flatnonzero(~np.isfinite(best))[0])
+        which = "some" if mask is None else f"some, not all, of the allowed {np.flatnonzero(mask[i]).tolist()}"
         raise ValueError(
             f"act returned the Q-values {values[i].tolist()} in game {games[i]}; return finite numbers, or -inf for "
-            "some actions, which are never taken then"
+            f"{which} actions, which are never taken then"
         )
-    actions: npt.NDArray[np.int64] = values.argmax(axis=1)
+    actions: npt.NDArray[np.int64] = allowed.argmax(axis=1)
     return actions

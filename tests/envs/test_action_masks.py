@@ -111,6 +111,15 @@ def test_values_that_are_no_numbers_matter_only_where_the_action_is_allowed():
         play_games(name, values_of(np.asarray), 2, seed=0, rules=rules, stack=1)
 
 
+def test_values_without_an_allowed_one_are_named_as_they_were_returned():
+    def act(stacks):
+        return np.where([mask_of(stack[-1]) for stack in stacks], -np.inf, 7.0)
+
+    message = r"Q-values \[7.0, .*\] in game 0; .* -inf for some, not all, of the allowed \[\d(, \d)?\] actions"
+    with pytest.raises(ValueError, match=message):
+        play_games(name_of(masked_envs.make_single), act, 1, seed=0, rules=EvaluationRules(epsilon=0), stack=1)
+
+
 def test_looking_at_an_environment_takes_an_action_that_it_allows():
     assert not mask_of((0, 0, 0))[0]
     assert look_at(name_of(masked_envs.make_single)) == ((3,), None)

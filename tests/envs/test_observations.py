@@ -252,7 +252,7 @@ def test_planes_of_any_number_and_kind_come_first_in_a_frame(dtype):
 def test_planes_as_those_of_minatar_train_without_a_flag(tmp_path, capsys):
     assert train.main([f"{HERE}:make_cells", *flags(tmp_path, "--total-frames", "400")]) == 0
     said = capsys.readouterr().out
-    assert "400 frames of a custom environment with images of 10 x 10, trunk minatar" in said
+    assert "400 frames of a custom environment with images of 10 x 10" in said
     assert "frames [6, 10, 10] stacked 4 high, trunk minatar" in said
     config = folder.load_config(tmp_path / "x")
     assert (config.trunk, config.stack, config.total_frames) == ("minatar", 4, 400)

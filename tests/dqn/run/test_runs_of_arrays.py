@@ -113,7 +113,7 @@ def test_the_command_trains_resumes_and_says_which_trunk_each_array_has(tmp_path
     said += ["--learn-start-steps", "64", "--final-episodes", "1", "--precision", "float32", "--kernels", "torch"]
     assert train.main(["array_envs:make_xor", "--total-frames", "192", *said]) == 0
     out = capsys.readouterr().out
-    assert "a custom environment with the arrays image [10, 10], vector [2], trunk minatar" in out
+    assert "a custom environment with the arrays image [10, 10], vector [2]" in out
     assert "frames image [10, 10], vector [2] stacked 4 high, trunk minatar of image, vector of vector" in out
     assert train.main(["--resume", str(tmp_path / "run"), "--total-frames", "384"]) == 0
     assert "with its replay" in capsys.readouterr().out
