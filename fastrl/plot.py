@@ -9,6 +9,7 @@ python -m fastrl.plot runs/NAME "SB3=sb3/*.csv" --their-frames-per-step 4
 from __future__ import annotations
 
 import io
+import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -138,6 +139,9 @@ class Arguments:
         check(self)
         if not all(2 <= side <= 20 for side in self.size):
             raise ConfigError(f"--size is {self.size[0]:g} {self.size[1]:g}; give two numbers between 2 and 20")
+        for x in self.at:
+            if not 0 <= x < math.inf:
+                raise ConfigError(f"--at is {x:g}; give numbers from 0, such as --at 1e6 for a million frames")
 
     @property
     def columns(self) -> tuple[str, str]:

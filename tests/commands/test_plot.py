@@ -191,6 +191,8 @@ class TestPublished:
         (["--x-max", "nan"], "--x-max is nan"),
         (["--size", "0", "4"], r"--size is 0 4; give two numbers between 2 and 20"),
         (["--size", "8", "-1"], r"--size is 8 -1"),
+        (["--at", "nan"], r"--at is nan; give numbers from 0"),
+        (["--at", "1e6", "-5"], r"--at is -5; give numbers from 0"),
         (["--dpi", "0"], "--dpi is 0; give between 20 and 600"),
         (["--group", "some"], "--group"),
         (["--bogus"], "--bogus"),
