@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_replay_peers import Answers, failure, figure, microseconds, play, ratio
+from bench_replay_peers import Answers, failure, play, ratio, times_beside
 from kind_turn import CLOCKS, contenders
 from kinds import KINDS
 from replay_turn import STATES, Contender
@@ -43,11 +43,7 @@ def table(chosen: dict[str, Contender], answers: Answers) -> list[str]:
     lines.append(["drawn items that are right", *("" if math.isnan(s) else f"{s:.1%}" for s in shares), ""])
     for operation in OPERATIONS:
         for state in STATES:
-            cells = []
-            for name, turns in there.items():
-                value, share = figure(turns, state, operation), ratio(turns, fastrl, state, operation)
-                shown = "" if value is None else microseconds(value)
-                cells.append(shown if share is None or name == "fastrl" else f"{shown} ({share:.2f})")
+            cells = times_beside(there, fastrl, state, operation)
             over = ratio(fastrl, floor, state, operation)
             lines.append([f"{operation}, {state}", *cells, "" if over is None else f"{over:.2f}"])
     return [f"| {' | '.join(cells)} |" for cells in lines]

@@ -109,6 +109,16 @@ def microseconds(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def times_beside(answers: Answers, fastrl: Sequence[dict[str, Any]], state: str, operation: str) -> list[str]:
+    """Return a cell for each contender: microseconds and, but for fastrl, their ratio to fastrl's; "" without any."""
+    cells = []
+    for name, turns in answers.items():
+        value, over = figure(turns, state, operation), ratio(turns, fastrl, state, operation)
+        time = "" if value is None else microseconds(value)
+        cells.append(time if over is None or name == "fastrl" else f"{time} ({over:.2f})")
+    return cells
+
+
 def table(chosen: dict[str, Contender], answers: Answers) -> list[str]:
     """Return the lines of a Markdown table: facts, then operations; one column for each contender."""
     fastrl = answers.get("fastrl", [])
@@ -127,11 +137,7 @@ def table(chosen: dict[str, Contender], answers: Answers) -> list[str]:
                 lines.append([f"{LABELS[fact]}, n = {n_step}", *cells, *[""] * len(pairs)])
     for operation in OPERATIONS:
         for state in STATES:
-            cells = []
-            for name, turns in answers.items():
-                value, share = figure(turns, state, operation), ratio(turns, fastrl, state, operation)
-                shown = "" if value is None else microseconds(value)
-                cells.append(shown if share is None or name == "fastrl" else f"{shown} ({share:.2f})")
+            cells = times_beside(answers, fastrl, state, operation)
             for one, floor in pairs:
                 share = ratio(answers[one], answers[floor], state, operation)
                 cells.append("" if share is None else f"{share:.2f}")

@@ -10,6 +10,8 @@ from libc.stdint cimport uint8_t, uintptr_t
 import numpy as np
 
 
+ctypedef void (*trunk_work)(void *) noexcept nogil
+
 cdef extern from "trunk/trunk.h":
     enum:
         TRUNK_LAYERS
@@ -52,15 +54,15 @@ cdef extern from "trunk/trunk.h":
         int pair
         int (*supported)() noexcept nogil
         void (*pack)(const trunk_layer *, const float *, int, float, void *, void *) noexcept nogil
-        void (*forward)(void *) noexcept nogil
-        void (*backward)(void *) noexcept nogil
-        void (*forward_blocks)(void *) noexcept nogil
-        void (*backward_blocks)(void *) noexcept nogil
+        trunk_work forward
+        trunk_work backward
+        trunk_work forward_blocks
+        trunk_work backward_blocks
     const trunk_kernels trunk_all[]
     const int trunk_all_count
     size_t trunk_plan(trunk_job *) noexcept nogil
     void trunk_gradient(const trunk_job *, int, int, float, float *, float *) noexcept nogil
-    void trunk_run(void (*)(void *) noexcept nogil, trunk_job *, openmp_parallel) noexcept nogil
+    void trunk_run(trunk_work, trunk_job *, openmp_parallel) noexcept nogil
 
 
 ROLES = {"relu": TRUNK_RELU, "conv": TRUNK_CONV, "pool": TRUNK_POOL, "first": TRUNK_FIRST, "second": TRUNK_SECOND}
@@ -119,6 +121,7 @@ cdef class Trunk:
 
     cdef trunk_job job
     cdef const trunk_kernels *kernels
+    cdef trunk_work run_forward, run_backward
     cdef openmp_parallel parallel
     cdef int batch, most
     cdef list memory
@@ -143,6 +146,8 @@ cdef class Trunk:
         self.job.layers, self.job.planes, self.job.parts = len(layers), planes, parts
         layers = [(*layer, 0, "relu") if len(layer) == 3 else layer for layer in layers]
         self.job.blocks = any(role != "relu" for *_, role in layers)
+        self.run_forward = self.kernels.forward_blocks if self.job.blocks else self.kernels.forward
+        self.run_backward = self.kernels.backward_blocks if self.job.blocks else self.kernels.backward
         for j, (n, k, s, padding, role) in enumerate(layers):
             if (n % 16 or n < 16 or not 1 <= s <= k or (k * c) % 2 or min(h, w) + 2 * padding < k
                     or not self._has_place(j, layers)):
@@ -274,7 +279,7 @@ cdef class Trunk:
         self._span(0, 0, (2 if online_next else 1) * self.batch, self.batch)
         self._span(1, self.batch, 2 * self.batch, 0)
         with nogil:
-            trunk_run(self.kernels.forward_blocks if self.job.blocks else self.kernels.forward, &self.job, self.parallel)
+            trunk_run(self.run_forward, &self.job, self.parallel)
 
     def act(self, const uint8_t[:, :, :, ::1] obs):
         """Fill ``features[0][:n]`` for observations [n, *image] uint8."""
@@ -285,7 +290,7 @@ cdef class Trunk:
         self.job.count, self.job.nets = obs.shape[0], 1
         self._span(0, 0, obs.shape[0], 0)
         with nogil:
-            trunk_run(self.kernels.forward_blocks if self.job.blocks else self.kernels.forward, &self.job, self.parallel)
+            trunk_run(self.run_forward, &self.job, self.parallel)
 
     def backward(self, const uint8_t[:, :, :, ::1] obs, grad):
         """Work out the gradients of network 0, after `forward` of the same observations.
@@ -305,7 +310,7 @@ cdef class Trunk:
         self.job.grad = <const void *><uintptr_t>grad.ctypes.data
         self.job.count = self.job.split = self.batch
         with nogil:
-            trunk_run(self.kernels.backward_blocks if self.job.blocks else self.kernels.backward, &self.job, self.parallel)
+            trunk_run(self.run_backward, &self.job, self.parallel)
 
     def gradient(self, int layer, float[:, :, :, ::1] weight, float[::1] bias):
         """Write a layer's gradients, after `backward`: weight [n, k, k, c] and bias [n]."""

@@ -15,6 +15,21 @@
 /* Elements past the end of what is written, that a load of a whole register may touch. */
 #define TRUNK_SLACK 64
 
+/* The bytes of a sample, of an image of so many positions. */
+static inline const uint8_t *sample_bytes(const trunk_job *job, long i, size_t area) {
+  return i < job->split ? job->obs[0] + i * area * job->planes : job->obs[1] + (i - job->split) * area * job->planes;
+}
+
+/* A part's gradients start at zero. */
+static void clear_sums(const trunk_job *job, int part) {
+  for (int j = 0; j < job->layers; j++) {
+    const trunk_layer *l = &job->layer[j];
+    const size_t weights = (size_t)l->k * l->k * l->c * l->n;
+    memset(job->dweight[j] + part * weights, 0, sizeof(float) * weights);
+    memset(job->dbias[j] + (size_t)part * l->n, 0, sizeof(float) * l->n);
+  }
+}
+
 #define CAT_(a, b) a##_##b
 #define CAT(a, b) CAT_(a, b)
 #define NAME(x) CAT(x, SET)

@@ -357,8 +357,7 @@ TARGET static void NAME(forward)(void *argument) {
   T *x = (T *)(job->scratch + job->scratch_bytes * __atomic_fetch_add(&job->worker, 1, __ATOMIC_RELAXED));
   T *spare = x + area * first->c + TRUNK_SLACK;
   for (int i; (i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->count;) {
-    const uint8_t *bytes = i < job->split ? job->obs[0] + i * area * job->planes
-                                          : job->obs[1] + (i - job->split) * area * job->planes;
+    const uint8_t *bytes = sample_bytes(job, i, area);
     NAME(interleave)(bytes, x, job->planes, first->c, area, area);
     for (int k = 0; k < job->nets; k++) {
       const trunk_net *net = &job->net[k];
@@ -387,15 +386,10 @@ TARGET static void NAME(backward)(void *argument) {
   /* Each part has the same samples and sums of its own, whichever worker takes it: the result is always the same. */
   for (int part; (part = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->parts;) {
     T *x = (T *)(job->scratch + job->scratch_bytes * part);
-    for (int j = 0; j < job->layers; j++) {
-      const trunk_layer *l = &job->layer[j];
-      memset(job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n, 0, sizeof(float) * l->k * l->k * l->c * l->n);
-      memset(job->dbias[j] + (size_t)part * l->n, 0, sizeof(float) * l->n);
-    }
+    clear_sums(job, part);
     const long begin = (long)job->count * part / job->parts, end = (long)job->count * (part + 1) / job->parts;
     for (long i = begin; i < end; i++) {
-      const uint8_t *bytes = i < job->split ? job->obs[0] + i * area * job->planes
-                                            : job->obs[1] + (i - job->split) * area * job->planes;
+      const uint8_t *bytes = sample_bytes(job, i, area);
 #if PAIR == 1
       NAME(interleave)(bytes, x, job->planes, first->c, area, area);
 #endif

@@ -454,8 +454,7 @@ class Learner:
         return tensors
 
     def _check_obs(self, obs: Frame) -> None:
-        specs = _obs_spec(0, self._obs_shape, self._obs_dtype)
-        for place, array, (shape, dtype) in _each_array("obs", obs, specs):
+        for place, array, (shape, dtype) in _each_array("obs", obs, self._specs["obs"]):  # of as many rows as there are
             wanted = dtype if isinstance(array, Tensor) else _numpy_dtype(dtype)
             if array.shape[1:] != shape[1:] or array.dtype != wanted:
                 sides = ", ".join(map(str, ("N", *shape[1:])))

@@ -128,6 +128,21 @@ def backward(x, activations, weights, layers, grad, size):
     return found
 
 
+def packed(made, channels, layers, rng):
+    """Give both networks random weights of their own; return (weights, biases) of each."""
+    nets = []
+    for net in (0, 1):
+        planes, weights, biases = channels, [], []
+        for n, k, *_ in layers:
+            weights.append((rng.normal(size=(n, k, k, planes)) / np.sqrt(k * k * planes)).astype(np.float32))
+            biases.append((rng.normal(size=n) / 10).astype(np.float32))
+            planes = n
+        for j in range(len(layers)):
+            made.pack(net, j, weights[j], biases[j])
+        nets.append((weights, biases))
+    return nets
+
+
 @pytest.mark.parametrize("kernels", SETS)
 @pytest.mark.parametrize(
     ("image", "layers", "pooled"), [*((*shape, False) for shape in SHAPES), *((*shape, True) for shape in POOLED)]
@@ -137,16 +152,7 @@ def test_features_and_gradients_are_those_of_a_convolution_in_numpy(kernels, ima
     size, rng = SETS[kernels], np.random.default_rng(0)
     obs, after = rng.integers(0, 256, (2, B, *image), dtype=np.uint8)
     made = KERNELS.Trunk(kernels, image, layers, B, B + 2, parts, 0, 2 if pooled else 0)
-    nets = []
-    for net in (0, 1):
-        channels, weights, biases = image[0], [], []
-        for n, k, _ in layers:
-            weights.append((rng.normal(size=(n, k, k, channels)) / np.sqrt(k * k * channels)).astype(np.float32))
-            biases.append((rng.normal(size=n) / 10).astype(np.float32))
-            channels = n
-        for j in range(len(layers)):
-            made.pack(net, j, weights[j], biases[j])
-        nets.append((weights, biases))
+    nets = packed(made, image[0], layers, rng)
     made.forward(obs, after)
     x, y = (np.moveaxis(images, 1, -1).astype(np.float64) for images in (obs, after))
     activations = forward(x, *nets[0], layers, size)
@@ -251,16 +257,7 @@ def test_with_residual_blocks_too(kernels, image, layers, pool, parts):
     size, rng = SETS[kernels], np.random.default_rng(1)
     obs, after = rng.integers(0, 256, (2, B, *image), dtype=np.uint8)
     made = KERNELS.Trunk(kernels, image, layers, B, B + 2, parts, 0, pool)
-    nets = []
-    for net in (0, 1):
-        channels, weights, biases = image[0], [], []
-        for n, k, *_ in layers:
-            weights.append((rng.normal(size=(n, k, k, channels)) / np.sqrt(k * k * channels)).astype(np.float32))
-            biases.append((rng.normal(size=n) / 10).astype(np.float32))
-            channels = n
-        for j in range(len(layers)):
-            made.pack(net, j, weights[j], biases[j])
-        nets.append((weights, biases))
+    nets = packed(made, image[0], layers, rng)
     made.forward(obs, after)
     x, y = (np.moveaxis(images, 1, -1).astype(np.float64) for images in (obs, after))
     tolerance = 1e-5 if size == 4 else 2**-5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastrl import config_for
 from fastrl.base.stop import Stop
 from fastrl.config import PRESETS
+from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import Run, train
 from fastrl.envs.names import name_of
 
@@ -12,6 +13,15 @@ QUICK = PRESETS["catch"].config.replace(
     compile=False, precision="float32", total_frames=4_000, learn_start_steps=400, log_every_frames=500,
     evaluate_every_frames=2_000, checkpoint_every_frames=1_000, evaluate_episodes=3, final_episodes=4,
 )  # fmt: skip
+
+
+class Scores(Callback):
+    """Notes the scores of the last evaluation."""
+
+    key = "scores"
+
+    def on_evaluation(self, run, games):
+        self.scores = games.scores
 
 
 def start(config, tmp_path, *hooks, name="run", **kwargs):

@@ -232,3 +232,15 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 def _is_cuda(x: Any) -> bool:
     return isinstance(x, torch.device) and x.type == "cuda"
+
+
+def errors_of_both(gpu: Any, gpu_replay: Any, cpu: Any, cpu_replay: Any, updates: int = 6) -> list[tuple[Any, Any]]:
+    """Let learners on the GPU and on the CPU learn in turns; return the errors of each update, the GPU's first."""
+    errors: dict[Any, list[Any]] = {gpu: [], cpu: []}
+    for _ in range(updates):
+        for learner, replay in ((gpu, gpu_replay), (cpu, cpu_replay)):
+            learned = learner.learn(replay.sample(8, beta=0.5))
+            errors[learner] += [] if learned is None else [learned[1]]
+    last = gpu.flush()  # errors of a GPU come an update late
+    assert last is not None
+    return list(zip([*errors[gpu], last[1]], errors[cpu], strict=True))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from stand_in_cuda import Cuda, stand_in_cuda
+from stand_in_cuda import errors_of_both
 
 from fastrl.config import PRESETS
-from fastrl.dqn import optimizer
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.learner import Learner
 from fastrl.replay import PrioritizedReplayBuffer
@@ -25,15 +22,6 @@ SMALL = PRESETS["cuda"].config.replace(
     trunk="small", hidden=16, batch_size=8, num_envs=8, env_groups=2, precision="float32", target_period_updates=3,
     learning_rate=2.0**-8, torch_threads=1, stack=STACK,
 )  # fmt: skip
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    monkeypatch.setattr(optimizer, "_adam", None)
-    gc.freeze()  # each recording collects garbage, for which all that pytest holds takes long
-    with stand_in_cuda() as played:
-        yield played
-    gc.unfreeze()
 
 
 def frames(rng: np.random.Generator, *axes: int) -> dict[str, np.ndarray]:
@@ -62,14 +50,7 @@ def test_recorded_updates_and_actions_read_all_arrays_of_each_call(cuda, setting
     gpu, cpu = make(config, device=GPU), make(config.replace(compile=False), device=CPU)
     assert all(hasattr(function, "recorded") for function in (gpu._act, gpu._update))
     here, there = replay("ram"), replay(partial(DeviceStore, device=GPU) if on_device else "ram")
-    errors: dict[str, list[np.ndarray]] = {"gpu": [], "cpu": []}
-    for _ in range(6):
-        for name, learner, buffer in (("gpu", gpu, there), ("cpu", cpu, here)):
-            learned = learner.learn(buffer.sample(8, beta=0.5))
-            errors[name] += [] if learned is None else [learned[1]]
-    last = gpu.flush()
-    assert last is not None
-    for got, expected in zip([*errors["gpu"], last[1]], errors["cpu"], strict=True):
+    for got, expected in errors_of_both(gpu, there, cpu, here):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)  # a CPU's images come scaled
     rng, taken = np.random.default_rng(3), set()
     for _ in range(4):

@@ -7,7 +7,6 @@ import itertools
 import signal
 import warnings
 import weakref
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch._inductor import config as inductor
 from torch._inductor.codecache import PyCodeCache
 
 from fastrl.config import PRESETS, DQNConfig
-from fastrl.dqn import checkpoint, optimizer
+from fastrl.dqn import checkpoint
 from fastrl.dqn import learner as learner_module
 from fastrl.dqn.device import cuda_graph
 from fastrl.dqn.device.store import DeviceStore
@@ -41,15 +40,6 @@ SMALL = PRESETS["cuda"].config.replace(
 def eager_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that computes as a GPU does, to compare with to the bit."""
     monkeypatch.setattr(Learner, "_fast_trunk", lambda *_: None)
-
-
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
-    monkeypatch.setattr(optimizer, "_adam", None)  # a CPU then has PyTorch's optimizer too, to compare bits with
-    gc.freeze()  # each recording collects garbage, for which all that pytest holds takes long
-    with stand_in_cuda() as played:
-        yield played
-    gc.unfreeze()
 
 
 def make(config: DQNConfig = SMALL, device: torch.device = GPU, seed: int = 1, **options: Any) -> Learner:

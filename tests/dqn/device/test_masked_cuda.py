@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from stand_in_cuda import Cuda, stand_in_cuda
+from stand_in_cuda import errors_of_both
 
 from fastrl.config import PRESETS
-from fastrl.dqn import optimizer
 from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.learner import Learner
 from fastrl.envs.masks import ACTION_MASK
@@ -27,14 +24,9 @@ SMALL = PRESETS["cuda"].config.replace(
 )  # fmt: skip
 
 
-@pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+@pytest.fixture(autouse=True)
+def the_cpu_goes_by_the_eager_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "_fast_trunk", lambda *_: None)
-    monkeypatch.setattr(optimizer, "_adam", None)
-    gc.freeze()  # each recording collects garbage, for which all that pytest holds takes long
-    with stand_in_cuda() as played:
-        yield played
-    gc.unfreeze()
 
 
 def replay(store: Any) -> PrioritizedReplayBuffer:
@@ -61,14 +53,7 @@ def test_recorded_updates_and_actions_read_the_masks_of_each_call(cuda, settings
     gpu, cpu = make(config, device=GPU), make(config.replace(compile=False), device=CPU)
     assert all(hasattr(function, "recorded") for function in (gpu._act, gpu._update))
     here, there = replay("ram"), replay(partial(DeviceStore, device=GPU))
-    errors: dict[str, list[np.ndarray]] = {"gpu": [], "cpu": []}
-    for _ in range(6):
-        for name, learner, buffer in (("gpu", gpu, there), ("cpu", cpu, here)):
-            learned = learner.learn(buffer.sample(8, beta=0.5))
-            errors[name] += [] if learned is None else [learned[1]]
-    last = gpu.flush()
-    assert last is not None
-    for got, expected in zip([*errors["gpu"], last[1]], errors["cpu"], strict=True):
+    for got, expected in errors_of_both(gpu, there, cpu, here):
         np.testing.assert_array_equal(got, expected)
     obs = np.random.default_rng(3).integers(0, 256, (config.group_size, *IMAGE), np.uint8)
     taken = set()

@@ -22,7 +22,7 @@ from masked_envs import (
 )
 from number_games import NumberGames
 from number_run import CONFIG, batches, play, rows
-from quick_run import config_of, played
+from quick_run import Scores, config_of, played
 
 pytest.importorskip("envpool")
 
@@ -30,7 +30,6 @@ from fastrl import evaluate, train, watch
 from fastrl.base.errors import ConfigError
 from fastrl.base.stop import Stop
 from fastrl.distributed.chunk import pack
-from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import Run
 from fastrl.envs.masks import ACTION_MASK, have_masks
 from fastrl.envs.names import name_of
@@ -69,15 +68,6 @@ def test_a_run_without_masks_has_no_fields(tmp_path):
 # --- learning and evaluations -------------------------------------------------------------------------
 
 
-class Counts(Callback):
-    """Notes the scores of evaluations."""
-
-    key = "counts"
-
-    def on_evaluation(self, run, games):
-        self.scores = games.scores
-
-
 SETTINGS = {
     "total_frames": 2_400, "learn_start_steps": 200, "epsilon_steps": 1_000, "hidden": 32, "learning_rate": 3e-3,
     "target_period_updates": 50, "evaluate_episodes": 2, "final_episodes": 8, "gamma": 0.9, "stack": 1,
@@ -86,9 +76,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", [{}, {"munchausen": True}, {"double": False, "head": "quantile", "quantiles": 5}])
 def test_a_game_of_doors_is_learned_and_no_shut_door_is_tried(settings, tmp_path, capsys):
-    counts = Counts()  # a shut door raises, in the run and in its evaluations
-    run = train.dqn(make_doors, config_of(make_doors, tmp_path, **SETTINGS | settings), [counts], quiet=True)
-    assert counts.scores.mean() > 0.9
+    evaluated = Scores()  # a shut door raises, in the run and in its evaluations
+    run = train.dqn(make_doors, config_of(make_doors, tmp_path, **SETTINGS | settings), [evaluated], quiet=True)
+    assert evaluated.scores.mean() > 0.9
     if not settings:
         assert evaluate.main([str(run.folder), "--episodes", "20", "--epsilon", "0.5"]) == 0
         assert watch.main([str(run.folder), "--episodes", "2", "--epsilon", "1"]) == 0

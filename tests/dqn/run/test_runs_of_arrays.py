@@ -13,7 +13,7 @@ from array_envs import MAKERS, XorPairs, frames_of, image_of, make_pairs, make_x
 from fake_engine import PEACE, TROUBLE, FakeEngine
 from number_games import NumberGames
 from number_run import CONFIG, batches, play, rows
-from quick_run import config_of, played
+from quick_run import Scores, config_of, played
 
 pytest.importorskip("envpool")
 
@@ -67,15 +67,6 @@ def test_every_transition_has_the_arrays_of_one_place_in_all_its_frames(make_env
 # --- learning and evaluations -------------------------------------------------------------------------
 
 
-class Counts(Callback):
-    """Notes the scores of evaluations."""
-
-    key = "counts"
-
-    def on_evaluation(self, run, games):
-        self.scores = games.scores
-
-
 LEARN = {
     "total_frames": 1_500, "learn_start_steps": 300, "epsilon_steps": 800, "hidden": 32, "learning_rate": 3e-3,
     "target_period_updates": 50, "evaluate_episodes": 2, "final_episodes": 12, "gamma": 0.1, "stack": 1,
@@ -84,9 +75,9 @@ LEARN = {
 
 
 def learned(make_env, tmp_path, **settings):
-    counts = Counts()
-    run = train.dqn(make_env, config_of(make_env, tmp_path, **LEARN | settings), [counts], quiet=True)
-    return run, counts.scores.mean()
+    evaluated = Scores()
+    run = train.dqn(make_env, config_of(make_env, tmp_path, **LEARN | settings), [evaluated], quiet=True)
+    return run, evaluated.scores.mean()
 
 
 @pytest.mark.parametrize("make_env", [make_xor, make_xor_pairs])
