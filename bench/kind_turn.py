@@ -9,20 +9,17 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import itertools
-import json
-import os
 import shutil
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from contender import Drawn
 from kinds import KINDS, NUM_ENVS, Kind, KindStep, check, kind_steps
-from replay_turn import STATES, SWEEP_BYTES, Contender, medians
+from replay_turn import STATES, SWEEP_BYTES, Contender, answer_with, medians
 
 CLOCKS = {"wall": time.perf_counter_ns, "cpu": time.process_time_ns}
 PRIORITIES = 50
@@ -91,21 +88,14 @@ def operations(buffer: Any, steps: Any, priorities: Any, held: list[Drawn]) -> d
 
 
 def main(name: str, kind: str, folder: str, seconds: str, clock: str) -> None:
-    """Take the turn and write the answer; libraries that print to stdout do so to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])  # whatever a library believes
-    where = Path(tempfile.mkdtemp(dir=folder)) / kind
+    """Take the turn, with files in a folder of its own."""
+    contender, inside = contenders()[name], Path(tempfile.mkdtemp(dir=folder))
+    where = inside / kind
     where.mkdir()
     try:
-        answer = run(contenders()[name], KINDS[kind], where, float(seconds), clock)
-    except Exception as error:  # whatever it was, the table says it
-        answer = {"failure": f"{type(error).__name__}: {error}"}
-        traceback.print_exc()
+        answer_with(lambda: run(contender, KINDS[kind], where, float(seconds), clock), contender.threads)
     finally:
-        shutil.rmtree(where.parent, ignore_errors=True)
-    answers.write(json.dumps(answer) + "\n")
-    answers.close()
+        shutil.rmtree(inside, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -207,20 +207,25 @@ def medians(
     return found
 
 
-def main(name: str, frames: str, seconds: str) -> None:
-    """Take the turn and write the answer; libraries that print to stdout do so to stderr."""
+def answer_with(turn: Callable[[], dict[str, Any]], threads: int) -> None:
+    """Take a turn on so many cores and write the answer; libraries that print to stdout do so to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    contender = contenders()[name]
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-contender.threads :])  # whatever a library believes
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])  # whatever a library believes
     try:
-        answer = Turn(contender, int(frames), float(seconds)).run()
+        answer = turn()
     except Exception as error:  # whatever it was, the table says it
         answer = {"failure": f"{type(error).__name__}: {error}"}
         traceback.print_exc()
     answers.write(json.dumps(answer) + "\n")
     answers.close()
+
+
+def main(name: str, frames: str, seconds: str) -> None:
+    """Take the turn."""
+    contender = contenders()[name]
+    answer_with(lambda: Turn(contender, int(frames), float(seconds)).run(), contender.threads)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ class CopiedNetwork:
         size = self._network.noise_size
         noise = torch.randn(size, generator=self._generator) if size else None
         with torch.inference_mode():
-            slow = self._trunk is None
-            values = self._network(per_array(torch.from_numpy, obs), noise) if slow else self._fast(obs, noise)
+            eager = self._trunk is None
+            values = self._network(per_array(torch.from_numpy, obs), noise) if eager else self._fast(obs, noise)
             greedy: NDArray[np.int64] = best(values, None if mask is None else torch.from_numpy(mask)).numpy()
         return greedy
 
