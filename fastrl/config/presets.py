@@ -56,7 +56,7 @@ PRESETS: dict[str, Preset] = {
             checkpoint_every_frames=20_000_000,
         ),
         kind="on one GPU",
-        about="40M frames on one GPU: half an hour to 40 minutes on an H100 (Breakout: 300 points after some three)",
+        about="40M frames on one GPU: some half an hour on an H100 (Breakout: 400 points after three minutes)",
     ),
     "cpu": Preset(
         config=DQNConfig(

@@ -153,7 +153,8 @@ class DQNConfig(Rules, RunConfig):
 
     # Replay
     capacity: Annotated[int | None, AtLeast(1)] = None
-    """Rows of replay over all games (default: 1,000,000, or fewer if the run or the memory is smaller)."""
+    """Rows of replay over all games (default: 1,000,000, 2,000,000 on a GPU with room for them, or fewer if the run or
+    the memory is smaller)."""
     frame_store: Literal["auto", "ram", "lz4", "mmap", "device"] = "auto"
     """Where the replay keeps its frames: in memory, plain (`ram`) or compressed (`lz4`), in a file on the disk of the
     run's folder (`mmap`), or on the device that learns (`device`). `auto` on a GPU: on the GPU if they fit, else in

@@ -21,6 +21,7 @@ from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.run.replay_plan import (
     DEFAULT_CAPACITY,
+    GPU_CAPACITY,
     ReplayPlan,
     ReplayToLoad,
     describe,
@@ -269,16 +270,24 @@ def _plan(
 ) -> ReplayPlan:
     """Plan the replay for the memory that is free now, and the disk if asked for; raise what refuses the plan."""
     free, warm_up = available_bytes(), config.warm_up_steps if warm_up_steps is None else warm_up_steps
+    row_bytes = frame_bytes(envs) + (envs.num_actions if have_masks(envs) else 0)
+    most, most_on_gpu = DEFAULT_CAPACITY // peers.count, GPU_CAPACITY // peers.count
+    if device.type != "cpu" and config.checkpoint_replay:  # rows whose checkpoints the disk cannot hold are refused
+        disk_free = free_disk_bytes(disk) // peers.count
+        share = has_hard_links(disk)
+        checkpoints = plan_disk(config, row_bytes, most_on_gpu, disk_free, held=0, steps=0, share_files=share)
+        most_on_gpu = most_on_gpu if checkpoints.needed <= checkpoints.free else most
     plan = plan_replay(
         config,
-        frame_bytes(envs) + (envs.num_actions if have_masks(envs) else 0),
+        row_bytes,
         None if free is None else free // peers.local_count,
         None if device.type == "cpu" else gpu_free_bytes(device),
         lz4_installed=lz4_installed(),
         compressed_bytes=lambda: compressed_bytes(config),
         saved=saved,
         warm_up_steps=-(-warm_up // peers.count),
-        most=DEFAULT_CAPACITY // peers.count,
+        most=most,
+        most_on_gpu=most_on_gpu,
         disk_free=free_disk_bytes(disk) // peers.count if config.frame_store == "mmap" else None,
     )
     if error := refusal(plan):

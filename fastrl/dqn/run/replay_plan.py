@@ -21,7 +21,7 @@ from fastrl.base.machine import bytes_in_words
 from fastrl.config import DQNConfig
 from fastrl.replay.saves import segments
 
-DEFAULT_CAPACITY = 1_000_000  # rows
+DEFAULT_CAPACITY, GPU_CAPACITY = 1_000_000, 2_000_000  # rows; the second where a GPU has room for them
 # Shares of the free memory: for a capacity that the plan chooses, and for one that a setting or a save gives. The
 # network, its batches and everything else that the process still allocates come out of the rest.
 DEFAULT_SHARE, LARGEST_SHARE = 0.6, 0.9
@@ -137,13 +137,15 @@ def plan_replay(
     saved: ReplayToLoad | None = None,
     warm_up_steps: int | None = None,
     most: int = DEFAULT_CAPACITY,
+    most_on_gpu: int = GPU_CAPACITY,
     disk_free: int | None = None,
 ) -> ReplayPlan:
     """Decide which store holds the frames and how many rows there are.
 
     The capacity is that of the setting or the save; without either, as many rows as the run can fill, at most
-    `DEFAULT_CAPACITY` and at most what fits into `DEFAULT_SHARE` of the free memory. The setting ``frame_store``
-    names the store; with ``"auto"``, frames lie
+    ``most`` and at most what fits into `DEFAULT_SHARE` of the free memory. Where frames may lie on a GPU, they are as
+    many more, up to ``most_on_gpu``, as this share of its memory holds. The setting ``frame_store`` names the store;
+    with ``"auto"``, frames lie
 
     - with a GPU: on the GPU if they fit into `DEFAULT_SHARE` of its free memory, else plain in host memory;
     - on a CPU: plain in host memory, compressed only if plain frames do not fit and compressed ones do.
@@ -171,7 +173,7 @@ def plan_replay(
         The save to load; its capacity stays, unless the setting names another or the replay grows with the run.
     warm_up_steps : int, optional
         Agent steps before learning starts (default: those of the settings).
-    most : int
+    most, most_on_gpu : int
         Rows at most, without a setting or a save that says more.
     disk_free : int, optional
         Bytes free on the disk that holds the frames if the setting is ``"mmap"``; None where the system does not say.
@@ -198,6 +200,7 @@ def plan_replay(
             compressed_bytes=measured,
             warm_up_steps=warm_up_steps,
             most=most,
+            most_on_gpu=most_on_gpu,
             disk_free=disk_free,
         )
         if grown.capacity > saved.capacity and refusal(grown) is None:
@@ -207,6 +210,8 @@ def plan_replay(
     elif config.capacity is not None:
         wanted, asked_by = config.capacity, "--capacity"
     else:
+        if gpu_free is not None and config.frame_store in ("auto", "device"):
+            most = max(most, min(most_on_gpu, Memory("gpu", gpu_free, frame_bytes).rows(DEFAULT_SHARE)))
         wanted, asked_by = min(most, max(most_rows(config.total_steps), least)), None
 
     plan = partial(

@@ -96,6 +96,24 @@ def test_a_capacity_that_nobody_gave_adapts_to_the_memory_that_holds_the_frames(
     assert build.build_replay(config, ENVS, 0, GPU)[0].settings["capacity"] == 300
 
 
+def test_on_a_gpu_more_rows_are_chosen_where_its_memory_and_the_disk_of_checkpoints_have_room(free, monkeypatch):
+    monkeypatch.setattr(build, "DEFAULT_CAPACITY", 300)
+    monkeypatch.setattr(build, "GPU_CAPACITY", 600)
+    config = CONFIG.replace(capacity=None)
+
+    def rows(device=GPU, **changes):
+        return build.build_replay(config.replace(**changes), ENVS, 0, device)[0].settings["capacity"]
+
+    assert (rows(), rows(frame_store="ram"), rows(CPU), rows(capacity=100)) == (600, 300, 300, 100)
+    free.gpu = 450 * FRAME * 10 // 6 + 10
+    assert rows() == 450
+    free.gpu = 200 * FRAME * 10 // 6
+    assert rows() == 300  # in memory
+    free.gpu = 10**9
+    monkeypatch.setattr(build, "free_disk_bytes", lambda path: 600 * ROW)
+    assert (rows(), rows(checkpoint_replay=False)) == (300, 600)
+
+
 @pytest.mark.parametrize(
     ("device", "changes", "host", "gpu", "message"),
     [

@@ -262,7 +262,9 @@ LARGE = CONFIG.replace(total_frames=100_000_000)  # a million rows: 6.6 GiB, or 
             {"host": GIB},
             "replay of 624,268 rows in up to 614.4 MiB, compressed by lz4 (what memory allows)",
         ),
-        ({}, {"host": 100 * GIB, "gpu": 80 * GIB}, "replay of 1,000,000 rows in 6.6 GiB on the GPU"),
+        ({}, {"host": 100 * GIB, "gpu": 80 * GIB}, "replay of 2,000,000 rows in 13.2 GiB on the GPU"),
+        ({"frame_store": "ram"}, {"host": 100 * GIB, "gpu": 80 * GIB}, "replay of 1,000,000 rows in 6.6 GiB of memory"),
+        ({}, {"host": 100 * GIB, "gpu": 20 * GIB}, "replay of 1,826,091 rows in 12.1 GiB on the GPU"),
         (
             {},
             {"host": 100 * GIB, "gpu": 8 * GIB},
