@@ -320,8 +320,8 @@ class ReplayBuffer:
         with self._lock:
             if self._prefetcher.in_flight or self._save is not None:
                 self._wait_for_readers()
-            if self._folder is not None:
-                self._folder.reserve(self._ring.count, self._rows_a_step)
+            if self._mapped:
+                self._prepare_files(self._rows_a_step)
             if self._appender is not None:
                 gained = self._appender.add(
                     rows, action, reward, terminated, truncated, first, finals, env_id, self._new_weight
@@ -388,8 +388,8 @@ class ReplayBuffer:
         ends = step_flags(terminated)
         with self._lock:
             self._wait_for_readers(len(ends))
-            if self._folder is not None:
-                self._folder.reserve(self._ring.count, self._rows_a_step * len(ends))
+            if self._mapped:
+                self._prepare_files(self._rows_a_step * len(ends))
             if not isinstance(finals, list) and self._extend(
                 arrays, action, reward, ends, truncated, first, finals=finals, env_id=env_id
             ):
@@ -927,6 +927,7 @@ class ReplayBuffer:
         """Make the kernels that draw and add in one call; the latter writes into the memory of stores that have one."""
         self._take_settings(self.settings)
         self._appender, stores = None, self._stores
+        self._mapped = [store for store in stores if isinstance(store, MmapStore)]
         if all(type(store) in (RamStore, MmapStore) for store in stores):
             columns = [
                 AppendedArray(store.bytes, store.frames[:0], field.is_obs or field.in_next, field.is_obs)
@@ -935,6 +936,13 @@ class ReplayBuffer:
             self._appender = self._ring.appender(
                 columns, self._tree, several=not self._single, final_inside=self._final_inside
             )
+
+    def _prepare_files(self, rows: int) -> None:
+        """Prepare the files for so many rows of each ring, which are about to be added; errors as of `reserve`."""
+        if self._folder is not None:
+            self._folder.reserve(self._ring.count, rows)
+        for store in self._mapped:
+            store.will_overwrite(self._ring.count, self._ring.rows, rows)
 
     @property
     def _stores(self) -> Sequence[Any]:

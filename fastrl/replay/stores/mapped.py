@@ -23,6 +23,8 @@ if sys.platform == "linux":
 
 AHEAD = 64
 """Gathers that ask the disk for all their frames at once, after one that had to wait for it."""
+ROWS_AHEAD = 32
+"""Rows of each ring whose pages are asked for before they are overwritten, half of them anew each time."""
 _PIECE = 1 << 24  # bytes of zeros written at a time where the system cannot reserve a file's room
 
 
@@ -83,6 +85,8 @@ class MmapStore(RamStore):
         self.frames = np.frombuffer(self._memory, dtype).reshape(count, *shape)
         self._team = Team(1)
         self._ahead = 0  # gathers still to come that ask for all their frames at once
+        self._unasked = 0  # rows of each ring that may still be written before the next are asked for
+        self._asks, self._waits = 0, _waits_for_disk()  # such questions still to come; waits when it was last looked
 
     def gather(self, ids: NDArray[np.int64], *outs: NDArray[Any]) -> None:
         """Put frame ``ids[m, b, k]`` into ``outs[m][b, k]``, one or two of them; -1 is a frame of zeros.
@@ -109,6 +113,30 @@ class MmapStore(RamStore):
         ends = numbers[np.concatenate((gaps - 1, [-1]))] * frame + frame
         for begin, size in zip(begins.tolist(), (ends - begins).tolist(), strict=True):
             self._memory.madvise(mmap.MADV_WILLNEED, begin, size)
+
+    def will_overwrite(self, count: NDArray[np.int64], ring: int, rows: int) -> None:
+        """Hear that ``rows`` rows are about to be added to each ring, and have the disk read what later ones overwrite.
+
+        A frame is no whole number of pages, so writing it reads the pages of an older frame where they have left the
+        memory. The disk is asked only if the thread that adds has had to wait for it lately.
+
+        Parameters
+        ----------
+        count : [N] int64
+            Rows ever written to each ring.
+        ring : int
+            Rows that a ring holds; ring ``n`` has the frames from ``n * ring`` on.
+        rows : int
+            Rows for each.
+        """
+        self._unasked -= rows
+        if self._unasked > 0:
+            return
+        self._unasked, waits = ROWS_AHEAD // 2, _waits_for_disk()
+        self._asks, self._waits = AHEAD if waits != self._waits else self._asks - 1, waits
+        if self._asks > 0:
+            full = np.flatnonzero(count >= ring)  # elsewhere nothing has been written that is to be read
+            self._ask_for(full[:, None] * ring + (count[full, None] + np.arange(min(ring, ROWS_AHEAD))) % ring)
 
     def sync(self) -> None:
         """Return once all frames written so far are on the disk.

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fastrl.replay import ReplayBuffer
 from fastrl.replay.stores import mapped
 from fastrl.replay.stores.mapped import MmapStore
 
@@ -125,7 +126,7 @@ def test_a_file_that_vanished_is_noticed_when_frames_should_be_on_the_disk(tmp_p
 
 
 def test_after_a_wait_for_the_disk_it_is_asked_for_all_pages_of_a_gather_at_once(tmp_path, monkeypatch):
-    waits, asked = iter([0, 0, 5, 6, *[9] * 100]), []
+    waits, asked = iter([0, 0, 0, 5, 6, *[9] * 100]), []  # the first as it is made
     monkeypatch.setattr(mapped, "_waits_for_disk", lambda: next(waits))
     monkeypatch.setattr(mapped, "AHEAD", 3)
     monkeypatch.setattr(mmap, "PAGESIZE", 4096)
@@ -140,6 +141,48 @@ def test_after_a_wait_for_the_disk_it_is_asked_for_all_pages_of_a_gather_at_once
     monkeypatch.setattr(frames, "_ahead", 1)
     frames.gather(np.array([[[-1, -1]]]), outs[0][:1])
     assert len(asked) == 9
+
+
+def test_where_adding_has_waited_for_the_disk_it_is_asked_for_what_the_next_rows_overwrite(tmp_path, monkeypatch):
+    waits, asked = [0], []
+    monkeypatch.setattr(mapped, "_waits_for_disk", lambda: waits[0])
+    monkeypatch.setattr(mapped, "AHEAD", 2)
+    monkeypatch.setattr(mapped, "ROWS_AHEAD", 4)
+    buffer = ReplayBuffer(
+        capacity=30, obs_shape=(5000,), num_envs=3, stack=1, n_step=1, store="mmap", folder=tmp_path / "replay"
+    )
+    monkeypatch.setattr(buffer._store, "_ask_for", lambda ids: asked.append(ids.tolist()))
+
+    def add():
+        no = np.zeros(3, bool)
+        buffer.add(np.zeros((3, 5000), np.uint8), np.zeros(3, int), np.zeros(3), no, no)
+
+    for _ in range(12):
+        add()
+    assert asked == []  # nothing has waited
+    waits[0] = 7
+    add()  # the row of count 12; two rows have been written since it was last looked
+    expected = [[env * 10 + row for row in (2, 3, 4, 5)] for env in range(3)]
+    assert asked == [expected]
+    add()
+    assert asked == [expected]
+    add()
+    assert asked[1:] == [[[env * 10 + row for row in (4, 5, 6, 7)] for env in range(3)]]
+    for _ in range(5):
+        add()
+    assert len(asked) == 2  # no wait since
+    waits[0] = 8
+    add()
+    assert asked[2] == [[env * 10 + row for row in (0, 1, 2, 3)] for env in range(3)]
+
+
+def test_rings_that_are_not_full_are_not_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(mapped, "_waits_for_disk", iter(range(1000)).__next__)
+    frames = store(tmp_path / "frames", count=40)
+    monkeypatch.setattr(frames, "_ask_for", lambda ids: asked.append(ids.tolist()))
+    frames.will_overwrite(np.array([9, 10, 0, 25]), 10, 1)
+    assert asked == [[[10, 11, 12, 13, 14, 15, 16, 17, 18, 19], [35, 36, 37, 38, 39, 30, 31, 32, 33, 34]]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts waits on Linux alone")
