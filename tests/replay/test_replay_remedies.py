@@ -1263,6 +1263,28 @@ def a_disk_that_is_full(folder):
     return partial(on_a_disk(100, 2), folder), lambda said: on_a_disk(100, 99)(folder)
 
 
+@case("is a link to 'gone', where there is no folder; make one there, or give another folder")
+def a_link_that_leads_nowhere(folder):
+    (folder / "replay").symlink_to("gone")
+    return lambda: living(folder), lambda said: [living(folder / "another"), (folder / "gone").mkdir(), living(folder)]
+
+
+@case("which is no folder; give another folder")
+def a_folder_below_a_file(folder):
+    (folder / "notes").touch()
+    return lambda: living(folder / "notes"), lambda said: living(folder)
+
+
+@case("which is no name of a folder (embedded null byte); give another name")
+def a_folder_with_a_nul_in_its_name(folder):
+    return lambda: living(folder / "a\0b"), lambda said: living(folder / "ab")
+
+
+@case("a name too long for its disk; give a shorter one")
+def a_folder_with_a_long_name(folder):
+    return lambda: living(folder / "new" / ("n" * 300)), lambda said: living(folder / "new" / ("n" * 200))
+
+
 @case("folder is '/proc/replay', and /proc belongs to the system and is on no disk; give a folder on a disk", OSError)
 def a_place_that_is_on_no_disk(folder):
     return partial(living, Path("/proc")), lambda said: living(folder)
