@@ -193,6 +193,7 @@ def test_a_look_tells_all_shapes_and_the_preset_names_them():
     vectors = spaces.Dict({"a": VECTOR, "b": VECTOR})
     assert config_for(lambda: Gives(vectors, {k: vectors.sample() for k in range(9)})).trunk == "vector"
     assert in_words(shapes) == "at.flags [2], at.where [3], image [3, 10, 12]"
+    assert in_words({"a\x1b[2J": (2,)}) == r"'a\x1b[2J' [2]"  # or it would clear the screen
 
 
 def test_the_trunk_of_several_arrays_is_the_one_asked_for_if_it_fits_one_of_the_images():
