@@ -941,12 +941,20 @@ def a_strategy_in_place_of_all_settings(folder):
     return lambda: replay.sample_hindsight(4, "future"), lambda said: draw(strategy="future")
 
 
-@case(
-    "desired is 'goal', which is no array of the observations; give one of ['achieved_goal', 'desired_goal'], or build"
-)
+@case("desired is 'goal', which is no array of the observations; give one of 'achieved_goal', 'desired_goal', or build")
 def a_goal_that_is_not_observed(folder):
     _, draw = goal_seeking()
-    return lambda: draw(desired="goal"), lambda said: draw(desired=ast.literal_eval(re.search(r"\[.*\]", said)[0])[1])
+    return lambda: draw(desired="goal"), lambda said: draw(desired=re.findall(r"'(\w+)'", said)[-1])
+
+
+@case(
+    "achieved is 'achieved_goal', which is no array of the observations; build the buffer with a dictionary of shapes"
+)
+def goals_of_a_single_array(folder):
+    return (
+        lambda: filled().sample_hindsight(4, Hindsight(nearness)),
+        lambda said: goal_seeking()[1](),
+    )
 
 
 @case("so that one cannot stand for the other; build the buffer with obs_shape and obs_dtype in which they are alike")
