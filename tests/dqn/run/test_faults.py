@@ -144,6 +144,28 @@ def test_a_stop_during_the_start_is_answered_at_once_with_what_it_waits_for(tmp_
     assert "stop heard" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("compiled", "words"), [(True, " and torch.compile"), (False, "")])
+@pytest.mark.parametrize("part", ["settle", "find_replay", "resume"])
+def test_a_stop_before_the_compiler_begins_names_that_too(tmp_path, monkeypatch, capsys, compiled, words, part):
+    config = SMALL.replace(compile=compiled)
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
+    if part == "resume":
+        play(tmp_path / "run", config=config.replace(total_frames=64, final_episodes=1), quiet=True)
+    capsys.readouterr()
+    heard, name = [], part if part == "settle" else "find_replay"
+    work = getattr(experiment, name)
+
+    def long(*args, **how):
+        ask(signal.SIGINT, 1)()
+        heard.append(capsys.readouterr().out.splitlines()[-1])
+        return work(*args, **how)
+
+    monkeypatch.setattr(experiment, name, long)
+    play(tmp_path / "run", config=config, resume=part == "resume", quiet=False)
+    start = "the loading of the replay" if part == "resume" else "the start of the run"
+    assert heard == [f"stop heard; it comes after {start}{words} (a second signal leaves at once, without saving)"]
+
+
 def test_a_stop_names_the_innermost_of_what_it_waits_for_and_nothing_outside(capsys):
     def said_to_a_signal(asked):
         asked.signal = None
