@@ -109,6 +109,22 @@ def test_one_signal_saves_and_leaves(tmp_path, monkeypatch, phase, number):
     assert int(whole(ended.folder).name) == ended.frames < SMALL.total_frames
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_stop_says_that_it_saves_before_that_takes_long(tmp_path, monkeypatch, capsys, quiet):
+    said, pack = [], checkpoints.pack
+
+    def long(*args):
+        said.append(capsys.readouterr().out)  # before the checkpoint is on the disk
+        return pack(*args)
+
+    monkeypatch.setattr(checkpoints, "pack", long)
+    play(tmp_path / "run", config=SMALL, hooks=[At(150, ask(signal.SIGINT, 1))], quiet=quiet)
+    words = "stopping: saving a checkpoint (a second signal leaves at once, without it)"
+    assert said[0].splitlines()[-1:] == ([] if quiet else [words])
+    play(tmp_path / "other", config=SMALL, quiet=False)
+    assert "stopping" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("phase", ["learning", "evaluation", "saving"])
 def test_two_signals_leave_at_once_and_the_last_checkpoint_is_whole(tmp_path, monkeypatch, phase):
     monkeypatch.setattr(stop, "TWICE_SECONDS", -1.0)
