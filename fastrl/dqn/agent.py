@@ -17,7 +17,7 @@ from fastrl.config.record import run_near
 from fastrl.dqn import pretrained
 from fastrl.dqn.checkpoint import load_network, load_state
 from fastrl.dqn.network import QNetwork
-from fastrl.envs.frames import Frame, per_array
+from fastrl.envs.frames import Frame, per_array, require_equal_counts
 from fastrl.envs.names import game_name, is_custom, load
 from fastrl.envs.rules import EvaluationRules, ProtocolName
 from fastrl.play.acting import Act
@@ -93,7 +93,8 @@ def rules_for(agent: Agent, protocol: ProtocolName | None, **settings: Any) -> E
 def greedy(network: QNetwork) -> Act:
     """Return the act function that gives the network's Q-values, of which `play_games` takes the highest.
 
-    It raises ConfigError for stacks of another shape than the network was trained on.
+    It raises ConfigError for stacks of another shape than the network was trained on, and ValueError where they are of
+    several arrays and not all of as many rows.
     """
     device = next(network.parameters()).device
     known = network.settings["obs_shape"]
@@ -105,6 +106,7 @@ def greedy(network: QNetwork) -> Act:
                 f"the environment gives stacks of frames of shape {given}, and the network was trained on {known}; "
                 "give --make-env the environment that it was trained on"
             )
+        require_equal_counts("stacks", stacks)
         tensors = per_array(lambda array: torch.from_numpy(array).to(device), stacks)
         values: np.ndarray[Any, Any] = network(tensors).cpu().numpy()
         return values

@@ -274,9 +274,10 @@ def build_group(config: DQNConfig, seed: int, number: int = 0) -> Group:
     envs = build_envs(config, seed)
     if envs.num_envs != config.group_size:  # a custom vector environment decides it
         envs.close()
+        groups = f" in {config.env_groups} groups" if config.env_groups > 1 else ""
         raise ConfigError(
-            f"--num-envs is {config.num_envs} in {config.env_groups} groups, and {config.game} makes {envs.num_envs} "
-            f"at a time; give {envs.num_envs * config.env_groups}"
+            f"--num-envs is {config.num_envs}{groups}, and {config.game} makes {envs.num_envs} at a time; give "
+            f"{envs.num_envs * config.env_groups}"
         )
     return Group(envs, number, config.stack)
 

@@ -33,7 +33,15 @@ from fastrl.dqn.optimizer import FlatOptimizer
 from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.trunk import FastTrunk, pick_kernels
 from fastrl.dqn.update_stats import Tally
-from fastrl.envs.frames import Frame, FrameDtype, FrameShape, count, dtypes_in_words, per_array
+from fastrl.envs.frames import (
+    Frame,
+    FrameDtype,
+    FrameShape,
+    count,
+    dtypes_in_words,
+    per_array,
+    require_equal_counts,
+)
 from fastrl.envs.masks import ACTION_MASK, only_allowed
 
 State = dict[str, Any]
@@ -459,6 +467,7 @@ class Learner:
             if array.shape[1:] != shape[1:] or array.dtype != wanted:
                 sides = ", ".join(map(str, ("N", *shape[1:])))
                 raise ValueError(f"{place} is {array.dtype} {list(array.shape)}; give {wanted} [{sides}]")
+        require_equal_counts("obs", obs)
 
     def _check_mask(self, mask: NDArray[np.bool_] | None, rows: int) -> None:
         if self._acting_mask is None:
@@ -653,8 +662,10 @@ def _each_array(name: str, value: Any, spec: Any) -> Iterator[tuple[str, Any, Sp
         yield name, value, spec
         return
     if not isinstance(value, Mapping) or value.keys() != spec.keys():
-        got = f"a dictionary of {', '.join(value)}" if isinstance(value, Mapping) else f"of type {type(value).__name__}"
-        raise ValueError(f"{name} is {got}; give a dictionary of {', '.join(spec)}")
+        got = f"of type {type(value).__name__}"
+        if isinstance(value, Mapping):
+            got = f"a dictionary of {', '.join(map(repr, value)) or 'nothing'}"
+        raise ValueError(f"{name} is {got}; give a dictionary of {', '.join(map(repr, spec))}")
     for key, one in spec.items():
         yield f"{name}[{key!r}]", value[key], one
 

@@ -15,7 +15,7 @@ from fastrl.config import DQNConfig
 from fastrl.config.settings import Trunk
 from fastrl.dqn.heads import build_head
 from fastrl.dqn.noisy import NoisyLinear
-from fastrl.envs.frames import FrameShape, per_array
+from fastrl.envs.frames import FrameShape, per_array, printable
 
 
 class PlainTrunk(NamedTuple):
@@ -253,7 +253,7 @@ class JoinedTrunks(nn.Module):
     @property
     def words(self) -> str:
         """Which trunk each array has, in words."""
-        return ", ".join(f"{kind} of {name}" for name, kind in self.kinds.items())
+        return ", ".join(f"{kind} of {printable(name)}" for name, kind in self.kinds.items())
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Return features [B, F] of obs, [B, *shape] each."""

@@ -123,6 +123,7 @@ class CustomEnvs:
         self._masks = Masks(game, self.num_envs, self.num_actions)
         self._mask: Array | None = None  # [N, A] bool, of the newest observations
         self._seed: int | None = seed % (SEEDS - self.num_envs + 1)
+        self._looked: set[str] = set()  # calls whose first observations were looked at
         self._sent: Array | None = None
         self._asked: Array | None = None  # environments whose rows `recv` returns; None: all
         # By environment: whether its last row ended an episode, whether by the limit; the episode's score and steps.
@@ -139,8 +140,9 @@ class CustomEnvs:
     def reset(self) -> Step:
         """Start new episodes in all environments and return one `reset` row for each."""
         check_state(self._sent is None, "reset() while a step is in progress; call recv() first")
-        with self._observations.explained(self._one_by_one()):
+        with self._observations.explained(self._one_by_one(), lambda: np.zeros_like(self._length)):
             obs, info = self._envs.reset(seed=self._seed)
+        self._look("reset()")
         self._mask = self._masks.begin(info)
         self._seed = None  # a second reset shall not repeat the first
         self._ended[:], self._cut[:], self._score[:], self._length[:] = False, False, 0, 0
@@ -169,8 +171,9 @@ class CustomEnvs:
         check_state(self._sent is not None, "recv() without a step in progress; call send() first")
         sent, self._sent = self._sent, None  # no longer in progress, also if an environment raises
         envs = self._envs
-        with self._observations.explained(self._one_by_one()):
+        with self._observations.explained(self._one_by_one(), self._steps):
             result = envs.step_wait() if isinstance(envs, vector.AsyncVectorEnv) else envs.step(sent)
+        self._look("step()")
         obs, reward, terminated, truncated, info = result
         inside = self.autoreset == "next_step"  # the row after an end resets, and its action is ignored
         reset = self._ended if inside else np.zeros(self.num_envs, np.bool_)
@@ -241,6 +244,20 @@ class CustomEnvs:
         """Return the list in which a `SyncVectorEnv` keeps the newest observation of each environment, if it is one."""
         return getattr(self._envs.unwrapped, "_env_obs", None)
 
+    def _steps(self) -> Array:
+        """Return the steps of each one's episode at the observations that a step of the vector just gave, [N]."""
+        opened = self._ended if self.autoreset == "next_step" else np.zeros_like(self._ended)
+        if self.autoreset == "same_step":
+            vector = self._envs.unwrapped
+            opened = getattr(vector, "_terminations", opened) | getattr(vector, "_truncations", opened)
+        return np.where(opened, 0, self._length + 1)
+
+    def _look(self, call: str) -> None:
+        """Warn of observations that are cast, after the first call of each kind."""
+        if call not in self._looked:
+            self._looked.add(call)
+            self._observations.warn_of_casts(self._one_by_one())
+
     def _frames(self, obs: Any, reset: Array) -> Frame:
         """Return observations of all environments as frames [N, *frame_shape]; `reset` [N] bool: which are first."""
         return self._observations.frames(obs, range(self.num_envs), np.where(reset, 0, self._length + 1))
@@ -310,7 +327,7 @@ class CustomEnvs:
 
     def _reopened(self, ended: Array) -> Frame:
         """Start new episodes where `ended` [N] bool says so; return the frames of all, and note their masks."""
-        with self._observations.explained(self._one_by_one()):
+        with self._observations.explained(self._one_by_one(), lambda: np.where(ended, 0, self._length + 1)):
             obs, info = self._envs.reset(options={"reset_mask": ended.copy()})
         opened = self._masks.read(info, np.zeros_like(self._length), ~ended)
         if self._mask is not None and opened is not None:

@@ -48,16 +48,28 @@ def count(frame: Frame) -> int:
     return len(listed(frame)[0])
 
 
+def require_equal_counts(name: str, frame: Frame) -> None:
+    """Raise ValueError, which calls them by this name, if frames of several arrays are not all of as many rows."""
+    if isinstance(frame, Mapping) and len(set(map(len, frame.values()))) > 1:
+        rows = ", ".join(f"{len(array)} of {name}[{key!r}]" for key, array in frame.items())
+        raise ValueError(f"{name} has {rows}; give as many rows of each array")
+
+
 def stacked_shape(stack: int, frame_shape: FrameShape) -> FrameShape:
     """Return the shape [stack, *shape] of an observation."""
     return per_array(lambda shape: (stack, *shape), frame_shape)
+
+
+def printable(name: str) -> str:
+    """Return an array's name for a message: with escapes where a terminal would take it for anything but letters."""
+    return name if name.isprintable() else repr(name)
 
 
 def dtypes_in_words(frame_dtype: FrameDtype) -> str:
     """Return the dtype, or of several arrays ``several arrays (image uint8, state float32)``."""
     if not isinstance(frame_dtype, Mapping):
         return str(frame_dtype)
-    return f"several arrays ({', '.join(f'{name} {dtype}' for name, dtype in frame_dtype.items())})"
+    return f"several arrays ({', '.join(f'{printable(name)} {dtype}' for name, dtype in frame_dtype.items())})"
 
 
 def in_words(frame_shape: FrameShape, frame_dtype: FrameDtype | None = None) -> str:
@@ -66,4 +78,4 @@ def in_words(frame_shape: FrameShape, frame_dtype: FrameDtype | None = None) -> 
         dtype = "" if frame_dtype is None else f"{np.dtype(frame_dtype)} "
         return f"{dtype}{list(frame_shape)}"
     dtypes = frame_dtype or dict.fromkeys(frame_shape)
-    return ", ".join(f"{name} {in_words(shape, dtypes[name])}" for name, shape in frame_shape.items())
+    return ", ".join(f"{printable(name)} {in_words(shape, dtypes[name])}" for name, shape in frame_shape.items())

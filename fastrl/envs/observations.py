@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ with extra("train"):
 
 Array = npt.NDArray[Any]
 COLOURS = (1, 3, 4)
+_told: set[str] = set()  # what was warned of: a run makes an environment several times
 STACK_PIXELS = 36
 """From this size on, four planes before an image are taken for a stack: those of Atari preprocessing are 84 x 84."""
 
@@ -31,13 +33,16 @@ def observations_of(game: str, space: Space[Any], wrappers: Sequence[str] = ()) 
 
 
 class _Explained(Protocol):
-    """What says of an observation why it does not fit."""
+    """What says of an observation why it does not fit, or that it is cast."""
 
     def misfit(self, obs: Any, where: str) -> RunError | None:
         """Return the error for one observation that does not fit its space, with words on where; None if it does."""
 
+    def casts(self, obs: Any) -> Iterator[str]:
+        """Yield for each array of an observation that is cast to the dtype of its space, and may lose by it, words."""
+
     @contextmanager
-    def explained(self, one_by_one: Iterable[Any] | None) -> Iterator[None]:
+    def explained(self, one_by_one: Iterable[Any] | None, steps: Callable[[], Array]) -> Iterator[None]:
         """Say of an observation that does not fit its space, if one made the code inside fail, what is wrong with it.
 
         Parameters
@@ -45,6 +50,8 @@ class _Explained(Protocol):
         one_by_one : iterable or None
             The newest observation of each environment, where the vector has them before it puts them together. None
             among them: not known.
+        steps : callable
+            Returns the steps [N] of each one's episode so far.
 
         Raises
         ------
@@ -55,9 +62,17 @@ class _Explained(Protocol):
             yield
         except Exception as error:
             for i, obs in enumerate(one_by_one or ()):
-                if obs is not None and (misfit := self.misfit(obs, f" in environment {i}")):
+                if obs is not None and (misfit := self.misfit(obs, f", {place(i, int(steps()[i]))}")):
                     raise misfit from error
             raise
+
+    def warn_of_casts(self, one_by_one: Iterable[Any] | None) -> None:
+        """Warn of observations, as of `explained`, that are cast; once in a process of each array."""
+        for obs in one_by_one or ():
+            for words in self.casts(obs):
+                if words not in _told:
+                    _told.add(words)
+                    warnings.warn(words, stacklevel=2)
 
 
 class Observations(_Explained):
@@ -147,7 +162,8 @@ class Observations(_Explained):
         """
         given = _as_array(obs)
         if given.shape != (len(env_id), *self._shape) or not np.can_cast(given.dtype, self._dtype, "same_kind"):
-            raise self._misfit(given.dtype, given.shape[1:] if given.ndim else given.shape)
+            where = _where(env_id, steps)
+            raise self._misfit(given.dtype, given.shape[1:] if given.ndim else given.shape, where)
         shown = given
         if self._axis is not None:
             shown = np.moveaxis(shown, self._axis, 1 if len(self._shape) == 3 else 2)
@@ -165,6 +181,15 @@ class Observations(_Explained):
         given = _as_array(obs)
         fits = given.shape == self._shape and np.can_cast(given.dtype, self._dtype, "same_kind")
         return None if fits else self._misfit(given.dtype, given.shape, where)
+
+    def casts(self, obs: Any) -> Iterator[str]:
+        """Yield words on an observation whose dtype may hold more than its space's; numbers in lists have none."""
+        if isinstance(obs, np.ndarray | np.generic) and not np.can_cast(obs.dtype, self._dtype, "safe"):
+            yield (
+                f"environment {self._game!r} returned an observation{self._place} of {obs.dtype}, and its "
+                f"observation_space says {self._dtype}, to which it is cast; let the two agree "
+                f"(.astype({str(self._dtype)!r}), or dtype={str(self._dtype)!r} where the array is made)"
+            )
 
     # --- inside ---------------------------------------------------------------------------------------
 
@@ -195,7 +220,7 @@ class Observations(_Explained):
             )
         return ""
 
-    def _misfit(self, dtype: np.dtype[Any], shape: tuple[int, ...], where: str = "") -> RunError:
+    def _misfit(self, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> RunError:
         def words(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
             return f"{dtype} of shape {list(shape)}"
 
@@ -247,32 +272,39 @@ class SeveralObservations(_Explained):
 
     def frame(self, obs: Any, env_id: int, steps: int) -> dict[str, Array]:
         """Return the observation of one environment as fresh frames."""
-        return {name: array.frame(self._part(name, obs), env_id, steps) for name, array in self._arrays.items()}
+        where = partial(_where, [env_id], np.array([steps]))
+        return {name: array.frame(self._part(name, obs, where), env_id, steps) for name, array in self._arrays.items()}
 
     def frames(self, obs: Any, env_id: Sequence[int] | Array, steps: Array) -> dict[str, Array]:
         """Return observations, nested as their space and with [n, *shape] arrays inside, as fresh frames."""
-        return {name: array.frames(self._part(name, obs), env_id, steps) for name, array in self._arrays.items()}
+        where = partial(_where, env_id, steps)
+        return {name: array.frames(self._part(name, obs, where), env_id, steps) for name, array in self._arrays.items()}
 
     def misfit(self, obs: Any, where: str) -> RunError | None:
         """Return the error for one observation that does not fit its space, with words on where; None if it does."""
         for name, array in self._arrays.items():
             try:
-                misfit = array.misfit(self._part(name, obs, where), where)
+                misfit = array.misfit(self._part(name, obs, lambda: where), where)
             except RunError as error:
                 return error
             if misfit:
                 return misfit
         return None
 
-    def _part(self, name: str, obs: Any, where: str = "") -> Any:
-        """Return an array of an observation, as it was given."""
+    def casts(self, obs: Any) -> Iterator[str]:
+        """Yield words on each array of an observation that is cast."""
+        for name, array in self._arrays.items():
+            yield from array.casts(self._part(name, obs, str))
+
+    def _part(self, name: str, obs: Any, where: Callable[[], str]) -> Any:
+        """Return an array of an observation, as it was given; ``where`` says of which, for an error."""
         part = obs
         for key in self._paths[name]:
             try:
                 part = part[key]
             except (KeyError, IndexError, TypeError):
                 raise RunError(
-                    f"environment {self._game!r} returned an observation without {_place(self._paths[name])}{where}, "
+                    f"environment {self._game!r} returned an observation without {_place(self._paths[name])}{where()}, "
                     "and its observation_space has one; let the two agree"
                 ) from None
         return part
@@ -288,6 +320,13 @@ def _leaves(space: Space[Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[tup
             yield from _leaves(part, (*path, i))
     else:
         yield path, space
+
+
+def _where(env_id: Sequence[int] | Array, steps: Array) -> str:
+    """Return words on where observations come from: one environment, or all of a vector side by side."""
+    if len(env_id) == 1:
+        return f", {place(int(env_id[0]), int(steps[0]))}"
+    return f", in {'a step' if np.any(steps) else 'reset()'} of all environments"
 
 
 def _place(path: Sequence[Any]) -> str:

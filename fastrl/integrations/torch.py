@@ -43,7 +43,8 @@ class TensorReplay:
     Raises
     ------
     ValueError
-        If PyTorch does not have the dtype of an array or no usable GPU, or the buffer is none.
+        If PyTorch does not have the dtype of an array, knows no such device, or cannot keep the arrays there; if the
+        buffer is none.
     ImportError
         If PyTorch is not installed.
     """
@@ -51,15 +52,13 @@ class TensorReplay:
     def __init__(self, buffer: ReplayBuffer, device: torch.device | str, *, staged: bool | None = None) -> None:
         if not isinstance(buffer, ReplayBuffer):
             raise ValueError(f"buffer is of type {type(buffer).__name__}; give a ReplayBuffer")
-        self.buffer, self.device = buffer, torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {str(device)!r}, but PyTorch finds no usable GPU; give 'cpu'")
+        self.buffer, self.device = buffer, _device(device)
         self._staged = self.device.type != "cpu" if staged is None else staged
         arrays = list(_leaves(buffer.empty_batch(1)))
         self._direct = self._staged and all(isinstance(array, np.ndarray) for array in arrays)
         for array in arrays:
             if isinstance(array, np.ndarray):
-                torch_dtype(array.dtype)
+                _require(self.device, torch_dtype(array.dtype))
         self._hosts: Iterator[_Host] = iter(())
         self._size = 0  # of the batches of these
         self._ahead: _Host | None = None  # has a batch that was prefetched
@@ -165,6 +164,34 @@ class _Host:
         array: NDArray[Any] = tensor.numpy()
         self._tensors[id(array)] = tensor
         return array
+
+
+def _device(device: Any) -> torch.device:
+    """Return a device that holds tensors here; ValueError for any other."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device is {device!r}, which PyTorch does not know here; give {_devices()}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but PyTorch finds no usable GPU; give 'cpu'")
+    _require(found, torch.uint8)
+    return found
+
+
+def _require(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError unless tensors of this dtype come back from a device: those of "meta" hold no numbers."""
+    try:
+        torch.zeros(1, dtype=dtype).to(device).cpu()
+    except Exception as error:  # each backend has its own
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device is {str(device)!r}, from which no {str(dtype).removeprefix('torch.')} comes back ({reason}); give "
+            f"{_devices()}"
+        ) from error
+
+
+def _devices() -> str:
+    return "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
 
 
 def _with(batch: _Drawn, send: Callable[[Any], torch.Tensor]) -> _Drawn:

@@ -97,9 +97,10 @@ class Relabeller:
         arrays = [key for key, part in obs.items() if part is None] if isinstance(obs, dict) else []
         for name, key in (("achieved", hindsight.achieved), ("desired", hindsight.desired)):
             if key not in arrays:
+                others = f"give one of {', '.join(map(repr, arrays))}, or " if arrays else ""
                 raise ValueError(
-                    f"{name} is {key!r}, which is no array of the observations; give one of {arrays}, or build the "
-                    "buffer with a dictionary of shapes as obs_shape that has it"
+                    f"{name} is {key!r}, which is no array of the observations; {others}build the buffer with a "
+                    "dictionary of shapes as obs_shape that has it"
                 )
         (_, achieved), (store, desired) = self._field(hindsight.achieved), self._field(hindsight.desired)
         if achieved.shape != desired.shape or achieved.dtype != desired.dtype:

@@ -64,11 +64,15 @@ class MeasuredRun:
         if name == "samples" and name not in self.columns and "batch_size" in self.settings:
             return self.column("updates", flag) * float(self.settings["batch_size"])
         if name not in self.columns:
-            raise ConfigError(f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(self.columns)}")
+            raise ConfigError(self.without(name, flag))
         try:
             return np.array([float(row[name] or "nan") for row in self.rows])
         except ValueError as error:
             raise ConfigError(f"{self.path} is damaged in column {name} ({error}); restore it from a copy") from error
+
+    def without(self, name: str, flag: str) -> str:
+        """Return the message where there is no column of this name, which ``flag`` asked for."""
+        return f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(self.columns)}"
 
 
 @dataclass(frozen=True)

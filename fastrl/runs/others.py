@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,32 +74,56 @@ class _Table:
             raise ConfigError(f"{self.path} has something else than numbers in column {name}: {error}") from error
 
 
-def _progress(table: _Table) -> dict[str, Floats]:
-    """Stable-Baselines3's logger: a row per rollout or evaluation."""
-    columns = {FRAMES: table["time/total_timesteps"]}
-    names = {SCORE: "rollout/ep_rew_mean", EVALUATION: "eval/mean_reward", MINUTES: "time/time_elapsed"}
-    columns |= {ours: table[theirs] for ours, theirs in names.items() if theirs in table.columns}
-    if MINUTES in columns:
-        columns[MINUTES] = columns[MINUTES] / 60
-    return columns
+@dataclass(frozen=True, kw_only=True)
+class TheirRun(MeasuredRun):
+    """What another program's file says of a run, in columns of our names."""
+
+    their_columns: list[str]
+    """All columns of the file."""
+    names: dict[str, str]
+    """By our name, the file's column that is read as that, if the file has it."""
+
+    def without(self, name: str, flag: str) -> str:
+        """Return the message where no column is read as this one, in the file's own names."""
+        read = {theirs: ours for ours, theirs in reversed(self.names.items()) if ours in self.columns}
+        there = [f"{theirs} (read as {read[theirs]})" if theirs in read else theirs for theirs in self.their_columns]
+        serves = f"; {self.names[name]} would be" if name in self.names else ""
+        axes = (FRAMES, MINUTES)
+        remedies = [f"{flag} {ours}" for ours in self.columns if (ours in axes) == (flag == "--x")]
+        if flag == "--y":
+            unread = next((theirs for theirs in self.their_columns if theirs not in read), "COLUMN")
+            remedies.append(f"the column to draw, as in --their-columns {_words([self.names[FRAMES], unread])}")
+        return (
+            f"{flag} asks for {name}, and no column of {self.path} is read as that{serves}; give "
+            f"{', or '.join(remedies)}; the file has {', '.join(there)}"
+        )
 
 
-def _monitor(table: _Table) -> dict[str, Floats]:
-    """Stable-Baselines3's Monitor: a row per game, with its score, its length in steps and the seconds since start."""
-    return {FRAMES: table["l"].cumsum(), SCORE: table["r"], MINUTES: table["t"] / 60}
+class _Form(NamedTuple):
+    """What a program's files are known by, and read as."""
+
+    known_by: frozenset[str]
+    """Columns that no other program's files have; empty where the user names the two that are read."""
+    names: dict[str, str]
+    """The file's columns by our names: steps, which are not yet frames, and seconds for minutes."""
+    counts_games: bool = False
+    """Whether the column of steps has the length of a game in each row."""
 
 
-def _tensorboard(table: _Table) -> dict[str, Floats]:
-    """One scalar, as TensorBoard's page exports it."""
-    return {FRAMES: table["Step"], SCORE: table["Value"], EVALUATION: table["Value"]}
-
-
-FORMS: tuple[tuple[frozenset[str], Callable[[_Table], dict[str, Floats]]], ...] = (
-    (frozenset({"time/total_timesteps"}), _progress),
-    (frozenset({"r", "l", "t"}), _monitor),
-    (frozenset({"Wall time", "Step", "Value"}), _tensorboard),
-)
-"""Columns that tell whose file it is, and what reads it: steps, not yet frames, beside what was measured."""
+FORMS = (
+    # Stable-Baselines3's logger: a row per rollout or evaluation.
+    _Form(
+        frozenset({"time/total_timesteps"}),
+        {
+            FRAMES: "time/total_timesteps", SCORE: "rollout/ep_rew_mean", EVALUATION: "eval/mean_reward",
+            MINUTES: "time/time_elapsed",
+        },
+    ),
+    # Its Monitor: a row per game, with its score, its length in steps and the seconds since start.
+    _Form(frozenset({"r", "l", "t"}), {FRAMES: "l", SCORE: "r", MINUTES: "t"}, counts_games=True),
+    # One scalar, as TensorBoard's page exports it.
+    _Form(frozenset({"Wall time", "Step", "Value"}), {FRAMES: "Step", SCORE: "Value", EVALUATION: "Value"}),
+)  # fmt: skip
 
 
 def is_others(word: str) -> bool:
@@ -133,14 +158,14 @@ def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) 
     if every and wanted and not any(set(wanted) <= set(table.columns) for table in every):
         for name in wanted:
             every[0].require(name)
-    columns = {id(table): _columns(table, theirs, y) for table in every}
+    forms = {id(table): _form(table, theirs, y) for table in every}
     if every and theirs.frames_per_step is None:
         raise ConfigError(
             f"it is not said how many frames a step of {next(iter(tables)).partition('=')[0]} has; give "
             "--their-frames-per-step 4 for Atari with a frame skip of 4, or 1 if the files count frames"
         )
     return {
-        word: [_run(word.partition("=")[0], table, columns[id(table)], theirs, y, game) for table in each]
+        word: [_run(word.partition("=")[0], table, forms[id(table)], theirs, y, game) for table in each]
         for word, each in tables.items()
     }
 
@@ -154,34 +179,44 @@ def _paths(word: str) -> list[Path]:
     return paths
 
 
-def _run(name: str, table: _Table, columns: dict[str, Floats], theirs: Theirs, y: str, game: str | None) -> MeasuredRun:
+def _run(name: str, table: _Table, form: _Form, theirs: Theirs, y: str, game: str | None) -> MeasuredRun:
     assert theirs.frames_per_step is not None
-    columns[FRAMES] = columns[FRAMES] * theirs.frames_per_step
+    columns = {ours: table[column] for ours, column in form.names.items() if column in table.columns}
+    steps = columns[FRAMES].cumsum() if form.counts_games else columns[FRAMES]
+    columns[FRAMES] = steps * theirs.frames_per_step
+    if MINUTES in columns and form.known_by:
+        columns[MINUTES] = columns[MINUTES] / 60
     rows = theirs.rows or (GAMES if table.is_monitor else 1)
     for one in {SCORE, EVALUATION, y} & columns.keys() - {FRAMES, MINUTES}:
         columns[one] = _mean_of_last(columns[one], rows)
     cells = zip(*columns.values(), strict=True)
     texts = [{key: "" if np.isnan(x) else repr(float(x)) for key, x in zip(columns, row, strict=True)} for row in cells]
     path = table.path
-    return MeasuredRun(path=path, name=path.stem, settings={}, game=game, columns=list(columns), rows=texts, line=name)
+    return TheirRun(
+        path=path, name=path.stem, settings={}, game=game, columns=list(columns), rows=texts, line=name,
+        their_columns=table.columns, names=form.names,
+    )  # fmt: skip
 
 
-def _columns(table: _Table, theirs: Theirs, y: str) -> dict[str, Floats]:
-    """Return the columns of a file by our names, steps not yet frames: those that the user names, if it has them."""
+def _form(table: _Table, theirs: Theirs, y: str) -> _Form:
+    """Return how a file is read: by the columns that the user names, if it has them, or as a known program's."""
     if theirs.columns is not None and set(theirs.columns) <= set(table.columns):
         steps, drawn = theirs.columns
-        return {FRAMES: table[steps], y: table[drawn]}
-    for names, read in FORMS:
-        if names <= set(table.columns):
-            return read(table)
+        return _Form(frozenset(), {FRAMES: steps, y: drawn})
+    for form in FORMS:
+        if form.known_by <= set(table.columns):
+            return form
     for name in theirs.columns or ():
         table.require(name)
     frames = "" if theirs.frames_per_step else " --their-frames-per-step 4"
     raise ConfigError(
         f"{table.path} is of no known program; name its column of steps and the one to draw, as in --their-columns "
-        f"{' '.join(repr(name) if ' ' in name else name for name in _two(table.columns))}{frames}; it has "
-        f"{', '.join(table.columns)}"
+        f"{_words(_two(table.columns))}{frames}; it has {', '.join(table.columns)}"
     )
+
+
+def _words(names: Iterable[str]) -> str:
+    return " ".join(repr(name) if " " in name else name for name in names)
 
 
 def _two(names: Sequence[str]) -> Sequence[str]:

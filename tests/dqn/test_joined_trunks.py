@@ -223,8 +223,8 @@ def test_batches_that_do_not_fit_are_named_with_their_array():
     learner = Learner(TINY, SHAPE, DTYPE, ACTIONS, CPU, 1)
     obs = observations()
     for wrong, words in [
-        (obs["vector"], r"batch.obs is of type ndarray; give a dictionary of colour, image, small, vector"),
-        ({"image": obs["image"]}, r"batch.obs is a dictionary of image; give a dictionary of colour, image, small"),
+        (obs["vector"], r"batch.obs is of type ndarray; give a dictionary of 'colour', 'image', 'small', 'vector'"),
+        ({"image": obs["image"]}, r"batch.obs is a dictionary of 'image'; give a dictionary of 'colour', 'image'"),
         (
             obs | {"vector": obs["vector"][:4]},
             r"batch.obs\['vector'\] is float32 \[4, 2, 5\]; give float32 \[8, ",
@@ -236,6 +236,30 @@ def test_batches_that_do_not_fit_are_named_with_their_array():
     assert learner.updates == 0
     with pytest.raises(ValueError, match=r"obs\['small'\] is float64 \[8, 2, 10, 10\]; give float32 \[N, 2, 10, 10\]"):
         learner.act(obs | {"small": obs["small"].astype(float)})
+
+
+@pytest.mark.parametrize("call", ["q_values", "act", "greedy"])
+def test_arrays_of_unequal_lengths_are_named_with_their_lengths(call):
+    learner = Learner(TINY, SHAPE, DTYPE, ACTIONS, CPU, 1)
+    ask = greedy(learner.online) if call == "greedy" else getattr(learner, call)
+    obs = observations(5)
+    name = "stacks" if call == "greedy" else "obs"
+    words = ", ".join(rf"{3 if key == 'small' else 5} of {name}\['{key}'\]" for key in SHAPE)
+    with pytest.raises(ValueError, match=rf"^{name} has {words}; give as many rows of each array$"):
+        ask(obs | {"small": obs["small"][:3]})
+    assert len(ask(obs)) == 5
+
+
+def test_names_that_would_steer_a_terminal_are_shown_with_escapes():
+    shape, dtype = {"red\x1b[31m": (2, 5), "vector": (2, 5)}, dict.fromkeys(("red\x1b[31m", "vector"), np.float32)
+    learner = Learner(TINY, shape, dtype, ACTIONS, CPU, 1)
+    assert learner.online.trunk.words == r"vector of 'red\x1b[31m', vector of vector"
+    with pytest.raises(ConfigError, match=r"several arrays \('red\\x1b\[31m' float32, vector float32\)"):
+        Learner(TINY.replace(kernels="fastrl"), shape, dtype, ACTIONS, CPU, 1)
+    with pytest.raises(
+        ValueError, match=r"a dictionary of 7, 'a\\x07'; give a dictionary of 'red\\x1b\[31m', 'vector'$"
+    ):
+        learner.act({7: 0, "a\a": 0})
 
 
 # --- around it ----------------------------------------------------------------------------------------

@@ -245,8 +245,10 @@ def test_the_command_trains_on_a_callable_by_its_name(tmp_path, capsys):
 
 def test_a_vector_decides_how_many_games_there_are(tmp_path):
     assert train.config_for(make_same).num_envs == 3
-    with pytest.raises(ConfigError, match=r"--num-envs is 8 in 1 groups, and .*:make_same makes 3 at a time; give 3"):
+    with pytest.raises(ConfigError, match=r"--num-envs is 8, and .*:make_same makes 3 at a time; give 3"):
         train.dqn(make_same, config_of(make_same, tmp_path, num_envs=8), quiet=True)
+    with pytest.raises(ConfigError, match=r"--num-envs is 8 in 2 groups, and .*:make_same makes 3 at a time; give 6"):
+        train.dqn(make_same, config_of(make_same, tmp_path, num_envs=8, env_groups=2), quiet=True)
     run = played(config_of(make_same, tmp_path, num_envs=6, env_groups=2), 30)
     assert set(np.concatenate([run.buffer.sample(32).index for _ in range(10)]) % 6) == set(range(6))
 

@@ -18,6 +18,7 @@ pytest.importorskip("envpool")
 from fastrl import evaluate, train
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.dqn.agent import load_agent
+from fastrl.envs import observations
 from fastrl.envs.custom import CustomEnvs
 from fastrl.envs.names import name_of
 from fastrl.envs.observations import Observations, channel_axis
@@ -381,16 +382,18 @@ def test_a_run_that_meets_such_a_number_keeps_what_it_has_learned(tmp_path, caps
 @pytest.mark.parametrize(
     ("space", "given", "said"),
     [
-        (box(3, dtype=np.float32), np.zeros(4, np.float32), "float32 of shape [4] in environment 0, and its "
+        (box(3, dtype=np.float32), np.zeros(4, np.float32), "float32 of shape [4], in {}, environment 0, and its "
          "observation_space says float32 of shape [3]; let the two agree"),
-        (box(40, 44), np.full((40, 44), 0.5), "float64 of shape [40, 44] in environment 0, and its observation_space "
-         "says uint8 of shape [40, 44]"),
-        (box(40, 44), np.full((44, 40), 1, np.uint8), "uint8 of shape [44, 40] in environment 0, and its"),
+        (box(40, 44), np.full((40, 44), 0.5), "float64 of shape [40, 44], in {}, environment 0, and its "
+         "observation_space says uint8 of shape [40, 44]"),
+        (box(40, 44), np.full((44, 40), 1, np.uint8), "uint8 of shape [44, 40], in {}, environment 0, and its"),
     ],
 )  # fmt: skip
 def test_observations_that_are_not_as_declared_are_named_as_such(space, given, said):
-    assert f"returned an observation of {said}" in first_error(lambda: Gives(space, {2: given}))
-    assert f"returned an observation of {said}" in first_error(lambda: Gives(space, {0: given}))
+    for step, where in ((2, "step 2 of an episode"), (0, "reset()")):
+        assert f"returned an observation of {said.format(where)}" in first_error(
+            lambda step=step: Gives(space, {step: given})
+        )
 
 
 def test_a_vector_whose_arrays_are_not_as_declared_is_refused():
@@ -408,7 +411,10 @@ def test_a_vector_whose_arrays_are_not_as_declared_is_refused():
         return make_env
 
     said = first_error(make(lambda obs, reward: (obs / 255, reward)))
-    assert "an observation of float64 of shape [40, 44], and its observation_space says uint8 of shape" in said
+    assert (
+        "of float64 of shape [40, 44], in a step of all environments, and its observation_space says uint8 of shape"
+        in said
+    )
     said = first_error(make(lambda obs, reward: (obs.reshape(2, 44, 40), reward)))
     assert "an observation of uint8 of shape [44, 40]" in said
     said = first_error(make(lambda obs, reward: (obs, reward[:, None])))
@@ -417,6 +423,80 @@ def test_a_vector_whose_arrays_are_not_as_declared_is_refused():
     assert "returned the rewards ['1,5', 1.0]; return one number" in said
     said = first_error(lambda: Gives(box(3), rewards=[None]))
     assert "the reward nan, in step 1 of an episode, environment 0; correct it there (None counts as nan)" in said
+
+
+def played(envs, steps):
+    """Let environments step so often."""
+    for _ in range(steps):
+        envs.step(np.zeros(envs.num_envs, np.int64))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_step_of_a_misfit_is_that_of_its_own_episode(mode):
+    def make_env():
+        wrong = {2: np.zeros(4, np.float32)}
+        envs = [lambda: Gives(box(3, dtype=np.float32), ends=3), lambda: Gives(box(3, dtype=np.float32), wrong, ends=3)]
+        return SyncVectorEnv(envs, autoreset_mode=mode)
+
+    envs = CustomEnvs(name_of(make_env), 2, seed=0)
+    envs.reset()
+    envs._envs.envs[1]._obs, wrong = {}, envs._envs.envs[1]._obs
+    while envs._envs.envs[1].resets == 1:  # through a whole episode without it
+        envs.step([0, 0])
+    envs._envs.envs[1]._obs = wrong
+    with pytest.raises(RunError, match=r"of shape \[4\], in step 2 of an episode, environment 1, and"):
+        played(envs, 4)
+    envs.close()
+
+
+def test_a_misfit_of_the_observation_that_opens_an_episode_is_in_reset():
+    for mode in MODES:
+        vector = SyncVectorEnv([lambda: Gives(box(3, dtype=np.float32), ends=3)], autoreset_mode=mode)
+        envs = CustomEnvs(name_of(lambda vector=vector: vector), 1, seed=0)
+        envs.reset()
+        vector.envs[0]._obs = {0: np.zeros(4, np.float32)}
+        with pytest.raises(RunError, match=r"of shape \[4\], in reset\(\), environment 0, and"):
+            played(envs, 5)
+        envs.close()
+
+
+# --- casts --------------------------------------------------------------------------------------------
+
+
+def casts(make_env):
+    """Return what is warned of while an environment is played, made as often as a run makes it."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as found:
+        patch.setattr(observations, "_told", set())
+        warnings.simplefilter("always")
+        for _ in range(3):
+            envs = CustomEnvs(name_of(make_env), 2, seed=0)
+            envs.reset()
+            played(envs, 3)
+            envs.close()
+    return [str(each.message) for each in found if "to which it is cast" in str(each.message)]
+
+
+@pytest.mark.parametrize("when", [0, 1])
+def test_observations_of_another_dtype_than_declared_are_warned_of_once(when):
+    def make_env():
+        return Gives(box(3, dtype=np.float32), {when: np.full(3, 0.1)})
+
+    (said,) = casts(make_env)
+    assert f"environment {name_of(make_env)!r} returned an observation of float64, and its observation_space" in said
+    assert "says float32, to which it is cast; let the two agree (.astype('float32'), or" in said
+
+
+def test_each_array_that_is_cast_is_warned_of_by_name():
+    space = spaces.Dict({"a": box(3, dtype=np.float32), "b": box(2, dtype=np.int32), "c": box(2, dtype=np.float32)})
+    given = {"a": np.zeros(3), "b": np.zeros(2, np.int64), "c": np.zeros(2, np.float32)}
+    first, second = casts(lambda: Gives(space, dict.fromkeys(range(9), given)))
+    assert "returned an observation['a'] of float64, and its observation_space says float32" in first
+    assert "returned an observation['b'] of int64, and its observation_space says int32" in second
+
+
+@pytest.mark.parametrize("given", [np.zeros(3, np.float16), np.zeros(3, np.uint8), np.zeros(3, np.float32), [0.5] * 3])
+def test_observations_that_lose_nothing_and_lists_are_not_warned_of(given):
+    assert casts(lambda: Gives(box(3, dtype=np.float32), {0: given, 1: given})) == []
 
 
 # --- scores -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from array_envs import Nested, Pairs, frames_of, image_of, vector_of
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FrameStackObservation
 from quick_run import config_of
 from replay_autoreset import Walk
@@ -193,6 +193,7 @@ def test_a_look_tells_all_shapes_and_the_preset_names_them():
     vectors = spaces.Dict({"a": VECTOR, "b": VECTOR})
     assert config_for(lambda: Gives(vectors, {k: vectors.sample() for k in range(9)})).trunk == "vector"
     assert in_words(shapes) == "at.flags [2], at.where [3], image [3, 10, 12]"
+    assert in_words({"a\x1b[2J": (2,)}) == r"'a\x1b[2J' [2]"  # or it would clear the screen
 
 
 def test_the_trunk_of_several_arrays_is_the_one_asked_for_if_it_fits_one_of_the_images():
@@ -240,10 +241,16 @@ IMAGE_10 = np.zeros((10, 10), np.uint8)
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"a": IMAGE_10}, r"returned an observation without \['b'\] in environment 0"),
-        (IMAGE_10, r"returned an observation without \['a'\] in environment 0"),
-        ({"a": IMAGE_10, "b": np.zeros(4, np.float32)}, r"an observation\['b'\] of float32 of shape \[4\] in environ"),
-        ({"a": IMAGE_10 / 2, "b": np.zeros(3)}, r"returned an observation\['a'\] of float64 of shape \[10, 10\] in"),
+        ({"a": IMAGE_10}, r"returned an observation without \['b'\], in {}, environment 0, and"),
+        (IMAGE_10, r"returned an observation without \['a'\], in {}, environment 0, and"),
+        (
+            {"a": IMAGE_10, "b": np.zeros(4, np.float32)},
+            r"an observation\['b'\] of float32 of shape \[4\], in {}, environ",
+        ),
+        (
+            {"a": IMAGE_10 / 2, "b": np.zeros(3)},
+            r"returned an observation\['a'\] of float64 of shape \[10, 10\], in {}",
+        ),
     ],
 )
 @pytest.mark.parametrize("when", [0, 2])
@@ -255,8 +262,41 @@ def test_observations_that_are_not_as_declared_are_named_with_their_place(given,
         for _ in range(3):
             envs.step([0])
 
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(RunError, match=words.format(["reset\\(\\)", "", "step 2 of an episode"][when])):
         play()
+    envs.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_array_that_a_vector_leaves_out_is_named_with_its_step(count):
+    class Leaves(SyncVectorEnv):
+        def step(self, actions):
+            obs, *rest = super().step(actions)
+            return {name: array for name, array in obs.items() if name == "a"}, *rest
+
+    envs = CustomEnvs(name_of(lambda: Leaves([lambda: Gives(SPACE)] * count)), count, seed=0)
+    envs.reset()
+    whose = "step 1 of an episode, environment 0" if count == 1 else "a step of all environments"
+    with pytest.raises(RunError, match=rf"without \['b'\], in {whose}, and its observation_space has one; let the"):
+        envs.step([0] * count)
+    envs.close()
+
+
+def test_an_array_that_a_last_observation_lacks_is_named_with_its_step():
+    class Lacks(SyncVectorEnv):
+        def step(self, actions):
+            *rest, info = super().step(actions)
+            for last in info.get("final_obs", ()):
+                last.pop("b")
+            return *rest, info
+
+    kinds = [lambda: Gives(SPACE)] * 2  # of four steps each
+    envs = CustomEnvs(name_of(lambda: Lacks(kinds, autoreset_mode=AutoresetMode.SAME_STEP)), 2, seed=0)
+    envs.reset()
+    for _ in range(3):
+        envs.step([0, 0])
+    with pytest.raises(RunError, match=r"without \['b'\], in step 4 of an episode, environment 0, and"):
+        envs.step([0, 0])
     envs.close()
 
 

@@ -182,6 +182,40 @@ def test_what_is_no_buffer_or_no_device_here_is_refused(monkeypatch):
         TensorReplay(filled(), "cuda")
 
 
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("meta", r"device is 'meta', from which no uint8 comes back \(Cannot copy out of meta tensor.*\); give 'cpu'"),
+        (torch.device("meta"), "device is 'meta', from which"),
+        ("vulkan", r"device is 'vulkan', from which no uint8 comes back \(.*\); give 'cpu'"),
+        ("red\x1b[31m", r"device is 'red\\x1b\[31m', which PyTorch does not know here; give 'cpu'"),
+        ("cpu:x", "device is 'cpu:x', which PyTorch does not know here; give 'cpu'"),
+        (None, "device is None, which PyTorch does not know here; give 'cpu'"),
+        (1.5, r"device is 1\.5, which PyTorch does not know here; give 'cpu'"),
+    ],
+)
+def test_a_device_that_holds_no_tensors_here_is_refused(device, words):
+    with pytest.raises(ValueError, match=words):
+        TensorReplay(filled(), device)
+
+
+def test_a_dtype_that_a_device_lacks_is_refused_with_the_device(monkeypatch):
+    """Played by a CPU: Apple's GPUs have no float64."""
+    to = torch.Tensor.to
+
+    def without_float64(tensor, *arguments, **how):
+        if tensor.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype\nas the MPS framework has none")
+        return to(tensor, *arguments, **how)
+
+    monkeypatch.setattr(torch.Tensor, "to", without_float64)
+    buffer = ReplayBuffer(capacity=20, num_envs=1, obs_shape=(3,), obs_dtype=np.float64)
+    words = r"device is 'cpu', from which no float64 comes back \(Cannot convert a MPS Tensor to float64 dtype\); give"
+    with pytest.raises(ValueError, match=words):
+        TensorReplay(buffer, "cpu")
+    TensorReplay(ReplayBuffer(capacity=20, num_envs=1, obs_shape=(3,), obs_dtype=np.float32), "cpu")
+
+
 @pytest.mark.parametrize("dtype", [">f4", np.longdouble])
 def test_a_dtype_that_pytorch_lacks_is_refused_before_anything_is_drawn(way, dtype):
     buffer = ReplayBuffer(capacity=20, num_envs=1, obs_shape=(3,), obs_dtype=dtype)

@@ -941,12 +941,20 @@ def a_strategy_in_place_of_all_settings(folder):
     return lambda: replay.sample_hindsight(4, "future"), lambda said: draw(strategy="future")
 
 
-@case(
-    "desired is 'goal', which is no array of the observations; give one of ['achieved_goal', 'desired_goal'], or build"
-)
+@case("desired is 'goal', which is no array of the observations; give one of 'achieved_goal', 'desired_goal', or build")
 def a_goal_that_is_not_observed(folder):
     _, draw = goal_seeking()
-    return lambda: draw(desired="goal"), lambda said: draw(desired=ast.literal_eval(re.search(r"\[.*\]", said)[0])[1])
+    return lambda: draw(desired="goal"), lambda said: draw(desired=re.findall(r"'(\w+)'", said)[-1])
+
+
+@case(
+    "achieved is 'achieved_goal', which is no array of the observations; build the buffer with a dictionary of shapes"
+)
+def goals_of_a_single_array(folder):
+    return (
+        lambda: filled().sample_hindsight(4, Hindsight(nearness)),
+        lambda said: goal_seeking()[1](),
+    )
 
 
 @case("so that one cannot stand for the other; build the buffer with obs_shape and obs_dtype in which they are alike")
@@ -1261,6 +1269,28 @@ def more_frames_than_the_disk_holds(folder):
 @case("GiB free, but capacity = 40 needs 0.04; give a folder on another disk", OSError)
 def a_disk_that_is_full(folder):
     return partial(on_a_disk(100, 2), folder), lambda said: on_a_disk(100, 99)(folder)
+
+
+@case("is a link to 'gone', where there is no folder; make one there, or give another folder")
+def a_link_that_leads_nowhere(folder):
+    (folder / "replay").symlink_to("gone")
+    return lambda: living(folder), lambda said: [living(folder / "another"), (folder / "gone").mkdir(), living(folder)]
+
+
+@case("which is no folder; give another folder")
+def a_folder_below_a_file(folder):
+    (folder / "notes").touch()
+    return lambda: living(folder / "notes"), lambda said: living(folder)
+
+
+@case("which is no name of a folder (embedded null byte); give another name")
+def a_folder_with_a_nul_in_its_name(folder):
+    return lambda: living(folder / "a\0b"), lambda said: living(folder / "ab")
+
+
+@case("a name too long for its disk; give a shorter one")
+def a_folder_with_a_long_name(folder):
+    return lambda: living(folder / "new" / ("n" * 300)), lambda said: living(folder / "new" / ("n" * 200))
 
 
 @case("folder is '/proc/replay', and /proc belongs to the system and is on no disk; give a folder on a disk", OSError)

@@ -119,6 +119,56 @@ def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path, text, theirs, me
         columns_of(tmp_path, text, theirs)
 
 
+@pytest.mark.parametrize(
+    ("text", "theirs", "x", "y", "message"),
+    [
+        (
+            "step,reward,secs\n1,2,3\n",
+            Theirs(("step", "reward"), 1),
+            MINUTES,
+            SCORE,
+            "--x asks for time/minutes, and no column of PATH is read as that; give --x frames; "
+            "the file has step (read as frames), reward (read as games/return_mean_100), secs",
+        ),
+        (
+            "time/total_timesteps,eval/mean_reward,train/loss\n1,2,3\n",
+            Theirs(None, 4),
+            MINUTES,
+            EVALUATION,
+            "--x asks for time/minutes, and no column of PATH is read as that; time/time_elapsed would be; "
+            "give --x frames; the file has time/total_timesteps (read as frames), "
+            "eval/mean_reward (read as evaluation/return_mean), train/loss",
+        ),
+        (
+            "time/total_timesteps,eval/mean_reward,train/loss\n1,2,3\n",
+            Theirs(None, 4),
+            FRAMES,
+            SCORE,
+            "--y asks for games/return_mean_100, and no column of PATH is read as that; rollout/ep_rew_mean would be; "
+            "give --y evaluation/return_mean, or the column to draw, as in --their-columns time/total_timesteps "
+            "train/loss; the file has time/total_timesteps (read as frames), "
+            "eval/mean_reward (read as evaluation/return_mean), train/loss",
+        ),
+        (
+            MONITOR,
+            Theirs(None, 4),
+            "updates",
+            SCORE,
+            "--x asks for updates, and no column of PATH is read as that; give --x frames, or --x time/minutes; "
+            "the file has r (read as games/return_mean_100), l (read as frames), t (read as time/minutes)",
+        ),
+    ],
+)
+def test_a_column_that_a_file_lacks_is_asked_for_in_the_files_own_names(tmp_path, text, theirs, x, y, message):
+    path = write(tmp_path / "files", a=text) / "a.csv"
+    (run,) = read_others([f"other={path}"], theirs, y, None)[f"other={path}"]
+    with pytest.raises(ConfigError) as error:
+        curve_of(run, x, y)
+    assert str(error.value) == message.replace("PATH", str(path))
+    flag, _, name = message.partition("give ")[2].partition(";")[0].partition(",")[0].partition(" ")
+    assert len(curve_of(run, *((name, y) if flag == "--x" else (x, name))).y)  # the remedy works
+
+
 def test_files_that_are_not_there_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"SB3=.* matches no file; give SB3= and a CSV file"):
         read_others([f"SB3={tmp_path}/none/*.csv"], Theirs(frames_per_step=1), SCORE, None)

@@ -49,6 +49,8 @@ class Checkpoints(Callback):
         self._whole_at = time.monotonic()
 
     def on_end(self, run: TrainingRun) -> None:
+        if run.stop:  # said before, since what asked for the stop may not wait for a large replay
+            run.reporter.line("stopping: saving a checkpoint (a second signal leaves at once, without it)")
         if run.stop and self._saved_at == run.frames:  # a stop during the last save finds nothing new
             run.settle()
         else:

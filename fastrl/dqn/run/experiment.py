@@ -90,7 +90,7 @@ def train(
         if (begun := _begun_before(peers, quiet=quiet)) is not None:
             config, resume = load_dqn_config(begun), begun
         try:
-            with stop.after("the start of the run"):
+            with stop.after(_then_compiled("the start of the run", config)):
                 run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
         except Stopped as asked:  # while collectors were starting: nothing is written yet
             raise KeyboardInterrupt(own.signal) from asked
@@ -104,6 +104,11 @@ def train(
         finally:
             run.close()
     return run
+
+
+def _then_compiled(what: str, config: DQNConfig) -> str:
+    """Return what a stop comes after that comes in a part of the start: the compiling behind it takes longest."""
+    return f"{what} and torch.compile" if config.compile else what
 
 
 class Run(Loop):
@@ -199,7 +204,8 @@ class Run(Loop):
         if new:  # one that was trained so goes on so
             _refuse_two_stacks(config, envs)
         part = peers.part(config)
-        with stop.after("the loading of the replay" if mine else "the start of the run"):
+        start = "the loading of the replay" if mine else "the start of the run"
+        with stop.after(_then_compiled(start, config)):
             replay = find_replay(
                 mine, part, envs, seeds[2], device, notes, schedules.warm_up_steps, longer, folder.path, peers
             )

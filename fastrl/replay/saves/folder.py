@@ -16,6 +16,7 @@ mark ahead by a thirty-second of a ring at a time, so that few steps wait for th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -280,8 +281,12 @@ def _holds_replay(path: Path) -> bool:
     Raises
     ------
     ValueError
-        If it holds other files, or is no folder.
+        If it holds other files, or is no folder, or none can have its name.
     """
+    try:
+        _require_possible(path)
+    except OSError as error:
+        raise _explained(error, path) from error
     if not path.exists():
         return False
     if not path.is_dir():
@@ -300,6 +305,33 @@ def _holds_replay(path: Path) -> bool:
             f"folder is {str(path)!r}, which holds no replay, but {others[0]!r}; give a new or an empty one"
         )
     return False
+
+
+def _require_possible(path: Path) -> None:
+    """Raise ValueError if no folder can be at a path, whatever is made on the way; OSError as the disk does."""
+    whole = path.absolute()
+    above = whole
+    while not os.path.lexists(above):
+        above = above.parent
+    if above.is_symlink() and not os.path.exists(above):
+        raise ValueError(
+            f"folder is {str(path)!r}, and {str(above)!r} is a link to {os.readlink(above)!r}, where there is no "
+            "folder; make one there, or give another folder"
+        )
+    if above != whole and not above.is_dir():
+        raise ValueError(f"folder is {str(path)!r}, below {str(above)!r}, which is no folder; give another folder")
+    try:
+        for each in (whole, *(above / name for name in whole.relative_to(above).parts)):
+            with suppress(FileNotFoundError):
+                os.lstat(each)
+    except ValueError as error:  # a NUL, or half a character
+        raise ValueError(
+            f"folder is {str(path)!r}, which is no name of a folder ({error}); give another name"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ValueError(f"folder is {str(path)!r}, a name too long for its disk; give a shorter one") from error
 
 
 def _require_room(path: Path, settings: dict[str, Any]) -> None:

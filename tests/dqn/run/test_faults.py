@@ -109,6 +109,22 @@ def test_one_signal_saves_and_leaves(tmp_path, monkeypatch, phase, number):
     assert int(whole(ended.folder).name) == ended.frames < SMALL.total_frames
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_stop_says_that_it_saves_before_that_takes_long(tmp_path, monkeypatch, capsys, quiet):
+    said, pack = [], checkpoints.pack
+
+    def long(*args):
+        said.append(capsys.readouterr().out)  # before the checkpoint is on the disk
+        return pack(*args)
+
+    monkeypatch.setattr(checkpoints, "pack", long)
+    play(tmp_path / "run", config=SMALL, hooks=[At(150, ask(signal.SIGINT, 1))], quiet=quiet)
+    words = "stopping: saving a checkpoint (a second signal leaves at once, without it)"
+    assert said[0].splitlines()[-1:] == ([] if quiet else [words])
+    play(tmp_path / "other", config=SMALL, quiet=False)
+    assert "stopping" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("phase", ["learning", "evaluation", "saving"])
 def test_two_signals_leave_at_once_and_the_last_checkpoint_is_whole(tmp_path, monkeypatch, phase):
     monkeypatch.setattr(stop, "TWICE_SECONDS", -1.0)
@@ -142,6 +158,28 @@ def test_a_stop_during_the_start_is_answered_at_once_with_what_it_waits_for(tmp_
         [f"stop heard; it comes after {words} (a second signal leaves at once, without saving)"] if words else []
     )
     assert "stop heard" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("compiled", "words"), [(True, " and torch.compile"), (False, "")])
+@pytest.mark.parametrize("part", ["settle", "find_replay", "resume"])
+def test_a_stop_before_the_compiler_begins_names_that_too(tmp_path, monkeypatch, capsys, compiled, words, part):
+    config = SMALL.replace(compile=compiled)
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
+    if part == "resume":
+        play(tmp_path / "run", config=config.replace(total_frames=64, final_episodes=1), quiet=True)
+    capsys.readouterr()
+    heard, name = [], part if part == "settle" else "find_replay"
+    work = getattr(experiment, name)
+
+    def long(*args, **how):
+        ask(signal.SIGINT, 1)()
+        heard.append(capsys.readouterr().out.splitlines()[-1])
+        return work(*args, **how)
+
+    monkeypatch.setattr(experiment, name, long)
+    play(tmp_path / "run", config=config, resume=part == "resume", quiet=False)
+    start = "the loading of the replay" if part == "resume" else "the start of the run"
+    assert heard == [f"stop heard; it comes after {start}{words} (a second signal leaves at once, without saving)"]
 
 
 def test_a_stop_names_the_innermost_of_what_it_waits_for_and_nothing_outside(capsys):

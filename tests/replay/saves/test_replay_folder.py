@@ -586,6 +586,33 @@ def test_store_and_folder_go_together(tmp_path, monkeypatch, changes, message):
     assert os.listdir(tmp_path) == ["saved"]
 
 
+@pytest.mark.parametrize(
+    "name", ["link", "link/new", "notes", "notes/new", "a\0b", "new/a\0b", "n" * 300, "new/" + "n" * 300, "half\ud800"]
+)
+def test_a_folder_that_cannot_be_is_refused_by_every_call_before_anything_is_written(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("gone", "link")
+    (tmp_path / "notes").touch()
+    filled().save("saved")
+    for call in (
+        lambda: small(store="mmap", folder=name),
+        lambda: PrioritizedReplayBuffer.from_folder(name),
+        lambda: PrioritizedReplayBuffer.load("saved", "mmap", folder=name),
+    ):
+        with pytest.raises(ValueError, match=rf"^folder is {re.escape(repr(name))}, .*; (give|make) ") as caught:
+            call()
+        assert not isinstance(caught.value, UnicodeError)
+    assert sorted(os.listdir(tmp_path)) == ["link", "notes", "saved"]
+
+
+def test_a_folder_that_a_link_leads_to_is_made_and_taken_up(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to("home")
+    for path in (tmp_path / "link", tmp_path / "link" / "deeper" / "replay"):
+        small(store="mmap", folder=path).close()
+        PrioritizedReplayBuffer.from_folder(path).close()
+
+
 def test_alpha_that_overflows_is_refused_before_a_folder_is_made(tmp_path):
     with pytest.raises(ValueError, match="overflows; give less"):
         small(store="mmap", folder=tmp_path / "replay", alpha=1e300)
