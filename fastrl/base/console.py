@@ -28,6 +28,11 @@ def print_nowhere() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def printable(name: str) -> str:
+    """Return a name for a message: with escapes where a terminal would take it for anything but letters."""
+    return name if name.isprintable() else repr(name)
+
+
 def showable(text: str) -> str:
     """Return a text with escapes, such as ``\\xfc``, for the letters that stdout has no code for."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastrl.base.console import printable
 from fastrl.base.errors import ConfigError
 from fastrl.config import DQNConfig
 from fastrl.config.settings import Trunk
 from fastrl.dqn.heads import build_head
 from fastrl.dqn.noisy import NoisyLinear
-from fastrl.envs.frames import FrameShape, per_array, printable
+from fastrl.envs.frames import FrameShape, per_array
 
 
 class PlainTrunk(NamedTuple):

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fastrl.base.console import printable
+
 Frame = Any
 """[n, *shape]; of several arrays a dict of such, by name."""
 FrameShape = Any
@@ -58,11 +60,6 @@ def require_equal_counts(name: str, frame: Frame) -> None:
 def stacked_shape(stack: int, frame_shape: FrameShape) -> FrameShape:
     """Return the shape [stack, *shape] of an observation."""
     return per_array(lambda shape: (stack, *shape), frame_shape)
-
-
-def printable(name: str) -> str:
-    """Return an array's name for a message: with escapes where a terminal would take it for anything but letters."""
-    return name if name.isprintable() else repr(name)
 
 
 def dtypes_in_words(frame_dtype: FrameDtype) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.base.console import printable
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.config import read_record
@@ -72,7 +73,7 @@ class MeasuredRun:
 
     def without(self, name: str, flag: str) -> str:
         """Return the message where there is no column of this name, which ``flag`` asked for."""
-        return f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(self.columns)}"
+        return f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(map(printable, self.columns))}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastrl.base.console import printable
 from fastrl.base.errors import ConfigError
 from fastrl.runs.curves import Floats, MeasuredRun
 
@@ -62,9 +63,8 @@ class _Table:
     def require(self, name: str) -> None:
         """Raise ConfigError if there is no such column."""
         if name not in self.columns:
-            raise ConfigError(
-                f"--their-columns asks for {name}, which {self.path} has not; it has {', '.join(self.columns)}"
-            )
+            there = ", ".join(map(printable, self.columns))
+            raise ConfigError(f"--their-columns asks for {name}, which {self.path} has not; it has {there}")
 
     def __getitem__(self, name: str) -> Floats:
         self.require(name)
@@ -86,7 +86,10 @@ class TheirRun(MeasuredRun):
     def without(self, name: str, flag: str) -> str:
         """Return the message where no column is read as this one, in the file's own names."""
         read = {theirs: ours for ours, theirs in reversed(self.names.items()) if ours in self.columns}
-        there = [f"{theirs} (read as {read[theirs]})" if theirs in read else theirs for theirs in self.their_columns]
+        there = [
+            f"{printable(theirs)} (read as {read[theirs]})" if theirs in read else printable(theirs)
+            for theirs in self.their_columns
+        ]
         serves = f"; {self.names[name]} would be" if name in self.names else ""
         axes = (FRAMES, MINUTES)
         remedies = [f"{flag} {ours}" for ours in self.columns if (ours in axes) == (flag == "--x")]
@@ -211,12 +214,12 @@ def _form(table: _Table, theirs: Theirs, y: str) -> _Form:
     frames = "" if theirs.frames_per_step else " --their-frames-per-step 4"
     raise ConfigError(
         f"{table.path} is of no known program; name its column of steps and the one to draw, as in --their-columns "
-        f"{_words(_two(table.columns))}{frames}; it has {', '.join(table.columns)}"
+        f"{_words(_two(table.columns))}{frames}; it has {', '.join(map(printable, table.columns))}"
     )
 
 
 def _words(names: Iterable[str]) -> str:
-    return " ".join(repr(name) if " " in name else name for name in names)
+    return " ".join(repr(name) if " " in name else printable(name) for name in names)
 
 
 def _two(names: Sequence[str]) -> Sequence[str]:

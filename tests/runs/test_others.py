@@ -108,6 +108,8 @@ def test_a_run_whose_name_has_an_equals_sign_is_a_run(tmp_path, monkeypatch):
             "--their-columns asks for x, .* it has rollout/ep_rew_mean",
         ),
         ("a,b\n1,2\n", Theirs(frames_per_step=1), "is of no known program; .* --their-columns a b; it has a, b"),
+        ("\x1b[1ma,b\n1,2\n", Theirs(("x", "b"), 1), r"it has '\\x1b\[1ma', b$"),
+        ("\x1b[1ma,b\n1,2\n", Theirs(frames_per_step=1), r"--their-columns '\\x1b\[1ma' b; it has '\\x1b\[1ma', b$"),
         (PROGRESS, Theirs(("steps", "x"), 1), "--their-columns asks for steps, .* it has rollout/ep_rew_mean"),
         ("a,b\n1,x\n", Theirs(("a", "b"), 1), "something else than numbers in column b"),
         ("", Theirs(frames_per_step=1), "holds no measurements"),
