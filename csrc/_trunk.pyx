@@ -42,6 +42,7 @@ cdef extern from "trunk/trunk.h":
         trunk_net net[2]
         const void *grad
         const void *back[16]
+        int by_filter
         const float *zeros
         float *dweight[16]
         float *dbias[16]
@@ -58,6 +59,7 @@ cdef extern from "trunk/trunk.h":
         trunk_work backward
         trunk_work forward_blocks
         trunk_work backward_blocks
+        int by_filter
     const trunk_kernels trunk_all[]
     const int trunk_all_count
     size_t trunk_plan(trunk_job *) noexcept nogil
@@ -144,6 +146,7 @@ cdef class Trunk:
         planes, h, w = image
         c = planes + planes % 2
         self.job.layers, self.job.planes, self.job.parts = len(layers), planes, parts
+        self.job.by_filter = self.kernels.by_filter
         layers = [(*layer, 0, "relu") if len(layer) == 3 else layer for layer in layers]
         self.job.blocks = any(role != "relu" for *_, role in layers)
         self.run_forward = self.kernels.forward_blocks if self.job.blocks else self.kernels.forward

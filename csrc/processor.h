@@ -5,6 +5,16 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Whether there may be tiles of AMX: on Linux, which a process has to ask for them, and with a compiler that knows them. */
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define AMX 1
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#define AMX 0
+#endif
+
 /* OpenMP's GOMP_parallel of the library that the process has loaded already, so that its threads are shared. */
 typedef void (*openmp_parallel)(void (*work)(void *), void *job, unsigned threads, unsigned flags);
 
@@ -22,6 +32,16 @@ static inline int has_avx2(void) { return __builtin_cpu_supports("avx2") && __bu
 static inline int has_avx512(void) {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+#if AMX
+/* Whether processor and system have tiles of bfloat16; the system is asked to give this process room for them. */
+static inline int has_tiles(void) {
+  enum { REQUEST = 0x1023, TILE_DATA = 18, TILES_SAVED = 3 << 17 };
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bit_AMX_BF16) == 0 || (d & bit_AMX_TILE) == 0) return 0;
+  __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+  return (a & TILES_SAVED) == TILES_SAVED && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 #endif
 

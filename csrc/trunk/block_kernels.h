@@ -99,6 +99,7 @@ TARGET static void NAME(unpool3)(const T *won, const T *grad, size_t grad_row, i
     }
 }
 
+#ifndef TILES
 /* Gradients [ho][wo][n], rows `row` apart, as pairs of positions for `weight_layer`; adds them up for the biases. */
 TARGET static void NAME(pair_gradients)(const trunk_layer *l, const T *grad, size_t row, T *pairs, float *dbias) {
   const size_t n = l->n, wo = l->wo, in_row = (wo + PAIR - 1) / PAIR;
@@ -125,6 +126,7 @@ TARGET static void NAME(pair_gradients)(const trunk_layer *l, const T *grad, siz
     STOREF(dbias + i, sum);
   }
 }
+#endif
 
 /* Ask for elements that are needed soon: the multiplications of a layer take as long as their way from memory. */
 TARGET static void NAME(fetch)(const T *p, size_t count) {
@@ -176,6 +178,7 @@ TARGET static void NAME(forward_blocks)(void *argument) {
       for (int y = 0; !job->pool && y < l->lh; y++) memcpy(features + y * fw, in + y * row, fw * sizeof(T));
     }
   }
+  NAME(leave)();
 }
 
 TARGET static void NAME(backward_blocks)(void *argument) {
@@ -217,19 +220,38 @@ TARGET static void NAME(backward_blocks)(void *argument) {
           g = all;
         }
         T *pairs = base + job->paired;
-        NAME(pair_gradients)(l, g + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n), pairs, job->dbias[j] + (size_t)part * l->n);
+        float *dweight = job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n, *dbias = job->dbias[j] + (size_t)part * l->n;
         const T *in = j ? (const T *)net->out[j - 1] + i * net->apart : image;
         const T *paired = in;
+#ifdef TILES
+        /* Gradients and input may have rows of one length: then all of them are one row. */
+        const int linear = l->s == 1 && l->w == l->wo + 2;
+        const NAME(sums) sums = NAME(sums_of)(l, linear, l->w);
+        NAME(turn)(l, &sums, g + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n), pairs, dbias);
+#else
+        NAME(pair_gradients)(l, g + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n), pairs, dbias);
+#endif
 #if PAIR == 2
-        const size_t row = (size_t)l->w * l->c;
-        T *to = pairs + (size_t)l->ho * (l->wo + 1) * l->n + TRUNK_SLACK;
-        for (int y = 0; y < l->h; y++) NAME(pair_row)(l, in + y * row, to + 2 * y * row);
+        const size_t row = (size_t)l->w * l->c, all = l->h * row;
+        T *to = pairs + turned_size(l, l->wo + 2) + TRUNK_SLACK;
+#ifdef TILES
+        NAME(clear_end)(l, &sums, to + 2 * all);
+        if (linear) NAME(pair_row)(in, to, all, l->c);
+#else
+        const int linear = 0;
+        (void)all;
+#endif
+        for (int y = 0; !linear && y < l->h; y++) NAME(pair_row)(in + y * row, to + 2 * y * row, row, (size_t)l->s * l->c);
         paired = to;
 #endif
         if (j > 1) NAME(fetch)((const T *)net->out[j - 2] + i * net->apart, l[-2].left);
         if (j == 1 && i + 1 < end)
           NAME(fetch)((const T *)net->out[last - 1] + (i + 1) * net->apart, job->layer[last - 1].left);
-        NAME(weight_layer)(l, paired, pairs, job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n);
+#ifdef TILES
+        NAME(weight_layer)(l, &sums, paired, l->w, pairs, dweight);
+#else
+        NAME(weight_layer)(l, paired, pairs, dweight);
+#endif
         if (!j) break;
         /* A convolution of the gradients, in their rim, with the kernel turned round. */
         const trunk_layer turned = {.c = l->n, .n = l->c, .k = 3, .s = 1, .h = l->ho + 2, .w = l->wo + 2, .ho = l->ho,
@@ -243,6 +265,7 @@ TARGET static void NAME(backward_blocks)(void *argument) {
       }
     }
   }
+  NAME(leave)();
 }
 
 #undef AREA

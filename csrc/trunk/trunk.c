@@ -15,6 +15,17 @@
 /* Elements past the end of what is written, that a load of a whole register may touch. */
 #define TRUNK_SLACK 64
 
+/* How far gradients reach beyond the output on the left; zeros lie there, and on the right of rows of so many positions:
+ * an even number, so that pairs of positions do not reach from one row into the next. */
+#define LEFT(l) (((l)->k - 1) / (l)->s)
+static inline int padded_row(const trunk_layer *l) {
+  const int inputs = (l->w - 1) / l->s + 1, most = inputs > l->wo ? inputs : l->wo;
+  return (most + LEFT(l) + 1) / 2 * 2;
+}
+
+/* Elements, at most, of a layer's gradients for `weight_layer`: pairs of positions, or tiles of rows `width` long. */
+static inline size_t turned_size(const trunk_layer *l, size_t width) { return (size_t)(l->ho + 1) * (width + 32) * l->n; }
+
 /* The bytes of a sample, of an image of so many positions. */
 static inline const uint8_t *sample_bytes(const trunk_job *job, long i, size_t area) {
   return i < job->split ? job->obs[0] + i * area * job->planes : job->obs[1] + (i - job->split) * area * job->planes;
@@ -50,6 +61,7 @@ static void clear_sums(const trunk_job *job, int part) {
 #define MADD(acc, a, b) ((acc) + (a) * (b))
 #define RELU(v) ((V)((v > ZERO) & (VI)(v)))
 #define WHERE_POSITIVE(e, v) ((V)(((e) > 0) & (VI)(v)))
+#define TILED 0
 
 #define VECTOR                                                                                                 \
   typedef float NAME(vector) __attribute__((vector_size(VL * 4)));                                             \
@@ -174,6 +186,7 @@ TARGET static inline __attribute__((always_inline)) V NAME(splat)(const float *p
 #undef INT
 #undef LARGEST
 #undef WIDEN
+#undef TILED
 
 /* --- bfloat16, with AVX-512 --------------------------------------------------------------------------- */
 
@@ -192,7 +205,7 @@ typedef int16_t bfloat16_bits __attribute__((vector_size(32)));
 #define INT int16_t
 #define LARGEST INT16_MAX
 #define WIDEN(e) widened(e)
-#define STORE_PAIRS(p, a, b) store_pairs(p, a, b)
+#define STORE_PAIRS(p, a, b) _mm512_storeu_si512(p, pairs_of(a, b))
 #define ZERO _mm512_setzero_ps()
 #define LOAD(p) _mm512_loadu_ps((const float *)(p))
 #define LOADF(p) _mm512_loadu_ps(p)
@@ -206,6 +219,7 @@ typedef int16_t bfloat16_bits __attribute__((vector_size(32)));
 #define ROUND(f) bfloat16_of_float(f)
 #define FROM_BYTE(b) from_byte(b)
 #define INTERLEAVE4 interleave4
+#define TILED 0
 
 TARGET static inline __attribute__((always_inline)) __m512 pair_of(const bfloat16 *p) {
   int32_t pair;
@@ -229,9 +243,9 @@ TARGET static inline __attribute__((always_inline)) __m512 where_positive(bfloat
 }
 
 /* Elements of a, each beside its like of b. */
-TARGET static inline __attribute__((always_inline)) void store_pairs(bfloat16 *p, bfloat16_bits a, bfloat16_bits b) {
+TARGET static inline __attribute__((always_inline)) __m512i pairs_of(bfloat16_bits a, bfloat16_bits b) {
   const __m512i low = _mm512_cvtepu16_epi32((__m256i)a), high = _mm512_cvtepu16_epi32((__m256i)b);
-  _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
 TARGET static void interleave4(const uint8_t *in, bfloat16 *out, size_t area, size_t count) {
@@ -254,13 +268,29 @@ TARGET static void interleave4(const uint8_t *in, bfloat16 *out, size_t area, si
 
 #include "trunk_kernels.h"
 #undef SET
+
+/* The same, with tiles of AMX for the layers. */
+#if AMX
+#define SET amx
 #undef TARGET
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,amx-tile,amx-bf16")))
+#define TILES
+#undef TILED
+#define TILED 1
+#include "trunk_kernels.h"
+#undef SET
+#endif
+#undef TARGET
+#undef TILED
 #endif
 
 /* --- which there are ------------------------------------------------------------------------------------ */
 
 #if defined(__x86_64__)
 static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#if AMX
+static int has_amx(void) { return has_avx512_bf16() && has_tiles(); }
+#endif
 #endif
 
 const trunk_kernels trunk_all[] = {
@@ -273,6 +303,9 @@ const trunk_kernels trunk_all[] = {
      backward_blocks_avx512},
     {"avx512_bf16", 2, has_avx512_bf16, pack_avx512_bf16, forward_avx512_bf16, backward_avx512_bf16, forward_blocks_avx512_bf16,
      backward_blocks_avx512_bf16},
+#if AMX
+    {"amx", 2, has_amx, pack_amx, forward_amx, backward_amx, forward_blocks_amx, backward_blocks_amx, .by_filter = 1},
+#endif
 #endif
 };
 const int trunk_all_count = sizeof trunk_all / sizeof *trunk_all;
@@ -281,7 +314,7 @@ static size_t plan_plain(const trunk_job *job) {
   size_t forward = 0, backward = 0;
   for (int j = 0; j < job->layers; j++) {
     const trunk_layer *l = &job->layer[j];
-    const size_t padded = (size_t)l->ho * PADDED(l) * l->n, pairs = (size_t)l->ho * (l->wo + 1) * l->n;
+    const size_t padded = (size_t)l->ho * padded_row(l) * l->n, pairs = turned_size(l, padded_row(l)) + (size_t)32 * l->s * l->c;
     const size_t inside = (size_t)l->h * l->w * l->c, outside = (size_t)l->ho * l->wo * l->n;
     const size_t all = padded + pairs + 3 * inside + outside;
     forward += outside;
@@ -307,7 +340,7 @@ static size_t plan_blocks(trunk_job *job) {
     }
     l->all = next;
     if (pooled) next += (size_t)(l->ho + 2) * (l->wo + 2) * l->n + TRUNK_SLACK;
-    const size_t pairs = (size_t)l->ho * (l->wo + 1) * l->n, in = 2 * (size_t)l->h * l->w * l->c;
+    const size_t pairs = turned_size(l, l->wo + 2), in = 2 * ((size_t)l->h * l->w + 32 * l->s) * l->c;
     paired = pairs + in + 2 * TRUNK_SLACK > paired ? pairs + in + 2 * TRUNK_SLACK : paired;
   }
   job->paired = next;
@@ -336,9 +369,9 @@ void trunk_gradient(const trunk_job *job, int j, int channels, float scale, floa
   for (int i = 0; i < n; i++)
     for (int yx = 0; yx < kk; yx++)
       for (int from = 0; from < channels; from++) {
+        const size_t at = (size_t)yx * c + from, place = job->by_filter ? at + (size_t)i * kk * c : at * n + i;
         float sum = 0;
-        for (int part = 0; part < job->parts; part++)
-          sum += job->dweight[j][(((size_t)part * kk + yx) * c + from) * n + i];
+        for (int part = 0; part < job->parts; part++) sum += job->dweight[j][(size_t)part * kk * c * n + place];
         weight[((size_t)i * kk + yx) * channels + from] = sum * scale;
       }
 }

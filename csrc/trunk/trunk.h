@@ -3,8 +3,9 @@
  * One sample at a time passes through all layers, so that what one layer writes is still in the cache when the next
  * reads it. Channels come last inside; bytes of observations are planes, and become elements on the way in.
  * trunk_kernels.h holds the kernels, once for every instruction set that trunk.c compiles them for: of plain trunks,
- * whose layers follow each other, a ReLU after each, and what all trunks share. block_kernels.h has those of trunks
- * with residual blocks. There all arrays between layers have a rim of zeros, one position wide, so that a padded
+ * whose layers follow each other, a ReLU after each, and what all trunks share. One layer's multiplications are in
+ * register_kernels.h, or in tile_kernels.h where the processor has tiles. block_kernels.h has the trunks with residual
+ * blocks. There all arrays between layers have a rim of zeros, one position wide, so that a padded
  * convolution needs no test for the border; and gradients pass back through it by the kernels of the way forward.
  *
  * An element is a float, or a bfloat16 in 16 bits. `pair` elements are multiplied and summed at once: 1 float, 2
@@ -69,6 +70,7 @@ typedef struct {
   /* [k][k][n / pair][c][pair] elements: what gradients pass back through; with residual blocks the kernel turned round */
   const void *back[TRUNK_LAYERS];
   const float *zeros;                 /* as many as the most channels */
+  int by_filter;                      /* whether gradients of weights are [n][k k c] in each part */
   float *dweight[TRUNK_LAYERS];       /* [parts][k k c][n]: of each part of the samples, written */
   float *dbias[TRUNK_LAYERS];         /* [parts][n] */
   /* how the work is shared */
@@ -88,6 +90,7 @@ typedef struct {
   void (*backward)(void *job);
   void (*forward_blocks)(void *job);  /* the same of trunks with residual blocks */
   void (*backward_blocks)(void *job);
+  int by_filter;                      /* as in the job */
 } trunk_kernels;
 
 extern const trunk_kernels trunk_all[];

@@ -9,9 +9,9 @@
  *   MADD(acc, a, b)  acc + the sums over pairs of a b
  *   STORE(p, v)      round to elements;  RELU(v);  WHERE_POSITIVE(e, v)  v where elements with the bits e are, else 0
  *   FROM_BYTE(b), TO_FLOAT(e)
- *   ROW1, ROW2        positions in a tile of one and of two registers of filters
- *   BLOCK1, BLOCK2    weights in a tile of gradients of one and of two registers of filters
- *   BACK              positions in a tile of input gradients
+ *   TILES     where layers are tiles of AMX (tile_kernels.h); else layers are registers (register_kernels.h), and these
+ *             define: FORWARD_TILES, WEIGHT_TILES, INPUT_TILES  which tiles of registers there are
+ *             FORWARD_ROWS1, FORWARD_ROWS2, WEIGHT_ROWS1, WEIGHT_ROWS2, INPUT_ROWS  how they share a row
  */
 
 /* `count` bytes of each plane, `area` apart, -> [count][c] elements; a channel beyond the planes is zero. */
@@ -74,195 +74,11 @@ TARGET static inline __attribute__((always_inline)) E NAME(load_bits)(const T *p
 
 TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, E v) { memcpy(p, &v, sizeof v); }
 
-/* For each register of a tile, p and b, and the place of its elements. */
-#define EACH(P, B, DO)                                                 \
-  UNROLL(32) for (int p = 0; p < P; p++) {                             \
-    UNROLL(8) for (int b = 0; b < B; b++) {                            \
-      const size_t to = at_out + (size_t)p * filters + VL * b;         \
-      DO;                                                              \
-    }                                                                  \
-  }
-
-/* One tile of a layer's output: P positions of a row, B registers of filters. */
-#define FORWARD_TILE(P, B)                                                                                            \
-  TARGET static inline __attribute__((always_inline)) void NAME(forward_##P##_##B)(                                   \
-      const trunk_layer *l, size_t across, size_t filters, const T *in, const T *weight, const float *bias,           \
-      const NAME(ends) *e, size_t at_out) {                                                                           \
-    const size_t row = (size_t)l->k * l->c;                                                                           \
-    V acc[P][B];                                                                                                      \
-    UNROLL(8) for (int b = 0; b < B; b++) {                                                                           \
-      UNROLL(32) for (int p = 0; p < P; p++) acc[p][b] = LOADF(bias + VL * b);                                        \
-    }                                                                                                                 \
-    for (int y = 0; y < l->k; y++) {                                                                                  \
-      const T *at = in + (size_t)y * l->w * l->c;                                                                     \
-      for (size_t j = 0; j < row; j += PAIR) {                                                                        \
-        V w[B];                                                                                                       \
-        UNROLL(8) for (int b = 0; b < B; b++) w[b] = LOAD(weight + VL * PAIR * b);                                    \
-        UNROLL(32) for (int p = 0; p < P; p++) {                                                                      \
-          const V x = SPLAT(at + p * across + j);                                                                     \
-          UNROLL(8) for (int b = 0; b < B; b++) acc[p][b] = MADD(acc[p][b], x, w[b]);                                 \
-        }                                                                                                             \
-        weight += filters * PAIR;                                                                                     \
-      }                                                                                                               \
-    }                                                                                                                 \
-    if (e->mask) EACH(P, B, acc[p][b] = WHERE_POSITIVE(NAME(load_bits)(e->mask + to), acc[p][b]))                     \
-    if (e->add) EACH(P, B, acc[p][b] += WIDEN(NAME(load_bits)(e->add + to)))                                          \
-    if (e->raw) EACH(P, B, STORE(e->raw + to, acc[p][b]))                                                             \
-    if (e->relu) EACH(P, B, STORE(e->out + to, RELU(acc[p][b])))                                                      \
-    if (!e->relu) EACH(P, B, STORE(e->out + to, acc[p][b]))                                                                    \
-  }
-
-#define FORWARD_ROW(P, B)                                                                                             \
-  for (; x + P <= l->wo; x += P)                                                                                      \
-    NAME(forward_##P##_##B)(l, across, filters, at + x * across, weight + (size_t)n * PAIR, bias + n, e,              \
-                            to + x * filters + n)
-
-FORWARD_TILES
-
-/* One layer of one sample: from one position of a row to the next it is `across` elements, and `filters`. */
-TARGET static inline __attribute__((always_inline)) void NAME(forward_rows)(
-    const trunk_layer *l, size_t across, size_t filters, const T *in, const T *weight, const float *bias,
-    const NAME(ends) *e) {
-  for (size_t n = 0; n < filters;) {
-    const int two = filters - n >= 2 * VL;
-    for (int y = 0; y < l->ho; y++) {
-      const T *at = in + (size_t)y * l->s * l->w * l->c;
-      const size_t to = y * e->row;
-      int x = 0;
-      if (two) {
-        FORWARD_ROWS2
-      } else {
-        FORWARD_ROWS1
-      }
-    }
-    n += two ? 2 * VL : VL;
-  }
-}
-
-/* Where the compiler knows both, a tile's places need no registers: 20 of them do not fit. Each in a function of its own,
- * or GCC keeps sums in memory. */
-#define FORWARD_ROWS(NAMED, ACROSS, FILTERS)                                                                          \
-  TARGET static __attribute__((noinline)) void NAME(forward_rows_##NAMED)(                                            \
-      const trunk_layer *l, const T *in, const T *weight, const float *bias, const NAME(ends) *e) {                   \
-    NAME(forward_rows)(l, ACROSS, FILTERS, in, weight, bias, e);                                                      \
-  }
-
-FORWARD_ROWS(16_16, 16, 16)
-FORWARD_ROWS(16_32, 16, 32)
-FORWARD_ROWS(32_16, 32, 16)
-FORWARD_ROWS(32_32, 32, 32)
-FORWARD_ROWS(any, (size_t)l->s * l->c, l->n)
-
-TARGET static void NAME(forward_layer)(const trunk_layer *l, const T *in, const T *weight, const float *bias,
-                                       const NAME(ends) *e) {
-  const int across = l->s * l->c;
-  if (across == 16 && l->n == 16)
-    NAME(forward_rows_16_16)(l, in, weight, bias, e);
-  else if (across == 16 && l->n == 32)
-    NAME(forward_rows_16_32)(l, in, weight, bias, e);
-  else if (across == 32 && l->n == 16)
-    NAME(forward_rows_32_16)(l, in, weight, bias, e);
-  else if (across == 32 && l->n == 32)
-    NAME(forward_rows_32_32)(l, in, weight, bias, e);
-  else
-    NAME(forward_rows_any)(l, in, weight, bias, e);
-}
-
-/* Gradients of B registers of filters with respect to K weights in one row of the kernel.
- * in: [h][w][c][PAIR] elements, pairs of positions that lie `s` apart; grad: [ho][pairs of a row][n][PAIR]. */
-#define WEIGHT_TILE(K, B)                                                                                             \
-  TARGET static inline __attribute__((always_inline)) void NAME(weight_##K##_##B)(                                    \
-      const trunk_layer *l, const T *in, const T *grad, float *dweight) {                                             \
-    const int pairs = (l->wo + PAIR - 1) / PAIR;                                                                      \
-    const size_t across = (size_t)PAIR * l->s * l->c * PAIR, down = (size_t)l->s * l->w * l->c * PAIR;                \
-    V acc[K][B];                                                                                                      \
-    UNROLL(32) for (int i = 0; i < K; i++) {                                                                          \
-      UNROLL(8) for (int b = 0; b < B; b++) acc[i][b] = LOADF(dweight + (size_t)i * l->n + VL * b);                   \
-    }                                                                                                                 \
-    for (int y = 0; y < l->ho; y++) {                                                                                 \
-      const T *at = in + y * down;                                                                                    \
-      for (int q = 0; q < pairs; q++) {                                                                               \
-        V g[B];                                                                                                       \
-        UNROLL(8) for (int b = 0; b < B; b++) g[b] = LOAD(grad + VL * PAIR * b);                                      \
-        UNROLL(32) for (int i = 0; i < K; i++) {                                                                      \
-          const V x = SPLAT(at + (size_t)i * PAIR);                                                                   \
-          UNROLL(8) for (int b = 0; b < B; b++) acc[i][b] = MADD(acc[i][b], x, g[b]);                                 \
-        }                                                                                                             \
-        at += across;                                                                                                 \
-        grad += (size_t)l->n * PAIR;                                                                                  \
-      }                                                                                                               \
-    }                                                                                                                 \
-    UNROLL(32) for (int i = 0; i < K; i++) {                                                                          \
-      UNROLL(8) for (int b = 0; b < B; b++) STOREF(dweight + (size_t)i * l->n + VL * b, acc[i][b]);                   \
-    }                                                                                                                 \
-  }
-
-#define WEIGHT_BLOCKS(K, B)                                                                                           \
-  for (; j + K <= row; j += K)                                                                                        \
-    NAME(weight_##K##_##B)(l, at + (size_t)j * PAIR, grad + (size_t)n * PAIR, to + (size_t)j * l->n + n)
-
-WEIGHT_TILES
-
-TARGET static void NAME(weight_layer)(const trunk_layer *l, const T *in, const T *grad, float *dweight) {
-  const int row = l->k * l->c;
-  for (int n = 0; n < l->n;) {
-    const int two = l->n - n >= 2 * VL;
-    for (int y = 0; y < l->k; y++) {
-      const T *at = in + (size_t)y * l->w * l->c * PAIR;
-      float *to = dweight + (size_t)y * row * l->n;
-      int j = 0;
-      if (two) {
-        WEIGHT_ROWS2
-      } else {
-        WEIGHT_ROWS1
-      }
-    }
-    n += two ? 2 * VL : VL;
-  }
-}
-
-/* How far gradients reach beyond the output on the left, and on the right: zeros lie there. */
-#define LEFT(l) (((l)->k - 1) / (l)->s)
-#define PADDED(l) (((l)->w - 1) / (l)->s + 1 + LEFT(l) > (l)->wo + LEFT(l) ? ((l)->w - 1) / (l)->s + 1 + LEFT(l) : (l)->wo + LEFT(l))
-
-/* Gradients of P positions of a row, s apart, and one register of channels, with respect to a layer's input. */
-#define INPUT_TILE(P)                                                                                                 \
-  TARGET static inline __attribute__((always_inline)) void NAME(input_##P)(                                           \
-      const trunk_layer *l, const T *grad, const T *weight, int y, int x, T *out) {                                   \
-    const size_t padded = PADDED(l);                                                                                  \
-    V acc[P];                                                                                                         \
-    UNROLL(32) for (int p = 0; p < P; p++) acc[p] = ZERO;                                                             \
-    for (int ky = y % l->s; ky < l->k && ky <= y; ky += l->s) {                                                       \
-      const int oy = (y - ky) / l->s;                                                                                 \
-      if (oy >= l->ho) continue;                                                                                      \
-      for (int kx = x % l->s; kx < l->k; kx += l->s) {                                                                \
-        const T *g = grad + (oy * padded + LEFT(l) + x / l->s - kx / l->s) * l->n;                                    \
-        const T *w = weight + (size_t)(ky * l->k + kx) * l->n * l->c;                                                 \
-        for (int j = 0; j < l->n; j += PAIR) {                                                                        \
-          const V v = LOAD(w);                                                                                        \
-          UNROLL(32) for (int p = 0; p < P; p++) acc[p] = MADD(acc[p], SPLAT(g + (size_t)p * l->n + j), v);           \
-          w += (size_t)l->c * PAIR;                                                                                   \
-        }                                                                                                             \
-      }                                                                                                               \
-    }                                                                                                                 \
-    UNROLL(32) for (int p = 0; p < P; p++) STORE(out + (size_t)p * l->s * l->c, acc[p]);                              \
-  }
-
-#define INPUT_ROW(P)                                                                                                  \
-  for (; x + (P - 1) * l->s < l->w; x += P * l->s)                                                                    \
-    NAME(input_##P)(l, grad, weight + (size_t)c * PAIR, y, x, out + ((size_t)y * l->w + x) * l->c + c)
-
-INPUT_TILES
-
-/* grad: [ho][PADDED][n] elements; out: [h][w][c]. */
-TARGET static void NAME(input_layer)(const trunk_layer *l, const T *grad, const T *weight, T *out) {
-  for (int y = 0; y < l->h; y++)
-    for (int first = 0; first < l->s && first < l->w; first++)
-      for (int c = 0; c < l->c; c += VL) {
-        int x = first;
-        INPUT_ROWS
-      }
-}
+#ifdef TILES
+#include "tile_kernels.h"
+#else
+#include "register_kernels.h"
+#endif
 
 /* Bits of elements that are not negative, and no NaN, are in the order of the numbers. */
 TARGET static inline __attribute__((always_inline)) E NAME(larger)(E a, E b) {
@@ -303,9 +119,10 @@ TARGET static void NAME(unpool)(const trunk_layer *l, const T *act, const T *gra
 }
 
 /* Where the activation is not positive the gradient is zero. Writes it twice: rows with zeros on both sides for
- * `input_layer`, if `padded` is not NULL, and pairs of positions for `weight_layer`; and adds it up for the biases. */
+ * `input_layer`, if `padded` is not NULL, and pairs of positions for `weight_layer`, unless there are tiles; and adds it up
+ * for the biases. */
 TARGET static void NAME(mask)(const trunk_layer *l, const T *grad, const T *act, T *padded, T *pairs, float *dbias) {
-  const size_t n = l->n, wo = l->wo, in_row = (wo + PAIR - 1) / PAIR, left = LEFT(l), width = PADDED(l);
+  const size_t n = l->n, wo = l->wo, in_row = (wo + PAIR - 1) / PAIR, left = LEFT(l), width = padded_row(l);
   for (int y = 0; padded && y < l->ho; y++) {
     memset(padded + y * width * n, 0, left * n * sizeof(T));
     memset(padded + (y * width + left + wo) * n, 0, (width - left - wo) * n * sizeof(T));
@@ -327,7 +144,9 @@ TARGET static void NAME(mask)(const trunk_layer *l, const T *grad, const T *act,
           sum += WIDEN(other);
           if (to) NAME(store_bits)(to + (x + 1) * n, other);
         }
+#ifndef TILES
         STORE_PAIRS(pair, one, other);
+#endif
 #else
         NAME(store_bits)(pair, one);
 #endif
@@ -338,9 +157,8 @@ TARGET static void NAME(mask)(const trunk_layer *l, const T *grad, const T *act,
 }
 
 #if PAIR == 2
-/* A row [w c] -> [w c][2]: each element beside the one of the next position of an output row. */
-TARGET static void NAME(pair_row)(const trunk_layer *l, const T *restrict in, T *restrict out) {
-  const size_t row = (size_t)l->w * l->c, apart = (size_t)l->s * l->c;
+/* A row of elements -> [row][2]: each beside the one of the next position of an output row, `apart` behind it. */
+TARGET static void NAME(pair_row)(const T *restrict in, T *restrict out, size_t row, size_t apart) {
   size_t i = 0;
   for (; i + VL + apart <= row; i += VL) STORE_PAIRS(out + 2 * i, NAME(load_bits)(in + i), NAME(load_bits)(in + i + apart));
   for (; i < row; i++) {
@@ -377,6 +195,7 @@ TARGET static void NAME(forward)(void *argument) {
       if (job->pool) NAME(pool)(last, in, (T *)net->features + at * (last->ho / 2) * (last->wo / 2) * last->n);
     }
   }
+  NAME(leave)();
 }
 
 TARGET static void NAME(backward)(void *argument) {
@@ -405,26 +224,43 @@ TARGET static void NAME(backward)(void *argument) {
         l = &job->layer[j];
         const size_t size = (size_t)l->ho * l->wo * l->n, inside = (size_t)l->h * l->w * l->c;
         T *padded = x + area * first->c + TRUNK_SLACK;
-        T *pairs = padded + (size_t)l->ho * PADDED(l) * l->n + TRUNK_SLACK;
+        T *pairs = padded + (size_t)l->ho * padded_row(l) * l->n + TRUNK_SLACK;
         T *passed = x + job->scratch_bytes / sizeof(T) - TRUNK_SLACK - inside; /* at the end: the next layer reads it */
-        NAME(mask)(l, grad, (const T *)job->net[0].out[j] + i * size, j ? padded : NULL, pairs,
+        float *dweight = job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n;
+        NAME(mask)(l, grad, (const T *)job->net[0].out[j] + i * size, j || TILED ? padded : NULL, pairs,
                    job->dbias[j] + (size_t)part * l->n);
         const T *in = j ? (const T *)job->net[0].out[j - 1] + i * inside : x;
 #if PAIR == 2
-        T *paired = pairs + PAIR * (size_t)l->ho * ((l->wo + 1) / PAIR) * l->n + TRUNK_SLACK;
         const size_t row = (size_t)l->w * l->c;
+#ifdef TILES
+        const size_t width = l->s == 1 ? padded_row(l) : l->w;
+        const NAME(sums) sums = NAME(sums_of)(l, l->s == 1, width);
+        NAME(turn)(l, &sums, padded + LEFT(l) * l->n, padded_row(l) * l->n, pairs, NULL);
+        T *paired = pairs + turned_size(l, padded_row(l)) + TRUNK_SLACK;
+        NAME(clear_end)(l, &sums, paired + 2 * l->h * width * l->c);
+#else
+        const size_t width = l->w;
+        T *paired = pairs + PAIR * (size_t)l->ho * ((l->wo + 1) / PAIR) * l->n + TRUNK_SLACK;
+#endif
         for (int y = 0; y < l->h; y++) {
+          T *to = paired + 2 * y * width * l->c;
           if (!j) NAME(interleave)(bytes + (size_t)y * l->w, x, job->planes, l->c, area, l->w);
-          NAME(pair_row)(l, j ? in + y * row : x, paired + 2 * y * row);
+          NAME(pair_row)(j ? in + y * row : x, to, row, (size_t)l->s * l->c);
+          memset(to + 2 * row, 0, 2 * (width - l->w) * l->c * sizeof(T));
         }
         in = paired;
 #endif
-        NAME(weight_layer)(l, in, pairs, job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n);
+#ifdef TILES
+        NAME(weight_layer)(l, &sums, in, width, pairs, dweight);
+#else
+        NAME(weight_layer)(l, in, pairs, dweight);
+#endif
         if (j) NAME(input_layer)(l, padded, job->back[j], passed);
         grad = passed;
       }
     }
   }
+  NAME(leave)();
 }
 
 #include "block_kernels.h"
