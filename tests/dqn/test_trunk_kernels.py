@@ -55,6 +55,16 @@ BLOCKS = [
 ]  # fmt: skip
 
 
+def test_a_processor_with_tiles_has_the_kernels_that_use_them():
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    if not {"amx_tile", "amx_bf16", "avx512_bf16", "avx512_vbmi"} <= {
+        flag.replace("avx512vbmi", "avx512_vbmi") for flag in flags
+    }:
+        pytest.skip("no tiles here")
+    assert list(SETS)[-1] == "amx"
+
+
 def elements(array, size):
     """Return float32 as the kernels' elements: themselves, or rounded to bfloat16 in 16 bits."""
     array = np.ascontiguousarray(array, np.float32)
