@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # or a later import, of torch.compile, keeps the connections: see `Ranks.close`
 from torch import Tensor
 
 from fastrl.base.errors import ConfigError, PeerError, Stopped, in_words
@@ -113,7 +114,8 @@ class Ranks(Restarted):
         """Close all connections, which ends what others wait for, and the threads that keep them.
 
         A thread of gloo's that lived on into the end of the interpreter could not let go of a tensor then, and the
-        process would abort ("terminate called without an active exception").
+        process would abort ("terminate called without an active exception"). They live as long as anything knows the
+        group, and functions of `torch.distributed.nn` do whose module is imported after it was made: it is their default.
         """
         with contextlib.suppress(RuntimeError, AssertionError, ValueError):
             dist.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -272,6 +273,40 @@ def test_no_thread_of_gloo_outlives_the_connections_and_aborts_the_process_at_it
         Job().run(names_threads, folder, changes=changes | {"total_frames": 500 if number == 2 else 300}, **options)
         names = json.loads(folder.with_name("threads-0.json").read_text())
         assert [name for name in names if "gloo" in name] == [], number
+
+
+IMPORTS_LATE = """
+import os
+from pathlib import Path
+
+import torch
+from torch.distributed import TCPStore
+
+from fastrl.base.launch import launched
+from fastrl.distributed.ranks import Ranks
+
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+os.environ["MASTER_PORT"] = str(store.port)
+ranks = Ranks(launched(), torch.device("cpu"), 0)
+import torch._dynamo  # as a run does, which compiles
+
+print("opened", [task for task in Path("/proc/self/task").iterdir() if "gloo" in (task / "comm").read_text()] != [])
+ranks.close()
+print("left", [name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are found in /proc")
+def test_what_is_imported_while_learners_are_connected_does_not_keep_their_connections():
+    environment = {
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GLOO_SOCKET_IFNAME": "lo", "RANK": "0", "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTS_LATE], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert run.stdout.splitlines() == ["opened True", "left []"], run.stderr
 
 
 def test_a_restart_before_the_first_checkpoint_sets_the_run_aside_and_starts_anew(tmp_path):
