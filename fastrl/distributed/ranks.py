@@ -115,7 +115,7 @@ class Ranks(Restarted):
 
         A thread of gloo's that lived on into the end of the interpreter could not let go of a tensor then, and the
         process would abort ("terminate called without an active exception"). They live as long as anything knows the
-        group, and functions of `torch.distributed.nn` do whose module is imported after it was made: it is their default.
+        group. Functions of `torch.distributed.nn` do, whose module is imported after it was made: it is their default.
         """
         with contextlib.suppress(RuntimeError, AssertionError, ValueError):
             dist.destroy_process_group()
