@@ -14,6 +14,11 @@ python -m fastrl.train cartpole --learners 1000       SARSA on many CartPoles
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take a moment: a signal is answered meanwhile
+    from fastrl.__main__ import run_named
+
+    run_named("train")
+
 import dataclasses
 import difflib
 import inspect
@@ -30,7 +35,7 @@ from fastrl.base import console
 from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError
 from fastrl.base.launch import first_rank, launched
-from fastrl.cli import read, refuse_others, run_command, show_help
+from fastrl.cli import read, refuse_others, show_help
 from fastrl.config import (
     AgentName,
     Device,
@@ -419,7 +424,4 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
     return 0
 
 
-if __name__ == "__main__":
-    run_command(main, PROG)
-else:
-    sys.modules[__name__].__class__ = _Callable
+sys.modules[__name__].__class__ = _Callable
