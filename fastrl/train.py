@@ -24,6 +24,7 @@ import difflib
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -368,7 +369,9 @@ def _show_help(game: str | None, given: dict[str, Any], resume: Path | None, age
         default, about = _default(game, None, resume)
         word, about = command_line("--resume", str(resume)), f"Defaults: {about}."
     else:
-        default, about = _default(game or "breakout", given.get("device"), None)
+        with warnings.catch_warnings():  # of a custom environment, which is made to look at it
+            warnings.simplefilter("ignore")
+            default, about = _default(game or "breakout", given.get("device"), None)
         sarsa = "Linear SARSA(lambda) on many CartPoles."
         word, about = ("GAME", f"Preset: {about}.") if about else ("cartpole", sarsa)
     default = _by_agent(default, agent, {})
