@@ -12,9 +12,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
+from fastrl.base.commands import program
 from fastrl.base.errors import ConfigError
+from fastrl.base.launch import first_rank
+from fastrl.base.stop import Start
 from fastrl.cli import run_command
 
 COMMANDS = {
@@ -31,9 +35,21 @@ def main() -> NoReturn:
     if arguments and arguments[0] in COMMANDS:
         if os.getcwd() not in sys.path:  # `python -m fastrl.train` finds my_module:make_env there too
             sys.path.insert(0, os.getcwd())
-        module = importlib.import_module(f"fastrl.{arguments[0]}")
-        run_command(module.main, module.PROG, arguments[1:])
+        run_named(arguments[0], arguments[1:])
     run_command(_help, "fastrl")
+
+
+def run_named(command: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Import a command and run it as `run_command` does; a signal before its work begins ends it with one line."""
+    called = program(command)
+    told = f"{called}: stopped before anything was begun; nothing was written" if first_rank() else ""
+
+    def run(words: list[str]) -> int:
+        with Start(told):
+            status: int = importlib.import_module(f"fastrl.{command}").main(words)
+            return status
+
+    run_command(run, called, arguments)
 
 
 def _help(arguments: list[str]) -> int:

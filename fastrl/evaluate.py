@@ -12,6 +12,11 @@ python -m fastrl.evaluate breakout --epsilon 0 --json scores.json
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take a moment: a signal is answered meanwhile
+    from fastrl.__main__ import run_named
+
+    run_named("evaluate")
+
 import json
 import os
 from dataclasses import dataclass
@@ -23,7 +28,8 @@ from fastrl.base.console import say
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.files import require_place, write_atomically
 from fastrl.base.ranges import Above, AtLeast, Between, Printable, check
-from fastrl.cli import read, run_command, show_help
+from fastrl.base.stop import begun
+from fastrl.cli import read, show_help
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
 from fastrl.film.video import check_film, write_content, write_film
@@ -97,7 +103,9 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
     from fastrl.dqn.agent import load_agent
 
-    evaluate(load_agent(line.word, args.checkpoint, args.make_env), args)
+    agent = load_agent(line.word, args.checkpoint, args.make_env)
+    begun()
+    evaluate(agent, args)
     return 0
 
 
@@ -192,7 +200,3 @@ def _play_elsewhere(agent: Agent, args: Arguments, rules: EvaluationRules, suffi
     finally:
         players.close()
     return games.joined([part.games for part in played]), played[0].film
-
-
-if __name__ == "__main__":
-    run_command(main, PROG)

@@ -8,6 +8,11 @@ python -m fastrl.plot runs/NAME "SB3=sb3/*.csv" --their-frames-per-step 4
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take a moment: a signal is answered meanwhile
+    from fastrl.__main__ import run_named
+
+    run_named("plot")
+
 import io
 import math
 import os
@@ -25,7 +30,8 @@ from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.base.files import require_place, write_atomically
 from fastrl.base.ranges import Above, AtLeast, Between, check
-from fastrl.cli import read, run_command, show_help
+from fastrl.base.stop import begun
+from fastrl.cli import read, show_help
 from fastrl.runs.curves import (
     Band,
     Curve,
@@ -157,6 +163,7 @@ def main(arguments: list[str]) -> int:
     args = Arguments(**line.given)
     if not line.words:
         raise ConfigError(f"no run is given first; try {PROG} runs/NAME")
+    begun()
     for text in plot(line.words, args):
         say(text)
     return 0
@@ -406,7 +413,3 @@ def write_pictures(stem: Path, pictures: dict[str, bytes]) -> list[Path]:
     except OSError as error:
         raise ConfigError(f"--out is {str(stem)!r}, where no picture can be written: {error}") from error
     return files
-
-
-if __name__ == "__main__":
-    run_command(main, PROG)

@@ -14,11 +14,17 @@ python -m fastrl.train cartpole --learners 1000       SARSA on many CartPoles
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take a moment: a signal is answered meanwhile
+    from fastrl.__main__ import run_named
+
+    run_named("train")
+
 import dataclasses
 import difflib
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -30,7 +36,7 @@ from fastrl.base import console
 from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError
 from fastrl.base.launch import first_rank, launched
-from fastrl.cli import read, refuse_others, run_command, show_help
+from fastrl.cli import read, refuse_others, show_help
 from fastrl.config import (
     AgentName,
     Device,
@@ -363,7 +369,9 @@ def _show_help(game: str | None, given: dict[str, Any], resume: Path | None, age
         default, about = _default(game, None, resume)
         word, about = command_line("--resume", str(resume)), f"Defaults: {about}."
     else:
-        default, about = _default(game or "breakout", given.get("device"), None)
+        with warnings.catch_warnings():  # of a custom environment, which is made to look at it
+            warnings.simplefilter("ignore")
+            default, about = _default(game or "breakout", given.get("device"), None)
         sarsa = "Linear SARSA(lambda) on many CartPoles."
         word, about = ("GAME", f"Preset: {about}.") if about else ("cartpole", sarsa)
     default = _by_agent(default, agent, {})
@@ -419,7 +427,4 @@ def _dqn(config: DQNConfig, resume: Path | None, about: str, quiet: bool) -> int
     return 0
 
 
-if __name__ == "__main__":
-    run_command(main, PROG)
-else:
-    sys.modules[__name__].__class__ = _Callable
+sys.modules[__name__].__class__ = _Callable

@@ -8,6 +8,11 @@ python -m fastrl.watch breakout --episodes 5 --out best.mp4
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take a moment: a signal is answered meanwhile
+    from fastrl.__main__ import run_named
+
+    run_named("watch")
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +26,7 @@ from fastrl.base.errors import ConfigError, NoWindowError, RunError, Stopped
 from fastrl.base.machine import has_display
 from fastrl.base.ranges import AtLeast, Between, check
 from fastrl.base.stop import Stop
-from fastrl.cli import read, run_command, show_help
+from fastrl.cli import read, show_help
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import ProtocolName
 from fastrl.film.video import PICTURES_PER_SECOND, check_film, write_film
@@ -167,7 +172,3 @@ def _open_window(game: str) -> Window:
     except ImportError as error:
         raise NoWindowError(f"no window can be opened ({error})") from error
     return Window(f"fastrl: {game}", PICTURES_PER_SECOND if game == "catch" or is_custom(game) else FRAMES_PER_SECOND)
-
-
-if __name__ == "__main__":
-    run_command(main, PROG)

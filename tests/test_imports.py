@@ -195,7 +195,7 @@ def test_modules_of_dqn_import_alone(module):
 @pytest.mark.parametrize("missing", ["envpool", "tensorboard", "torch", "safetensors", "rich", "PIL"])
 def test_a_missing_package_is_answered_with_the_extra_that_brings_it(missing, tmp_path):
     code = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {['catch', '--runs-dir', str(tmp_path)]!r}; "
-    code += "from fastrl.train import main, run_command; run_command(main, 'train')"
+    code += "from fastrl.cli import run_command; from fastrl.train import main; run_command(main, 'train')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
     assert "[train]" in result.stderr

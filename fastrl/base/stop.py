@@ -1,8 +1,12 @@
-"""Leaving in good order: the first SIGINT, SIGTERM or SIGHUP asks, the second one ends."""
+"""Leaving in good order: the first SIGINT, SIGTERM or SIGHUP asks, the second one ends.
+
+Before there is work that could be asked, the first one ends (`Start`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +18,60 @@ from fastrl.base.errors import Stopped
 
 TWICE_SECONDS = 0.5
 """Signals closer together are one: `timeout`, for example, signals a process and its group."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Start:
+    """Within ``with Start(told):``, until its work begins, a signal ends the process at once, with a message.
+
+    Nothing was begun, so there is nothing to leave in order. Imports take seconds of that time, and one that is
+    interrupted by an exception may swallow it or crash. `begun`, and with it `Stop`, ends the time. A signal that is
+    ignored, or that has another handler than Python's own, stays so. Outside the main thread no signal arrives, and
+    none is caught.
+
+    Parameters
+    ----------
+    told : str
+        The message, on stderr; empty: none.
+    """
+
+    _now: Start | None = None
+
+    def __init__(self, told: str) -> None:
+        self._told, self._process = told, os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler):
+                continue
+            try:
+                self._before[number] = signal.signal(number, self._leave)
+            except ValueError:  # not the main thread
+                return self
+        Start._now = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before, Start._now = {}, None
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a process forked by an import: it ends as any other
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if self._told:
+            with contextlib.suppress(OSError):  # of a terminal that was closed
+                os.write(2, f"{self._told}\n".encode(errors="backslashreplace"))
+        os._exit(128 + number)
+
+
+def begun() -> None:
+    """End the time of `Start`, if it is running: from here on a signal does what it did before it."""
+    if Start._now is not None:
+        Start._now.__exit__()
 
 
 class Stop:
@@ -60,7 +118,8 @@ class Stop:
             self._end = before
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        begun()
+        for number in SIGNALS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             try:

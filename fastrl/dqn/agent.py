@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastrl.config.record import run_near
 from fastrl.dqn import pretrained
 from fastrl.dqn.checkpoint import load_network, load_state
 from fastrl.dqn.network import QNetwork
-from fastrl.envs.frames import Frame, per_array, require_equal_counts
+from fastrl.envs.frames import Frame, is_array, no_array, per_array, require_equal_counts
 from fastrl.envs.names import game_name, is_custom, load
 from fastrl.envs.rules import EvaluationRules, ProtocolName
 from fastrl.play.acting import Act
@@ -93,21 +94,25 @@ def rules_for(agent: Agent, protocol: ProtocolName | None, **settings: Any) -> E
 def greedy(network: QNetwork) -> Act:
     """Return the act function that gives the network's Q-values, of which `play_games` takes the highest.
 
-    It raises ConfigError for stacks of another shape than the network was trained on, and ValueError where they are of
-    several arrays and not all of as many rows.
+    It raises ConfigError for stacks of another shape than the network was trained on, and ValueError for what is no
+    array, and where there are several and not all of as many rows.
     """
     device = next(network.parameters()).device
     known = network.settings["obs_shape"]
 
     @torch.inference_mode()
     def act(stacks: Frame) -> np.ndarray[Any, Any]:
+        for name, array in stacks.items() if isinstance(stacks, Mapping) else [("", stacks)]:
+            if not is_array(array):
+                place = f"stacks[{name!r}]" if isinstance(stacks, Mapping) else "stacks"
+                raise no_array(place, array, f"an array of stacks of frames; the network's have shape {known}")
         if (given := per_array(lambda array: list(array.shape[1:]), stacks)) != known:
             raise ConfigError(
                 f"the environment gives stacks of frames of shape {given}, and the network was trained on {known}; "
                 "give --make-env the environment that it was trained on"
             )
         require_equal_counts("stacks", stacks)
-        tensors = per_array(lambda array: torch.from_numpy(array).to(device), stacks)
+        tensors = per_array(lambda array: torch.as_tensor(array, device=device), stacks)
         values: np.ndarray[Any, Any] = network(tensors).cpu().numpy()
         return values
 

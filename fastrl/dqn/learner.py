@@ -39,6 +39,8 @@ from fastrl.envs.frames import (
     FrameShape,
     count,
     dtypes_in_words,
+    is_array,
+    no_array,
     per_array,
     require_equal_counts,
 )
@@ -464,8 +466,10 @@ class Learner:
     def _check_obs(self, obs: Frame) -> None:
         for place, array, (shape, dtype) in _each_array("obs", obs, self._specs["obs"]):  # of as many rows as there are
             wanted = dtype if isinstance(array, Tensor) else _numpy_dtype(dtype)
-            if array.shape[1:] != shape[1:] or array.dtype != wanted:
+            if not is_array(array) or array.shape[1:] != shape[1:] or array.dtype != wanted:
                 sides = ", ".join(map(str, ("N", *shape[1:])))
+                if not is_array(array):
+                    raise no_array(place, array, f"an array, {wanted} [{sides}]")
                 raise ValueError(f"{place} is {array.dtype} {list(array.shape)}; give {wanted} [{sides}]")
         require_equal_counts("obs", obs)
 
@@ -543,6 +547,8 @@ class Learner:
     def _check(self, batch: Batch) -> None:
         for name, spec in self._specs.items():
             for place, array, (shape, dtype) in _each_array(f"batch.{name}", _column(batch, name), spec):
+                if not is_array(array):
+                    raise no_array(place, array, f"an array, {_numpy_dtype(dtype)} {list(shape)}")
                 wanted = array.dtype  # of columns, which may vary
                 if "obs" in name or "mask" in name:
                     wanted = dtype if isinstance(array, Tensor) else _numpy_dtype(dtype)

@@ -6,6 +6,7 @@ fastrl/weights/breakout.json            the card
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,7 @@ from fastrl.config import DQNConfig
 from fastrl.dqn import checkpoint
 from fastrl.dqn.device.device import pick_device
 from fastrl.dqn.network import QNetwork
-from fastrl.envs.names import is_custom
+from fastrl.envs.names import game_name, is_custom
 from fastrl.runs import folder
 from fastrl.runs.folder import RunFolder
 
@@ -88,9 +89,10 @@ def games() -> list[str]:
 
 
 def card(game: str) -> Card:
-    """Return the card of the weights that ship for a game, given by its plain name; errors as `load_pretrained`."""
+    """Return the card of the weights that ship for a game, in any spelling; errors as `load_pretrained`."""
+    game = _plain_name(game)
     if game not in games():
-        those = f"give one of {', '.join(games())}, or train" if games() else "none ship for any game yet: train"
+        those = f"{_those()}, or train" if games() else "none ship for any game yet: train"
         own = command_line(program("train"), game)
         raise ConfigError(f"game is {game!r}, for which no weights ship; {those} your own with {own}")
     path = WEIGHTS / f"{game}.json"
@@ -100,13 +102,28 @@ def card(game: str) -> Card:
         raise _damaged(path, error) from error
 
 
+def _those() -> str:
+    return f"give one of {', '.join(games())}"
+
+
+def _plain_name(game: object) -> str:
+    """Return the plain name of a game in any spelling, and other names as they are; ConfigError for what is no name."""
+    if not isinstance(game, str):
+        remedy = _those() if games() else "give the name of a game"
+        raise ConfigError(f"game is {game!r}, which is no name; {remedy}, as text")
+    if game not in games():  # of those the name is plain, and known without EnvPool
+        with contextlib.suppress(ConfigError):
+            return game_name(game)
+    return game
+
+
 def load_pretrained(game: str, device: str = "cpu") -> QNetwork:
     """Return the network that ships for a game, in eval mode with float32 weights.
 
     Parameters
     ----------
     game : str
-        Plain name, such as ``"breakout"``.
+        The game in any spelling that `fastrl.envs.names.game_name` takes, such as ``"breakout"``.
     device : {"cpu", "cuda", "auto"}
         Where the network goes.
 
@@ -121,7 +138,8 @@ def load_pretrained(game: str, device: str = "cpu") -> QNetwork:
         If no weights ship for the game (the message lists those that do), the files are damaged, or there is no
         such device.
     """
-    where, path = pick_device(device), WEIGHTS / f"{game}.safetensors"
+    game, where = _plain_name(game), pick_device(device)
+    path = WEIGHTS / f"{game}.safetensors"
     if card(game).sha256 != _sha256(path):
         raise _damaged(path, "it is not the file that its card belongs to")
     return checkpoint.load_network(path).to(where)

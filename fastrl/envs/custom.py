@@ -225,6 +225,9 @@ class CustomEnvs:
         envs = self._envs
         parts: list[Any] = [envs] if self.is_vector else list(cast(vector.SyncVectorEnv, envs).envs)
         calls = [part.close for part in parts]  # each by itself: one that raises does not keep the others open
+        if isinstance(envs, vector.AsyncVectorEnv) and self._sent is None and envs._state.value != "default":
+            # What it waits for was read, and could not be put together: it would wait for ever.
+            calls = [partial(envs.close, terminate=True)]
         if self._sent is not None and isinstance(envs, vector.AsyncVectorEnv):
             calls.insert(0, envs.step_wait)
         for call in calls:

@@ -95,6 +95,11 @@ def line_of(error: BaseException) -> str:
     return place(*own[-1][1:]) if own else ""
 
 
+def passed(error: BaseException, module: str) -> bool:
+    """Whether an error came through a call of this module."""
+    return any(name == module for name, _, _ in _lines(error))
+
+
 def _lines(error: BaseException) -> Iterator[tuple[str, str, int]]:
     """Return module, file and line of each call that an error came through, the innermost last."""
     trace = error.__traceback__

@@ -5,6 +5,7 @@ Shapes, dtypes and the arrays themselves are then dictionaries of the same names
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,6 +49,18 @@ def select(frame: Frame, rows: Any) -> Frame:
 def count(frame: Frame) -> int:
     """Return how many rows frames are."""
     return len(listed(frame)[0])
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array or a tensor."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def no_array(place: str, value: Any, wanted: str) -> ValueError:
+    """Return the error for a value that is none: it says where the value stands, what it is and what is wanted."""
+    simple = isinstance(value, str | int | float | None)
+    shown = reprlib.repr(value) if simple else f"of type {type(value).__name__}"
+    return ValueError(f"{place} is {shown}; give {wanted}")
 
 
 def require_equal_counts(name: str, frame: Frame) -> None:

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastrl.base.errors import ConfigError, RunError
+from fastrl.base.errors import ConfigError, RunError, in_words
 from fastrl.base.extras import extra
+from fastrl.envs.foreign import passed
 from fastrl.envs.step import place
 
 with extra("train"):
@@ -35,6 +36,12 @@ def observations_of(game: str, space: Space[Any], wrappers: Sequence[str] = ()) 
 class _Explained(Protocol):
     """What says of an observation why it does not fit, or that it is cast."""
 
+    _game: str
+
+    @property
+    def _says(self) -> str:
+        """What the observation space says, in words."""
+
     def misfit(self, obs: Any, where: str) -> RunError | None:
         """Return the error for one observation that does not fit its space, with words on where; None if it does."""
 
@@ -49,7 +56,7 @@ class _Explained(Protocol):
         ----------
         one_by_one : iterable or None
             The newest observation of each environment, where the vector has them before it puts them together. None
-            among them: not known.
+            among them: not known, or what the environment returned.
         steps : callable
             Returns the steps [N] of each one's episode so far.
 
@@ -61,9 +68,15 @@ class _Explained(Protocol):
         try:
             yield
         except Exception as error:
+            together = passed(error, "gymnasium.vector.utils.space_utils")  # all gave one, be it None
             for i, obs in enumerate(one_by_one or ()):
-                if obs is not None and (misfit := self.misfit(obs, f", {place(i, int(steps()[i]))}")):
+                if (together or obs is not None) and (misfit := self.misfit(obs, f", {place(i, int(steps()[i]))}")):
                     raise misfit from error
+            if together and not one_by_one:  # they came from other processes
+                raise RunError(
+                    f"environment {self._game!r} returned what is no array of its observation_space "
+                    f"({in_words(error)}){_where((), steps())}; return what the space says, {self._says}"
+                ) from error
             raise
 
     def warn_of_casts(self, one_by_one: Iterable[Any] | None) -> None:
@@ -163,7 +176,8 @@ class Observations(_Explained):
         given = _as_array(obs)
         if given.shape != (len(env_id), *self._shape) or not np.can_cast(given.dtype, self._dtype, "same_kind"):
             where = _where(env_id, steps)
-            raise self._misfit(given.dtype, given.shape[1:] if given.ndim else given.shape, where)
+            came = None if obs is None else _in_words(given.dtype, given.shape[1:] if given.ndim else given.shape)
+            raise self._misfit(came, where)
         shown = given
         if self._axis is not None:
             shown = np.moveaxis(shown, self._axis, 1 if len(self._shape) == 3 else 2)
@@ -180,7 +194,7 @@ class Observations(_Explained):
         """Return the error for one observation that does not fit its space, with words on where; None if it does."""
         given = _as_array(obs)
         fits = given.shape == self._shape and np.can_cast(given.dtype, self._dtype, "same_kind")
-        return None if fits else self._misfit(given.dtype, given.shape, where)
+        return None if fits else self._misfit(None if obs is None else _in_words(given.dtype, given.shape), where)
 
     def casts(self, obs: Any) -> Iterator[str]:
         """Yield words on an observation whose dtype may hold more than its space's; numbers in lists have none."""
@@ -192,6 +206,10 @@ class Observations(_Explained):
             )
 
     # --- inside ---------------------------------------------------------------------------------------
+
+    @property
+    def _says(self) -> str:
+        return _in_words(self._dtype, self._shape)
 
     def _image(self) -> tuple[int, tuple[int, ...]]:
         """Return the axis of an image's channels, counted from its end, and the shape of a frame."""
@@ -220,13 +238,12 @@ class Observations(_Explained):
             )
         return ""
 
-    def _misfit(self, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> RunError:
-        def words(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
-            return f"{dtype} of shape {list(shape)}"
-
+    def _misfit(self, came: str | None, where: str) -> RunError:
+        """Return the error for an observation of a dtype and shape in words; None: for None in its place."""
+        what = f"None as the observation{self._place}" if came is None else f"an observation{self._place} of {came}"
         return RunError(
-            f"environment {self._game!r} returned an observation{self._place} of {words(dtype, shape)}{where}, and its "
-            f"observation_space says {words(self._dtype, self._shape)}; let the two agree"
+            f"environment {self._game!r} returned {what}{where}, and its observation_space says "
+            f"{self._says}; {'return such an array' if came is None else 'let the two agree'}"
         )
 
     def _not_finite(self, given: Array, env_id: Sequence[int] | Array, steps: Array) -> RunError:
@@ -296,8 +313,17 @@ class SeveralObservations(_Explained):
         for name, array in self._arrays.items():
             yield from array.casts(self._part(name, obs, str))
 
+    @property
+    def _says(self) -> str:
+        return ", ".join(f"{_place(self._paths[name])} {array._says}" for name, array in self._arrays.items())
+
     def _part(self, name: str, obs: Any, where: Callable[[], str]) -> Any:
         """Return an array of an observation, as it was given; ``where`` says of which, for an error."""
+        if obs is None:
+            raise RunError(
+                f"environment {self._game!r} returned None as the observation{where()}, and its observation_space says "
+                f"{self._says}; return such arrays"
+            )
         part = obs
         for key in self._paths[name]:
             try:
@@ -327,6 +353,10 @@ def _where(env_id: Sequence[int] | Array, steps: Array) -> str:
     if len(env_id) == 1:
         return f", {place(int(env_id[0]), int(steps[0]))}"
     return f", in {'a step' if np.any(steps) else 'reset()'} of all environments"
+
+
+def _in_words(dtype: np.dtype[Any], shape: Sequence[int]) -> str:
+    return f"{dtype} of shape {list(shape)}"
 
 
 def _place(path: Sequence[Any]) -> str:

@@ -174,6 +174,8 @@ def _device(device: Any) -> torch.device:
         raise ValueError(f"device is {device!r}, which PyTorch does not know here; give {_devices()}") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {str(device)!r}, but PyTorch finds no usable GPU; give 'cpu'")
+    if found.type == "cpu" and found.index:  # PyTorch takes any number, and puts the tensors on the CPU
+        raise ValueError(f"device is {str(device)!r}, and PyTorch knows one CPU alone; give 'cpu'")
     _require(found, torch.uint8)
     return found
 

@@ -25,7 +25,9 @@ from fastrl.replay.checks import (
     check_rows,
     check_settings,
     generator,
+    path_of,
     step_flags,
+    unwritable,
 )
 from fastrl.replay.hindsight import Hindsight, HindsightBatch, Relabeller
 from fastrl.replay.prefetch import Prefetcher
@@ -196,6 +198,7 @@ class ReplayBuffer:
             make = [*makers(store, layout.obs), *[RamStore] * (len(layout.fields) - layout.obs_count)]
         else:
             require_mmap(store)
+            place = path_of("folder", folder)
         self._folder: ReplayFolder | None = None
         self._layout, self._single = layout, layout.single
         self._final_inside = autoreset == "next_step"  # the final observation comes as a row of its own
@@ -205,7 +208,7 @@ class ReplayBuffer:
             self._drawable, self._new_weight = 0, 1.0  # rows; the weight of one that becomes drawable
             self._begin()
             if folder is not None:
-                self._folder = ReplayFolder(Path(folder), self._kind, self.settings)
+                self._folder = ReplayFolder(place, self._kind, self.settings)
                 make = [self._folder.make] * len(layout.fields)
             stores = [
                 make_store(num_envs * rows, field.shape, field.dtype)
@@ -642,15 +645,18 @@ class ReplayBuffer:
         ------
         ValueError
             If a batch that was prefetched has not been taken: a loaded buffer could not return it; or if the path is
-            a folder's, a device's or a pipe's.
+            none, or a folder's, a device's or a pipe's.
         OSError
             If the file cannot be written; a file that was there before is left as it was.
         """
+        file = path_of("path", path)
         with self._lock:
             self._prefetcher.require_none("save")
             self._in_save = True
             try:
-                archive.write_file(Path(path), self._kind, self.settings, self._state(), self._frames, self._ring.held)
+                archive.write_file(file, self._kind, self.settings, self._state(), self._frames, self._ring.held)
+            except OSError as error:
+                raise unwritable("path", file, error) from error
             finally:
                 self._in_save = False
 
@@ -672,10 +678,12 @@ class ReplayBuffer:
         Raises
         ------
         ValueError
-            If a batch that was prefetched has not been taken, or another save of this buffer is in progress.
+            If a batch that was prefetched has not been taken, another save of this buffer is in progress, or a path is
+            none.
         OSError
             If the folder exists or cannot be made.
         """
+        place, before = path_of("folder", folder), None if earlier is None else path_of("earlier", earlier)
         with self._lock:
             self._prefetcher.require_none("save")
             if self._save is not None:
@@ -692,7 +700,10 @@ class ReplayBuffer:
                 gather=self._gather_saved,
                 release=self._release_save,
             )
-            save = self._save = Save(snapshot, Path(folder), None if earlier is None else Path(earlier))
+            try:
+                save = self._save = Save(snapshot, place, before)
+            except OSError as error:
+                raise unwritable("folder", place, error) from error
             return save
 
     def flush(self) -> None:
@@ -762,7 +773,7 @@ class ReplayBuffer:
         OSError
             If another process uses it, a file in it is missing, or it cannot be written to.
         """
-        return cls(**settings_in(Path(folder), cls._kind), store="mmap", folder=folder)
+        return cls(**settings_in(path_of("folder", folder), cls._kind), store="mmap", folder=folder)
 
     @classmethod
     def load(
@@ -797,13 +808,13 @@ class ReplayBuffer:
         MemoryError
             If there is too little memory for the capacity.
         """
-        path, changed = Path(path), {}
+        path, changed = path_of("path", path), {}
         if folder is None:
             nested = isinstance(store, Mapping | list | tuple)
             makers(store, nesting(cls.saved_settings(path)["obs_shape"]) if nested else None)  # not the file's error
         else:
             require_mmap(store)
-            require_none_in(Path(folder))
+            require_none_in(path_of("folder", folder))
         if capacity is not None:
             changed = {"capacity": integer("capacity", capacity)}
             with archive.SavedReplay(path, cls._kind, cls.__name__) as saved:
@@ -828,7 +839,7 @@ class ReplayBuffer:
     @classmethod
     def saved_settings(cls, path: str | Path) -> dict[str, Any]:
         """Return the settings of a saved buffer without loading it; errors as for `load`."""
-        with archive.SavedReplay(Path(path), cls._kind, cls.__name__) as saved:
+        with archive.SavedReplay(path_of("path", path), cls._kind, cls.__name__) as saved:
             return saved.settings
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Required, TypedDict
@@ -166,6 +168,40 @@ def generator(seed: Seed) -> np.random.Generator:
 def check_index(index: ArrayLike) -> NDArray[np.int64]:
     """Return names of rows as contiguous ``[B] int64``, or raise ValueError."""
     return integers("index", index, "give a batch's own index, int64 [B]")
+
+
+def path_of(name: str, value: Any) -> Path:
+    """Return an argument that is a path, or raise ValueError; what is there is another question.
+
+    A ``~`` at its beginning is refused: Python does not expand it, and would make a folder of that name.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {value!r}, which is no path; give one as text or as a pathlib.Path")
+    if not text:
+        raise ValueError(f"{name} is ''; give the path of a place, such as './replay'")
+    try:
+        with suppress(OSError):
+            os.lstat(text)
+    except ValueError as error:  # a NUL, or half a character
+        raise ValueError(f"{name} is {text!r}, which is no path ({error}); give another name") from error
+    if (whole := os.path.expanduser(text)) != text:
+        raise ValueError(f"{name} is {text!r}, whose '~' Python does not expand; give {whole!r}")
+    return Path(text)
+
+
+def unwritable(name: str, path: Path, error: OSError) -> OSError:
+    """Return an error of the same class and number that names the argument whose place cannot be written to."""
+    said = f"{name} is {str(path)!r}"
+    if isinstance(error, FileExistsError):
+        said += ", which is there already; give the name of a new folder"
+    elif isinstance(error, FileNotFoundError) and not os.path.isdir(path.absolute().parent):
+        said += f", and there is no folder {str(path.absolute().parent)!r}; make it, or give another path"
+    else:
+        said += f", which cannot be written ({error.strerror or error}); give a path with room and leave to write"
+    explained = type(error)(said)
+    explained.errno = error.errno
+    return explained
 
 
 _MOST_AXES = 62  # NumPy allows 64, and a batch has two more

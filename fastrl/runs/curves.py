@@ -69,7 +69,8 @@ class MeasuredRun:
         try:
             return np.array([float(row[name] or "nan") for row in self.rows])
         except ValueError as error:
-            raise ConfigError(f"{self.path} is damaged in column {name} ({error}); restore it from a copy") from error
+            remedy = "restore it from a copy" if self.settings else "correct the file, or give another one"
+            raise ConfigError(f"{self.path} is damaged in column {name} ({error}); {remedy}") from error
 
     def without(self, name: str, flag: str) -> str:
         """Return the message where there is no column of this name, which ``flag`` asked for."""
@@ -127,11 +128,50 @@ def read_run(path: Path, game: str | None = None) -> MeasuredRun:
     return MeasuredRun(path=path, name=name, settings=settings, game=game, columns=columns, rows=rows)
 
 
+def whole_rows(lines: csv.DictReader[str], path: Path, before: int = 0) -> list[dict[str, str]]:
+    """Return the rows of a table, each with a cell for every column; the last one is left out if it is too short.
+
+    Parameters
+    ----------
+    lines : csv.DictReader
+        The table.
+    path : Path
+        Its file.
+    before : int
+        Lines of the file before the table.
+
+    Raises
+    ------
+    ConfigError
+        If another row has more cells or fewer; the message names the file and the line.
+    """
+    rows: list[dict[str, str]] = []
+    short: ConfigError | None = None
+    for row in lines:
+        if short:
+            raise short
+        further = row.pop(None, [])  # cells behind the last column's
+        cells = len(further) + sum(cell is not None for cell in row.values())
+        if cells < len(row) or any(further):
+            error = ConfigError(
+                f"{path} has {cells} cell{'s' * (cells > 1)} in line {before + lines.line_num}, and {len(row)} names "
+                "of columns; give each line a cell for every column, or take this line out"
+            )
+            if further:
+                raise error
+            short = error  # unless the table ends here: a crash cuts rows short
+        else:
+            rows.append(row)
+    if short and not rows:
+        raise short
+    return rows
+
+
 def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return the columns' names and the rows by them, whole rows only."""
     try:
         lines = csv.DictReader(path.read_text(encoding="utf-8-sig").rpartition("\n")[0].splitlines())
-        rows = [row for row in lines if None not in row and None not in row.values()]
+        rows = whole_rows(lines, path)
     except FileNotFoundError:
         remedy = run_near(path) or "give a folder that a run made, or a CSV file of metrics"
         raise ConfigError(f"there is no {path}; {remedy}") from None

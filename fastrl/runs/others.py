@@ -18,7 +18,7 @@ import numpy as np
 
 from fastrl.base.console import printable
 from fastrl.base.errors import ConfigError
-from fastrl.runs.curves import Floats, MeasuredRun
+from fastrl.runs.curves import Floats, MeasuredRun, whole_rows
 
 FRAMES, SCORE, EVALUATION, MINUTES = "frames", "games/return_mean_100", "evaluation/return_mean", "time/minutes"
 GAMES = 100
@@ -55,7 +55,7 @@ class _Table:
             raise ConfigError(f"{path} cannot be read ({error}); give CSV files") from error
         self.is_monitor = lines[:1] != [] and lines[0].startswith("#{")
         table = csv.DictReader(lines[self.is_monitor :])
-        self._rows = [row for row in table if None not in row.values()]  # a last row may be cut short
+        self._rows = whole_rows(table, path, before=int(self.is_monitor))
         self.columns = list(table.fieldnames or [])
         if not self._rows:
             raise ConfigError(f"{path} holds no measurements; give CSV files with a line of names and rows below it")
@@ -71,7 +71,10 @@ class _Table:
         try:
             return np.array([float(row[name] or "nan") for row in self._rows])
         except ValueError as error:
-            raise ConfigError(f"{self.path} has something else than numbers in column {name}: {error}") from error
+            raise ConfigError(
+                f"{self.path} has something else than numbers in column {name} ({error}); correct the file, or name "
+                "another column with --their-columns"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

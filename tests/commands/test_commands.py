@@ -47,6 +47,24 @@ EXAMPLES = [pytest.param(words, id=" ".join(words)) for name in MODULES for word
 MY_MODULE = "import gymnasium as gym\n\ndef make_env():\n    return gym.make('CartPole-v1')\n"
 
 
+CASTING = """
+import gymnasium as gym, numpy as np
+
+class Casting(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0, 1, (3,), np.float32), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3), {}
+
+    def step(self, action):
+        return np.zeros(3), 0.0, False, False, {}
+
+def make_env():
+    return Casting()
+"""
+
+
 @pytest.fixture
 def reached(monkeypatch, tmp_path):
     """What was parsed: nothing is done with it. The current folder holds a run of catch, runs/NAME, and my_module."""
@@ -259,6 +277,14 @@ def test_the_script_that_is_installed_is_the_command_in_front():
 @pytest.mark.parametrize("module", [*MODULES.values(), front])
 def test_examples_fit_a_terminal_of_80_columns(module):
     assert [line for line in module.__doc__.partition("\n\n")[2].splitlines() if len("  " + line) > 80] == []
+
+
+def test_help_for_a_custom_environment_says_nothing_of_what_it_observes(reached, capsys, recwarn):
+    Path("casting.py").write_text(CASTING)
+    with pytest.raises(SystemExit):
+        train.main(["casting:make_env", "--help"])
+    assert not recwarn
+    assert "usage: python -m fastrl.train" in capsys.readouterr().out
 
 
 def test_help_for_a_resume_shows_the_settings_of_that_run(reached, capsys):

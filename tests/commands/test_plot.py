@@ -127,7 +127,7 @@ class TestPictures:
 def test_a_missing_package_is_answered_with_the_extra_that_brings_it(make, tmp_path, missing):
     runs = [str(make(f"a-s{seed}", seed=seed)) for seed in (1, 2)]
     code = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {[*runs, '--out', str(tmp_path / 'x')]!r}; "
-    code += "from fastrl.plot import main, run_command; run_command(main, 'plot')"
+    code += "from fastrl.cli import run_command; from fastrl.plot import main; run_command(main, 'plot')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
     assert "[train]" in result.stderr

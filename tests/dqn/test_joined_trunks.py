@@ -250,6 +250,28 @@ def test_arrays_of_unequal_lengths_are_named_with_their_lengths(call):
     assert len(ask(obs)) == 5
 
 
+@pytest.mark.parametrize(("value", "shown"), [(None, "None"), (3, "3"), ("x" * 99, "'xxx.*xxx'"), ([], "of type list")])
+@pytest.mark.parametrize("call", ["q_values", "act", "greedy", "learn"])
+def test_what_is_no_array_is_named_with_its_place(call, value, shown):
+    learner = Learner(TINY, SHAPE, DTYPE, ACTIONS, CPU, 1)
+    ask = greedy(learner.online) if call == "greedy" else getattr(learner, call)
+    name = {"greedy": "stacks", "learn": "batch.obs"}.get(call, "obs")
+    obs = observations() | {"small": value}
+    with pytest.raises(ValueError, match=rf"^{name}\['small'\] is {shown}; give an array"):
+        ask(batch_of(obs=obs) if call == "learn" else obs)
+    assert learner.updates == 0
+
+
+@pytest.mark.parametrize("obs", [None, {"k": None}])
+def test_what_is_no_array_is_named_where_there_is_one(obs):
+    network = QNetwork((1, 4), ACTIONS, "vector", hidden=8)
+    place = r"stacks\['k'\]" if obs else "stacks"
+    with pytest.raises(ValueError, match=rf"^{place} is None; give an array of stacks of frames; .* shape \[1, 4\]$"):
+        greedy(network)(obs)
+    stacks = np.zeros((2, 1, 4), np.float32)
+    np.testing.assert_array_equal(greedy(network)(torch.from_numpy(stacks)), greedy(network)(stacks))
+
+
 def test_names_that_would_steer_a_terminal_are_shown_with_escapes():
     shape, dtype = {"red\x1b[31m": (2, 5), "vector": (2, 5)}, dict.fromkeys(("red\x1b[31m", "vector"), np.float32)
     learner = Learner(TINY, shape, dtype, ACTIONS, CPU, 1)

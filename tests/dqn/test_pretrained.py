@@ -140,6 +140,21 @@ def test_a_game_without_weights_is_answered_with_those_that_have_some(weights, t
             fastrl.load_pretrained(game)
 
 
+@pytest.mark.parametrize("name", ["Catch-v0", "CATCH"])
+def test_a_game_may_be_given_in_any_spelling_as_to_evaluate(exported, name):
+    for call in (fastrl.load_pretrained, lambda name: load_agent(name).network):
+        assert torch.equal(call(name).hidden.weight, fastrl.load_pretrained("catch").hidden.weight)
+    assert pretrained.card(name).game == "catch"
+
+
+@pytest.mark.parametrize("game", [None, 3, ["catch"], Path("catch")])
+def test_what_is_no_name_of_a_game_is_refused_with_those_that_are(exported, game):
+    with pytest.raises(
+        ConfigError, match=rf"^game is {re.escape(repr(game))}, which is no name; give one of catch, as"
+    ):
+        fastrl.load_pretrained(game)
+
+
 def test_an_unknown_device_is_named(exported):
     with pytest.raises(ConfigError, match="--device is 'tpu'"):
         fastrl.load_pretrained("catch", "tpu")

@@ -396,6 +396,74 @@ def test_observations_that_are_not_as_declared_are_named_as_such(space, given, s
         )
 
 
+class GivesNone(gym.Env):
+    """Returns None as its observation, or as one array of it, after so many steps."""
+
+    def __init__(self, space, at=0, part=None):
+        self.observation_space, self.action_space = space, spaces.Discrete(2)
+        self._at, self._part = at, part
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._show(), 0.0, False, False, {}
+
+    def _show(self):
+        shown = self.observation_space.sample()
+        if self.steps < self._at:
+            return shown
+        return None if self._part is None else shown | {self._part: None}
+
+
+SAYS = "says float32 of shape [3]; return such an array"
+PAIR = spaces.Dict({"a": box(3, dtype=np.float32), "b": box(2, dtype=np.float32)})
+
+
+@pytest.mark.parametrize(("at", "where"), [(0, "reset()"), (2, "step 2 of an episode")])
+@pytest.mark.parametrize("in_a_vector", [False, True])
+@pytest.mark.parametrize(
+    ("space", "part", "said"),
+    [
+        (box(3, dtype=np.float32), None, f"None as the observation, in {{}}, environment 0, and its observation_space "
+         f"{SAYS}"),
+        (box(84, 84, 3), None, "None as the observation, in {}, environment 0, and its observation_space says uint8 of "
+         "shape [84, 84, 3]; return such an array"),
+        (PAIR, None, "None as the observation, in {}, environment 0, and its observation_space says ['a'] float32 of "
+         "shape [3], ['b'] float32 of shape [2]; return such arrays"),
+        (PAIR, "a", f"None as the observation['a'], in {{}}, environment 0, and its observation_space {SAYS}"),
+    ],
+)  # fmt: skip
+def test_none_in_place_of_an_observation_is_named_with_what_the_space_says(at, where, in_a_vector, space, part, said):
+    def make():
+        return SyncVectorEnv([lambda: GivesNone(space, at, part)] * 2) if in_a_vector else GivesNone(space, at, part)
+
+    assert first_error(make).endswith(f"returned {said.format(where)}")
+
+
+@pytest.mark.filterwarnings("ignore:.*Calling `close` while waiting")
+@pytest.mark.parametrize("shared", [False, True])
+def test_none_from_other_processes_is_an_error_of_the_environment_too(shared):
+    space = box(3, dtype=np.float32)
+    said = first_error(lambda: AsyncVectorEnv([lambda: GivesNone(space)] * 2, shared_memory=shared))
+    if shared:  # the process has made a number of it
+        assert "returned an observation whose [0] is nan, in reset(), environment 0; correct it there" in said
+    else:
+        assert said.endswith("in reset() of all environments; return what the space says, float32 of shape [3]")
+
+
+def test_none_from_a_vector_of_ones_own_is_named():
+    class Nothing(SyncVectorEnv):
+        def reset(self, **how):
+            return None, super().reset(**how)[1]
+
+    said = first_error(lambda: Nothing([lambda: Gives(box(3, dtype=np.float32))] * 2))
+    assert said.endswith(f"None as the observation, in reset() of all environments, and its observation_space {SAYS}")
+
+
 def test_a_vector_whose_arrays_are_not_as_declared_is_refused():
     class Odd(SyncVectorEnv):
         def step(self, actions):

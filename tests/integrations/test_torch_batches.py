@@ -190,6 +190,8 @@ def test_what_is_no_buffer_or_no_device_here_is_refused(monkeypatch):
         ("vulkan", r"device is 'vulkan', from which no uint8 comes back \(.*\); give 'cpu'"),
         ("red\x1b[31m", r"device is 'red\\x1b\[31m', which PyTorch does not know here; give 'cpu'"),
         ("cpu:x", "device is 'cpu:x', which PyTorch does not know here; give 'cpu'"),
+        ("cpu:3", "device is 'cpu:3', and PyTorch knows one CPU alone; give 'cpu'"),
+        (torch.device("cpu", 1), "device is 'cpu:1', and PyTorch knows one CPU"),
         (None, "device is None, which PyTorch does not know here; give 'cpu'"),
         (1.5, r"device is 1\.5, which PyTorch does not know here; give 'cpu'"),
     ],

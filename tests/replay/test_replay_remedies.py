@@ -69,6 +69,102 @@ def a_save_into_a_folder(folder):
     return lambda: filled().save(folder), lambda said: filled().save(folder / "replay")
 
 
+@case("path is 5, which is no path; give one as text or as a pathlib.Path")
+def a_number_for_a_path(folder):
+    return lambda: filled().save(5), lambda said: filled().save(folder / "replay")
+
+
+@case("folder is b'home', which is no path; give one as text")
+def bytes_for_a_folder(folder):
+    return lambda: small(store="mmap", folder=b"home"), lambda said: small(store="mmap", folder=str(folder / "home"))
+
+
+@case("folder is ''; give the path of a place, such as './replay'")
+def an_empty_text_for_a_folder(folder):
+    def remedied(said):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            small(store="mmap", folder=re.search("such as '(.*)'", said)[1]).close()
+            filled().begin_save("./saved").close()
+
+    return lambda: small(store="mmap", folder=""), remedied
+
+
+@case("path is 'a\\x00b', which is no path (embedded null byte); give another name")
+def a_nul_in_a_path(folder):
+    return lambda: filled().save("a\0b"), lambda said: filled().save(folder / "ab")
+
+
+def at_home(call):
+    """Return a case of a path that begins with ``~``, which a call takes."""
+
+    def function(folder):
+        def at(path):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HOME", str(folder))
+                patch.chdir(folder)
+                call(path)
+
+        def remedied(said):
+            assert list(folder.iterdir()) == []
+            at(whole := re.search("give '(.*)'$", said)[1])
+            assert Path(whole).exists()
+
+        return lambda: at("~/replay"), remedied
+
+    return function
+
+
+@case("folder is '~/replay', whose '~' Python does not expand; give '")
+def a_home_for_a_folder(folder):
+    return at_home(lambda path: small(store="mmap", folder=path).close())(folder)
+
+
+@case("path is '~/replay', whose '~' Python does not expand; give '")
+def a_home_for_a_save(folder):
+    return at_home(lambda path: filled().save(path))(folder)
+
+
+@case("folder is '~/replay', whose '~' Python does not expand; give '")
+def a_home_for_a_save_in_pieces(folder):
+    return at_home(lambda path: filled().begin_save(path).write())(folder)
+
+
+@case("missing'; make it, or give another path", FileNotFoundError)
+def a_save_into_a_folder_that_is_missing(folder):
+    def remedied(said):
+        Path(re.search("there is no folder '(.*)'; make it", said)[1]).mkdir()
+        filled().save(folder / "missing" / "replay")
+        filled().begin_save(folder / "missing" / "saved").write()
+
+    return lambda: filled().save(folder / "missing" / "replay"), remedied
+
+
+@case("missing'; make it, or give another path", FileNotFoundError)
+def a_save_in_pieces_into_a_folder_that_is_missing(folder):
+    return (
+        lambda: filled().begin_save(folder / "missing" / "saved"),
+        lambda said: filled().begin_save(folder / "saved").write(),
+    )
+
+
+@case("saved', which is there already; give the name of a new folder", FileExistsError)
+def a_save_in_pieces_into_a_folder_that_is_there(folder):
+    (folder / "saved").mkdir()
+    return lambda: filled().begin_save(folder / "saved"), lambda said: filled().begin_save(folder / "new").write()
+
+
+@case("path is '/proc/replay', which cannot be written (", OSError)
+def a_save_where_nothing_can_be_written(folder):
+    return lambda: filled().save("/proc/replay"), lambda said: filled().save(folder / "replay")
+
+
+@case("file/replay', which cannot be written (Not a directory); give a path with room", NotADirectoryError)
+def a_save_below_a_file(folder):
+    (folder / "file").touch()
+    return lambda: filled().begin_save(folder / "file" / "replay"), lambda said: filled().save(folder / "replay")
+
+
 @case("flush is for a buffer with a folder (store='mmap'), and this one has none; call save")
 def a_flush_without_a_folder(folder):
     return lambda: filled().flush(), lambda said: filled().save(folder / "replay")
@@ -1283,7 +1379,7 @@ def a_folder_below_a_file(folder):
     return lambda: living(folder / "notes"), lambda said: living(folder)
 
 
-@case("which is no name of a folder (embedded null byte); give another name")
+@case("which is no path (embedded null byte); give another name")
 def a_folder_with_a_nul_in_its_name(folder):
     return lambda: living(folder / "a\0b"), lambda said: living(folder / "ab")
 

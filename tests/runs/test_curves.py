@@ -128,6 +128,28 @@ class TestReading:
         run = read_run(tmp_path / "thin.csv", "pong")
         assert (run.name, run.settings, run.game) == ("thin", {}, "pong")
 
+    @pytest.mark.parametrize(
+        ("rows", "line", "cells"),
+        [
+            ("500,9\n600,9,5.0,7.0,1\n", 2, "2 cells"),
+            ("1,2,3,4,5\n600\n1,2,3,4,5\n", 3, "1 cell"),
+            ("1,2,3,4,5,6\n", 2, "6 cells"),
+            ("\n1,2\n", 3, "2 cells"),
+        ],
+    )
+    def test_a_line_of_too_many_or_too_few_cells_is_named(self, make, rows, line, cells):
+        names = TABLE.splitlines()[0]
+        said = (
+            rf"/metrics\.csv has {cells} in line {line}, and {names.count(',') + 1} names of columns; give each line a"
+        )
+        with pytest.raises(ConfigError, match=said):
+            read_run(make("a", f"{names}\n{rows}"))
+
+    def test_empty_cells_behind_the_last_column_change_nothing(self, make):
+        names, *rows = TABLE.splitlines()
+        run = read_run(make("a", "\n".join([names, *(f"{row},," for row in rows), ""])))
+        assert run.rows == read_run(make("b")).rows
+
     def test_a_folders_metrics_mean_the_folder(self, make):
         assert read_run(make("a") / "metrics.csv").settings["seed"] == 1
 
@@ -169,6 +191,13 @@ class TestReading:
     def test_a_cell_that_is_no_number_is_named(self, make):
         with pytest.raises(ConfigError, match=f"damaged in column {SCORE} .*'much'"):
             curve_of(read_run(make("a", TABLE.replace("4.0", "much", 1))), "frames", SCORE)
+
+    def test_the_remedy_for_a_damaged_file_is_one_that_its_user_has(self, make, tmp_path):
+        (tmp_path / "foreign.csv").write_text(TABLE.replace("4.0", "much", 1))
+        run = make("a", TABLE.replace("4.0", "much", 1))
+        for path, remedy in ((tmp_path / "foreign.csv", "correct the file, or give another one"), (run, "restore it")):
+            with pytest.raises(ConfigError, match=f"damaged in column {SCORE} .*'much'.*; {remedy}"):
+                curve_of(read_run(path), "frames", SCORE)
 
     def test_an_empty_curve_is_refused(self, make):
         with pytest.raises(ConfigError, match="no row with both frames and games"):

@@ -324,10 +324,6 @@ def _require_possible(path: Path) -> None:
         for each in (whole, *(above / name for name in whole.relative_to(above).parts)):
             with suppress(FileNotFoundError):
                 os.lstat(each)
-    except ValueError as error:  # a NUL, or half a character
-        raise ValueError(
-            f"folder is {str(path)!r}, which is no name of a folder ({error}); give another name"
-        ) from error
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
