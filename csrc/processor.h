@@ -37,9 +37,9 @@ static inline int has_avx512(void) {
 #if AMX
 /* Whether processor and system have tiles of bfloat16; the system is asked to give this process room for them. */
 static inline int has_tiles(void) {
-  enum { REQUEST = 0x1023, TILE_DATA = 18, TILES_SAVED = 3 << 17 };
+  enum { BFLOAT16 = 1 << 22, TILE = 1 << 24, REQUEST = 0x1023, TILE_DATA = 18, TILES_SAVED = 3 << 17 };
   unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bit_AMX_BF16) == 0 || (d & bit_AMX_TILE) == 0) return 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & BFLOAT16) == 0 || (d & TILE) == 0) return 0;
   __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
   return (a & TILES_SAVED) == TILES_SAVED && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
