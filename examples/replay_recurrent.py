@@ -5,7 +5,7 @@ python examples/replay_recurrent.py          # ten seconds for each; all of it i
 The maze (Bakker 2002): a sign at the start says left or right, and only there. At the far end of a corridor the agent
 must turn that way. It sees the sign, whether it stands at the junction, and nothing else. A wrong turn costs as much as
 the right one earns, so without memory the mean return is 0 at best, but for chance. Of 200 episodes, after 15,000
-steps: 0.05 without memory, 1.00 with it.
+steps: 0.05 without memory, 0.95 to 1.00 with it, by the processor.
 """
 
 from __future__ import annotations
