@@ -389,7 +389,7 @@ def test_noise_is_learned():
         (20_000, {"head": "iqn", "munchausen": True}),
         (40_000, {"head": "c51", "munchausen": True}),  # whose bonuses are returns too: a v_max of 2 is too small
         (20_000, {"noisy": True}),
-        (40_000, {"noisy": True, "head": "iqn", "epsilon_start": 0.0, "epsilon_end": 0.0}),  # 20,000: not on every processor
+        (40_000, {"noisy": True, "head": "iqn", "epsilon_start": 0.0, "epsilon_end": 0.0}),  # 20,000: not everywhere
     ],
     ids=str,
 )  # fmt: skip
