@@ -99,35 +99,6 @@ TARGET static void NAME(unpool3)(const T *won, const T *grad, size_t grad_row, i
     }
 }
 
-#ifndef TILES
-/* Gradients [ho][wo][n], rows `row` apart, as pairs of positions for `weight_layer`; adds them up for the biases. */
-TARGET static void NAME(pair_gradients)(const trunk_layer *l, const T *grad, size_t row, T *pairs, float *dbias) {
-  const size_t n = l->n, wo = l->wo, in_row = (wo + PAIR - 1) / PAIR;
-  for (size_t i = 0; i < n; i += VL) {
-    V sum = LOADF(dbias + i);
-    for (int y = 0; y < l->ho; y++) {
-      const T *g = grad + y * row + i;
-      T *pair = pairs + (y * in_row * n + i) * PAIR;
-      for (size_t x = 0; x < wo; x += PAIR, g += PAIR * n, pair += PAIR * n) {
-        const E one = NAME(load_bits)(g);
-        sum += WIDEN(one);
-#if PAIR == 2
-        E other = {0};
-        if (x + 1 < wo) {
-          other = NAME(load_bits)(g + n);
-          sum += WIDEN(other);
-        }
-        STORE_PAIRS(pair, one, other);
-#else
-        NAME(store_bits)(pair, one);
-#endif
-      }
-    }
-    STOREF(dbias + i, sum);
-  }
-}
-#endif
-
 /* Ask for elements that are needed soon: the multiplications of a layer take as long as their way from memory. */
 TARGET static void NAME(fetch)(const T *p, size_t count) {
   for (size_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(p + i, 0, 2);
@@ -222,32 +193,28 @@ TARGET static void NAME(backward_blocks)(void *argument) {
         T *pairs = base + job->paired;
         float *dweight = job->dweight[j] + (size_t)part * l->k * l->k * l->c * l->n, *dbias = job->dbias[j] + (size_t)part * l->n;
         const T *in = j ? (const T *)net->out[j - 1] + i * net->apart : image;
-        const T *paired = in;
-#ifdef TILES
-        /* Gradients and input may have rows of one length: then all of them are one row. */
-        const int linear = l->s == 1 && l->w == l->wo + 2;
+#if PAIR == 2
+        /* For tiles all rows are one, where the gradients' rows and the input's are of one length. */
+        const int linear = TILED && l->s == 1 && l->w == l->wo + 2;
+#endif
+#if TILED
         const NAME(sums) sums = NAME(sums_of)(l, linear, l->w);
         NAME(turn)(l, &sums, g + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n), pairs, dbias);
 #else
         NAME(pair_gradients)(l, g + INSIDE(l->wo, l->n), RIM_ROW(l->wo, l->n), pairs, dbias);
 #endif
+        const T *paired = in;
 #if PAIR == 2
-        const size_t row = (size_t)l->w * l->c, all = l->h * row;
+        const size_t rows = linear ? 1 : l->h, row = (size_t)l->h * l->w * l->c / rows;
         T *to = pairs + turned_size(l, l->wo + 2) + TRUNK_SLACK;
-#ifdef TILES
-        NAME(clear_end)(l, &sums, to + 2 * all);
-        if (linear) NAME(pair_row)(in, to, all, l->c);
-#else
-        const int linear = 0;
-        (void)all;
-#endif
-        for (int y = 0; !linear && y < l->h; y++) NAME(pair_row)(in + y * row, to + 2 * y * row, row, (size_t)l->s * l->c);
+        for (size_t y = 0; y < rows; y++) NAME(pair_row)(in + y * row, to + 2 * y * row, row, (size_t)l->s * l->c);
         paired = to;
 #endif
         if (j > 1) NAME(fetch)((const T *)net->out[j - 2] + i * net->apart, l[-2].left);
         if (j == 1 && i + 1 < end)
           NAME(fetch)((const T *)net->out[last - 1] + (i + 1) * net->apart, job->layer[last - 1].left);
-#ifdef TILES
+#if TILED
+        NAME(clear_end)(l, &sums, to + 2 * rows * row);
         NAME(weight_layer)(l, &sums, paired, l->w, pairs, dweight);
 #else
         NAME(weight_layer)(l, paired, pairs, dweight);

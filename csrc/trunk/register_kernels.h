@@ -147,6 +147,33 @@ TARGET static void NAME(weight_layer)(const trunk_layer *l, const T *in, const T
   }
 }
 
+/* Gradients [ho][wo][n], rows `row` apart, as pairs of positions for `weight_layer`; adds them up for the biases. */
+TARGET static void NAME(pair_gradients)(const trunk_layer *l, const T *grad, size_t row, T *pairs, float *dbias) {
+  const size_t n = l->n, wo = l->wo, in_row = (wo + PAIR - 1) / PAIR;
+  for (size_t i = 0; i < n; i += VL) {
+    V sum = LOADF(dbias + i);
+    for (int y = 0; y < l->ho; y++) {
+      const T *g = grad + y * row + i;
+      T *pair = pairs + (y * in_row * n + i) * PAIR;
+      for (size_t x = 0; x < wo; x += PAIR, g += PAIR * n, pair += PAIR * n) {
+        const E one = NAME(load_bits)(g);
+        sum += WIDEN(one);
+#if PAIR == 2
+        E other = {0};
+        if (x + 1 < wo) {
+          other = NAME(load_bits)(g + n);
+          sum += WIDEN(other);
+        }
+        STORE_PAIRS(pair, one, other);
+#else
+        NAME(store_bits)(pair, one);
+#endif
+      }
+    }
+    STOREF(dbias + i, sum);
+  }
+}
+
 /* Gradients of P positions of a row, s apart, and one register of channels, with respect to a layer's input. */
 #define INPUT_TILE(P)                                                                                                 \
   TARGET static inline __attribute__((always_inline)) void NAME(input_##P)(                                           \

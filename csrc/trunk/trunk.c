@@ -275,7 +275,6 @@ TARGET static void interleave4(const uint8_t *in, bfloat16 *out, size_t area, si
 #undef TARGET
 #define TARGET \
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,amx-tile,amx-bf16")))
-#define TILES
 #undef TILED
 #define TILED 1
 #undef INTERLEAVE4

@@ -9,8 +9,8 @@
  *   MADD(acc, a, b)  acc + the sums over pairs of a b
  *   STORE(p, v)      round to elements;  RELU(v);  WHERE_POSITIVE(e, v)  v where elements with the bits e are, else 0
  *   FROM_BYTE(b), TO_FLOAT(e)
- *   TILES     where layers are tiles of AMX (tile_kernels.h); else layers are registers (register_kernels.h), and these
- *             define: FORWARD_TILES, WEIGHT_TILES, INPUT_TILES  which tiles of registers there are
+ *   TILED     1 where layers are tiles of AMX (tile_kernels.h); 0 where they are registers (register_kernels.h), for
+ *             which there are FORWARD_TILES, WEIGHT_TILES, INPUT_TILES  which tiles of registers there are
  *             FORWARD_ROWS1, FORWARD_ROWS2, WEIGHT_ROWS1, WEIGHT_ROWS2, INPUT_ROWS  how they share a row
  */
 
@@ -74,7 +74,7 @@ TARGET static inline __attribute__((always_inline)) E NAME(load_bits)(const T *p
 
 TARGET static inline __attribute__((always_inline)) void NAME(store_bits)(T *p, E v) { memcpy(p, &v, sizeof v); }
 
-#ifdef TILES
+#if TILED
 #include "tile_kernels.h"
 #else
 #include "register_kernels.h"
@@ -144,7 +144,7 @@ TARGET static void NAME(mask)(const trunk_layer *l, const T *grad, const T *act,
           sum += WIDEN(other);
           if (to) NAME(store_bits)(to + (x + 1) * n, other);
         }
-#ifndef TILES
+#if !TILED
         STORE_PAIRS(pair, one, other);
 #endif
 #else
@@ -231,15 +231,13 @@ TARGET static void NAME(backward)(void *argument) {
                    job->dbias[j] + (size_t)part * l->n);
         const T *in = j ? (const T *)job->net[0].out[j - 1] + i * inside : x;
 #if PAIR == 2
-        const size_t row = (size_t)l->w * l->c;
-#ifdef TILES
-        const size_t width = l->s == 1 ? padded_row(l) : l->w;
+        const size_t row = (size_t)l->w * l->c, width = TILED && l->s == 1 ? padded_row(l) : l->w;
+#if TILED
         const NAME(sums) sums = NAME(sums_of)(l, l->s == 1, width);
         NAME(turn)(l, &sums, padded + LEFT(l) * l->n, padded_row(l) * l->n, pairs, NULL);
         T *paired = pairs + turned_size(l, padded_row(l)) + TRUNK_SLACK;
         NAME(clear_end)(l, &sums, paired + 2 * l->h * width * l->c);
 #else
-        const size_t width = l->w;
         T *paired = pairs + PAIR * (size_t)l->ho * ((l->wo + 1) / PAIR) * l->n + TRUNK_SLACK;
 #endif
         for (int y = 0; y < l->h; y++) {
@@ -250,7 +248,7 @@ TARGET static void NAME(backward)(void *argument) {
         }
         in = paired;
 #endif
-#ifdef TILES
+#if TILED
         NAME(weight_layer)(l, &sums, in, width, pairs, dweight);
 #else
         NAME(weight_layer)(l, in, pairs, dweight);

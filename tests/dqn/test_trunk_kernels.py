@@ -58,9 +58,7 @@ BLOCKS = [
 def test_a_processor_with_tiles_has_the_kernels_that_use_them():
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    if not {"amx_tile", "amx_bf16", "avx512_bf16", "avx512_vbmi"} <= {
-        flag.replace("avx512vbmi", "avx512_vbmi") for flag in flags
-    }:
+    if not {"amx_tile", "amx_bf16", "avx512_bf16", "avx512vbmi"} <= set(flags):
         pytest.skip("no tiles here")
     assert list(SETS)[-1] == "amx"
 
