@@ -57,7 +57,7 @@ def is_array(value: Any) -> bool:
 
 
 def no_array(place: str, value: Any, wanted: str) -> ValueError:
-    """Return the error for a value that is not an array; it says where the value stands, what it is and what to give."""
+    """Return the error for a value that is not an array: where the value stands, what it is and what to give."""
     simple = isinstance(value, str | int | float | None)
     shown = reprlib.repr(value) if simple else f"of type {type(value).__name__}"
     return ValueError(f"{place} is {shown}; give {wanted}")
