@@ -30,6 +30,7 @@ from fastrl.base.files import require_place, write_atomically
 from fastrl.base.ranges import Above, AtLeast, Between, Printable, check
 from fastrl.base.stop import begun
 from fastrl.cli import read, show_help
+from fastrl.envs.levels import LEVELS, SOURCE, human_normalized
 from fastrl.envs.names import is_custom
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
 from fastrl.film.video import check_film, write_content, write_film
@@ -147,10 +148,14 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
             masked=agent.masked,
         )
     say(played.summary())
+    share = human_normalized(played.game, played.mean)
+    if share is not None:
+        random, human = LEVELS[played.game]
+        say(f"human-normalised: {share:.1%}; random play scores {random:,g}, a human {human:,g} ({SOURCE})")
     if args.json:
         origin = os.path.abspath(agent.origin)
         facts = {"game": played.game, "checkpoint": origin, "protocol": words, "env": played.backend}
-        scores = {"scores": played.scores.tolist()}
+        scores = {"human_normalized": share, "scores": played.scores.tolist()}
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.json, json.dumps(facts | played.figures() | scores, indent=2) + "\n")

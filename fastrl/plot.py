@@ -32,6 +32,7 @@ from fastrl.base.files import require_place, write_atomically
 from fastrl.base.ranges import Above, AtLeast, Between, check
 from fastrl.base.stop import begun
 from fastrl.cli import read, show_help
+from fastrl.envs.levels import LEVELS, SOURCE
 from fastrl.runs.curves import (
     Band,
     Curve,
@@ -100,8 +101,6 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         Published("BTR", _BTR, ((4, 57), (5, 67), (6, 190), (9, 304), (10, 239), (20, 450), (50, 578))),
     ),
 }
-# Random play and a human, from the tables of Wang et al. 2016, "Dueling network architectures".
-LEVELS = {"breakout": (1.7, 30.5), "pong": (-20.7, 14.6), "space_invaders": (148.0, 1668.7)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +293,9 @@ def _game(groups: Sequence[Sequence[MeasuredRun]], args: Arguments) -> str | Non
             f"{flag} is for one game, and these runs play several or do not tell; give runs of one, or --game"
         )
     if game not in LEVELS:
-        raise ConfigError(f"{flag} knows nothing of {game}, only of {', '.join(LEVELS)}; leave it out")
+        raise ConfigError(
+            f"{flag} draws what random play and a human score, which {SOURCE} does not say of {game}; leave it out"
+        )
     if args.columns[1] not in SCORES:
         raise ConfigError(f"{flag} is about scores, and --y is {args.y}; give --y score or evaluation, or leave it out")
     if args.published and args.x != "frames":
@@ -378,7 +379,7 @@ def _footnote(bands: Sequence[Band], published: Sequence[str], levels: Sequence[
         notes.append("Interquartile mean over seeds, with its 95 % bootstrap interval.")
     notes += dict.fromkeys(one.protocol for curves in PUBLISHED.values() for one in curves if one.name in published)
     if levels:
-        notes.append("Random and human: Wang et al. 2016.")
+        notes.append(f"Random and human: {SOURCE}.")
     return "\n".join(textwrap.fill(note, int(args.size[0] * 15)) for note in notes)
 
 

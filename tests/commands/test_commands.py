@@ -407,3 +407,13 @@ def test_scores_go_into_a_folder_that_is_made_and_say_where_the_agent_lies(tmp_p
     facts = json.loads(Path("new/x.json").read_text(encoding="utf-8"))
     assert facts["checkpoint"] == str(tmp_path / "run" / "checkpoints" / "000000000400")
     assert len(facts["scores"]) == 2
+    assert facts["human_normalized"] is None  # of Catch
+
+
+def test_scores_of_a_game_with_levels_are_normalised_by_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["breakout", "--episodes", "1", "--max-episode-steps", "100", "--json", "x.json"]
+    assert evaluate.main(words) == 0
+    facts = json.loads(Path("x.json").read_text(encoding="utf-8"))
+    assert facts["human_normalized"] == pytest.approx((facts["mean"] - 1.7) / 28.8)
+    assert "; random play scores 1.7, a human 30.5 (Wang et al. 2016)" in capsys.readouterr().out

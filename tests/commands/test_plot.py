@@ -170,7 +170,7 @@ class TestPublished:
     @pytest.mark.parametrize(
         ("settings", "words", "message"),
         [
-            ({"game": "catch"}, ["--published"], "--published knows nothing of catch, only of breakout, pong"),
+            ({"game": "catch"}, ["--published"], "--published draws .* Wang et al. 2016 does not say of catch; leave"),
             ({"game": None}, ["--levels"], "--levels is for one game.*or --game"),
             ({}, ["--levels", "--y", "updates"], "--levels is about scores, and --y is updates"),
         ],

@@ -1,0 +1,34 @@
+"""Levels of random play and of a human: hand-made numbers, and games that have none."""
+
+import pytest
+
+from fastrl.envs.levels import LEVELS, human_normalized
+from fastrl.envs.names import game_names
+
+
+def test_every_game_of_the_table_is_one_that_can_be_played():
+    assert len(LEVELS) == 57
+    assert set(LEVELS) <= set(game_names())
+
+
+def test_a_human_is_above_random_play():
+    assert all(random < human for random, human in LEVELS.values())
+
+
+@pytest.mark.parametrize(
+    ("game", "score", "expected"),
+    [
+        ("breakout", 1.7, 0.0),
+        ("breakout", 30.5, 1.0),
+        ("breakout", 59.3, 2.0),
+        ("double_dunk", -17.5, 0.5),
+        ("skiing", -29859.3, -1.0),
+    ],
+)
+def test_a_score_is_a_share_of_the_distance_to_a_human(game, score, expected):
+    assert human_normalized(game, score) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("game", ["catch", "my_module:make_env", "backgammon"])
+def test_games_without_levels_have_no_share(game):
+    assert human_normalized(game, 1.0) is None
