@@ -412,8 +412,7 @@ class Learner:
         self._check_mask(mask, count(obs))
         self._draw("acting_noise")
         if count(obs) != count(self._acting):
-            values = self._q_values(self._tensors_of(obs), self._draws.get("acting_noise"))
-            found = values.cpu().numpy()
+            found = self._values(obs, self._draws.get("acting_noise"))
             greedy: NDArray[np.int64] = (found if mask is None else only_allowed(found, mask)).argmax(axis=1)
             return greedy
         if mask is not None and self._acting_mask is not None:
@@ -428,7 +427,12 @@ class Learner:
     def q_values(self, obs: Frame) -> NDArray[np.float32]:
         """Return Q [N, A] float32 of obs [N, *obs_shape], for any N; without noise, by the means of noisy layers."""
         self._check_obs(obs)
-        values: NDArray[np.float32] = self._q_values(self._tensors_of(obs)).cpu().numpy()
+        return self._values(obs)
+
+    def _values(self, obs: Frame, noise: Tensor | None = None) -> NDArray[np.float32]:
+        if self._trunk is not None:
+            self._trunk.take_over()  # its copies of the dense layer are those of the last update or action
+        values: NDArray[np.float32] = self._q_values(self._tensors_of(obs), noise).cpu().numpy()
         return values
 
     def weights(self) -> dict[str, NDArray[Any]]:

@@ -125,6 +125,10 @@ class FastTrunk:
         else:
             self._versions[0] = []
 
+    def take_over(self) -> None:
+        """Take over the online network's weights, if they have changed: for those who use `dense` alone."""
+        self._pack(0)
+
     def act(self, obs: Array) -> Tensor:
         """Return features [n, F] of obs [n, *image] uint8; they stay until the next call of any method."""
         self._pack(0)

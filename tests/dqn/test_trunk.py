@@ -305,6 +305,37 @@ def test_a_state_of_the_fast_trunk_is_taken_over_to_the_bit(layers, precision):
         assert torch.equal(value, other.online.state_dict()[name])
 
 
+@pytest.mark.parametrize("rows", [3, 4])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_values_and_actions_right_after_loading_are_those_of_the_state(precision, rows):
+    if pick_kernels(precision == "bfloat16") is None:
+        pytest.skip("no kernels for bfloat16")
+    config = LEARNER.replace(trunk="impala-strided", precision=precision, learning_rate=1e-2)
+    obs = batch(9, SHAPES["smallest"]).obs[:rows]  # learners act for 4 at once, and for other numbers by another way
+    one, *others = (Learner(config, SHAPES["smallest"], np.uint8, 4, CPU, seed) for seed in (0, 1, 2))
+    for seed in range(4):
+        one.learn(batch(seed, SHAPES["smallest"]))
+    wanted = one.q_values(obs)
+    for other in others:
+        assert not np.allclose(other.q_values(obs), wanted, rtol=0.05)
+        other.load_state(one.state())
+    np.testing.assert_array_equal(others[0].q_values(obs), wanted)
+    np.testing.assert_array_equal(others[1].act(obs), one.act(obs))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_values_right_after_an_update_are_those_of_the_new_weights(optimizer):
+    if pick_kernels(True) is None:
+        pytest.skip("no kernels for bfloat16")
+    config = LEARNER.replace(precision="bfloat16", optimizer=optimizer, learning_rate=1e-2)
+    learner = Learner(config, SHAPES["smallest"], np.uint8, 4, CPU, 0)
+    obs = batch(9, SHAPES["smallest"]).obs[:4]
+    learner.learn(batch(0, SHAPES["smallest"]))
+    found = learner.q_values(obs)
+    learner.act(obs)  # takes over whatever changed
+    np.testing.assert_array_equal(found, learner.q_values(obs))
+
+
 @pytest.mark.slow
 def test_the_block_behind_the_fast_trunk_compiles():
     config = LEARNER.replace(trunk="residual", precision="float32")
