@@ -407,7 +407,7 @@ def test_scores_go_into_a_folder_that_is_made_and_say_where_the_agent_lies(tmp_p
     facts = json.loads(Path("new/x.json").read_text(encoding="utf-8"))
     assert facts["checkpoint"] == str(tmp_path / "run" / "checkpoints" / "000000000400")
     assert len(facts["scores"]) == 2
-    assert facts["human_normalized"] is None  # of Catch
+    assert facts["human_normalized"] is None  # Catch has no levels
 
 
 def test_scores_of_a_game_with_levels_are_normalised_by_them(tmp_path, monkeypatch, capsys):
