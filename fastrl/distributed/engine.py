@@ -362,6 +362,35 @@ def _our_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+_groups = False
+"""Whether processes that are forked now leave this one's process group."""
+
+
+@contextlib.contextmanager
+def _own_group() -> Iterator[None]:
+    """Start Ray's processes in groups of their own: a signal to this one's group asks the learner alone to stop.
+
+    torchrun, `timeout` and a closed terminal signal a whole group. Ray would end at once, and with it, without a word,
+    the learner that still asks it something, instead of saving. Where the kernel ends a process with its parent, as on
+    Linux, nothing is left behind all the same; elsewhere Ray ends them by their group, which they keep.
+    """
+    global _groups
+    _groups = sys.platform == "linux"
+    try:
+        yield
+    finally:
+        _groups = False
+
+
+def _leave_group() -> None:
+    if _groups:
+        os.setpgid(0, 0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_group)  # which Python calls where `preexec_fn` is given, as Ray does
+
+
 def _set_environment(address: str | None) -> None:
     """Ask Ray for a token, silence, no reports, and our own for `OWN_RAY`; it reads the environment when imported."""
     if "ray" in sys.modules:  # by this program, with what it wants; or by an earlier run, with these
@@ -386,7 +415,8 @@ def _connect(ray: Any, collectors: int, address: str | None, game: str, chunk_by
         return
     store = min((256 << 20) + 3 * collectors * chunk_bytes, 4 << 30)
     try:
-        ray.init(address="local", num_cpus=cpu_count(), include_dashboard=False, object_store_memory=store, **quiet)
+        with _own_group():
+            ray.init(address="local", num_cpus=cpu_count(), include_dashboard=False, object_store_memory=store, **quiet)
     except Exception as error:
         raise ConfigError(
             f"--collectors is {collectors}, and Ray cannot be started on this machine ({in_words(error)}); give "

@@ -64,8 +64,9 @@ class Training:
             environment.pop(name, None)
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                words, cwd=module or folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
+                words, cwd=module or folder, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
 
     @property
     def said(self) -> str:
@@ -149,6 +150,19 @@ def test_a_killed_collector_comes_back_and_sigterm_saves_the_run(endless):
     endless.process.send_signal(signal.SIGTERM)
     assert endless.wait() == 128 + signal.SIGTERM
     assert "resume with" in endless.said
+    assert any((endless.folder / "checkpoints").iterdir())
+
+
+def test_a_signal_to_the_whole_process_group_saves_the_run_too(endless):
+    endless.until(lambda: len(endless.actors()) == 3)
+    names = subprocess.run(["ps", "-eo", "pgid,args"], capture_output=True, text=True, check=True).stdout
+    group = [args for pgid, args in (line.split(None, 1) for line in names.splitlines()[1:])
+             if int(pgid) == endless.process.pid]  # fmt: skip
+    assert len(group) == 1, group  # none of Ray's, which would end at once, and the learner with it
+    os.killpg(endless.process.pid, signal.SIGTERM)  # as torchrun and `timeout` do
+    assert endless.wait() == 128 + signal.SIGTERM
+    assert "resume with" in endless.said
+    assert endless.actors() == []
     assert any((endless.folder / "checkpoints").iterdir())
 
 
