@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastrl.envs.levels import LEVELS, human_normalized
+from fastrl.envs.levels import ATARI_5, LEVELS, atari_5_score, human_normalized
 from fastrl.envs.names import game_names
 
 
@@ -32,3 +32,16 @@ def test_a_score_is_a_share_of_the_distance_to_a_human(game, score, expected):
 @pytest.mark.parametrize("game", ["catch", "my_module:make_env", "backgammon"])
 def test_games_without_levels_have_no_share(game):
     assert human_normalized(game, 1.0) is None
+
+
+def at(share):
+    """Scores at one share of the distance to a human."""
+    return {game: LEVELS[game][0] + share * (LEVELS[game][1] - LEVELS[game][0]) for game in ATARI_5}
+
+
+def test_the_score_of_atari_5_by_hand():
+    assert atari_5_score(at(0)) == atari_5_score(at(-3)) == 0  # no game pulls below random play
+    assert atari_5_score(at(0.99)) == pytest.approx(100**0.9653 - 1)  # the weights add up to 0.9653
+    assert atari_5_score(at(0) | {"battle_zone": LEVELS["battle_zone"][1]}) == pytest.approx(101**0.382 - 1)
+    with pytest.raises(KeyError, match="qbert"):
+        atari_5_score({game: 1.0 for game in ATARI_5 if game != "qbert"})
