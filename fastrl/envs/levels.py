@@ -85,10 +85,7 @@ def human_normalized(game: str, score: float) -> float | None:
     score : float
         Unclipped score of a whole game, or a mean of such.
     """
-    if game not in LEVELS:
-        return None
-    random, human = LEVELS[game]
-    return (score - random) / (human - random)
+    return _share(game, score) if game in LEVELS else None
 
 
 def atari_5_score(scores: Mapping[str, float]) -> float:
@@ -107,8 +104,10 @@ def atari_5_score(scores: Mapping[str, float]) -> float:
     KeyError
         If one of the five games is missing.
     """
-    total = 0.0
-    for game, weight in ATARI_5.items():
-        random, human = LEVELS[game]
-        total += weight * math.log10(1 + max(0.0, 100 * (scores[game] - random) / (human - random)))
+    total = sum(w * math.log10(1 + max(0.0, 100 * _share(game, scores[game]))) for game, w in ATARI_5.items())
     return float(10**total - 1)
+
+
+def _share(game: str, score: float) -> float:
+    random, human = LEVELS[game]
+    return (score - random) / (human - random)

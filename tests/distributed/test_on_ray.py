@@ -155,9 +155,8 @@ def test_a_killed_collector_comes_back_and_sigterm_saves_the_run(endless):
 
 def test_a_signal_to_the_whole_process_group_saves_the_run_too(endless):
     endless.until(lambda: len(endless.actors()) == 3)
-    names = subprocess.run(["ps", "-eo", "pgid,args"], capture_output=True, text=True, check=True).stdout
-    group = [args for pgid, args in (line.split(None, 1) for line in names.splitlines()[1:])
-             if int(pgid) == endless.process.pid]  # fmt: skip
+    words = ["pgrep", "-a", "-g", str(endless.process.pid)]
+    group = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(group) == 1, group  # none of Ray's, which would end at once, and the learner with it
     os.killpg(endless.process.pid, signal.SIGTERM)  # as torchrun and `timeout` do
     assert endless.wait() == 128 + signal.SIGTERM
