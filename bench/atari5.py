@@ -2,7 +2,8 @@
 
 ``python bench/atari5.py FILE...`` takes at least one file of each game, and one of each seed where there are several.
 It prints a table, and the score with a 95 % interval: a bootstrap over the seeds of each game, and over the games
-played of each seed. One seed has no spread between seeds, so then the interval is that of its games alone.
+played of each seed. One seed has no spread between seeds, so then the interval is that of its games alone. The
+weights are fitted anew (`fastrl.envs.levels`), so the score compares only with others of this script.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fastrl.envs.levels import ATARI_5, atari_5_score, human_normalized
 from fastrl.runs.curves import interquartile_mean
 
 RESAMPLES = 2_000
+FACTS = ("game", "protocol", "env", "checkpoint")
 
 
 class Result(NamedTuple):
@@ -30,6 +32,8 @@ class Result(NamedTuple):
     path: Path
     game: str
     protocol: str
+    env: str
+    checkpoint: str
     scores: NDArray[np.float64]
 
 
@@ -37,7 +41,7 @@ def read(path: Path) -> Result:
     """Read a file that `fastrl.evaluate` wrote."""
     try:
         found = json.loads(path.read_text())
-        return Result(path, found["game"], found["protocol"], np.array(found["scores"], np.float64))
+        return Result(path, *(found[name] for name in FACTS), np.array(found["scores"], np.float64))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} cannot be read as scores ({type(error).__name__}: {error}); write it with `python -m "
@@ -46,7 +50,7 @@ def read(path: Path) -> Result:
 
 
 def by_game(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Sort by game; refuse games that are missing, and protocols that differ."""
+    """Sort by game; refuse games that are missing, protocols or emulators that differ, and a checkpoint given twice."""
     games: dict[str, list[Result]] = {name: [] for name in ATARI_5}
     for result in results:
         if result.game not in games:
@@ -64,6 +68,18 @@ def by_game(results: Iterable[Result]) -> dict[str, list[Result]]:
                 f"{first.path} was played by '{first.protocol}' and {other.path} by '{other.protocol}'; evaluate "
                 "all with one --protocol"
             )
+        if other.env != first.env:
+            raise ConfigError(
+                f"{first.path} was played on {first.env} and {other.path} on {other.env}; evaluate all with one --env"
+            )
+    seen: dict[str, Path] = {}
+    for result in (first, *others):
+        if result.checkpoint in seen:
+            raise ConfigError(
+                f"{seen[result.checkpoint]} and {result.path} are of one checkpoint, {result.checkpoint}, which is one "
+                "seed; give one of them"
+            )
+        seen[result.checkpoint] = result.path
     return games
 
 
@@ -97,7 +113,9 @@ def main(arguments: list[str]) -> int:
         middle, count = float(interquartile_mean(means[name])), sum(seed.scores.size for seed in seeds)
         print(f"| {name} | {len(seeds)} | {count} | {middle:,.1f} | {human_normalized(name, middle):.1%} |")
     low, high = interval(games)
-    print(f"\nAtari-5: {score(means):.1f} [{low:.1f}, {high:.1f}]; {next(iter(games.values()))[0].protocol}")
+    protocol = next(iter(games.values()))[0].protocol
+    print(f"\nAtari-5: {score(means):.1f} [{low:.1f}, {high:.1f}]; {protocol}")
+    print("Its weights are fitted anew: compare it with scores of this script only.")
     return 0
 
 

@@ -66,7 +66,8 @@ class Arguments:
     fire_reset: bool | None = None
     """FIRE is pressed for the player (default: by the protocol)."""
     noop_max: Annotated[int | None, Between(1, 10_000)] = None
-    """Each game starts with at most N no-ops (default: by the protocol)."""
+    """At most N no-ops at the start of a game and, on EnvPool with episodic life, of each life (default: by the
+    protocol)."""
     max_episode_steps: Annotated[int | None, Between(1, MOST_STEPS_OF_A_GAME)] = None
     """A game is cut off after N agent steps (default: as in the training, 27,000 unless it was given another)."""
     seed: Annotated[int, AtLeast(0)] = 0

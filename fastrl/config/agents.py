@@ -1,8 +1,8 @@
 """Agents by name: the algorithm of a paper, as data that stands between a preset and the flags.
 
 An agent says what is learned and how: head, double, dueling, prioritized, Munchausen, noisy nets, n-step, optimizer,
-and a trunk where its name means one. Games, batches, their pace, target copies, the length of the run, and the step
-sizes of Adam are the preset's: those of a paper belong to its one game at a time and its 200M frames.
+and a trunk where its name means one. Games, batches, their pace, target copies, the length of the run, and Adam's
+step sizes and stability term are the preset's: those of a paper belong to its one game at a time and its 200M frames.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Agent:
 
 PACE = (
     "games side by side, batch size, samples per step, target copies, start of learning, exploration, length and, with "
-    "Adam, the step size are the preset's"
+    "Adam, the step size and the stability term are the preset's"
 )
 """What every agent leaves to the preset."""
 

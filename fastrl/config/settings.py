@@ -214,7 +214,8 @@ class DQNConfig(Rules, RunConfig):
     learning_rate_warmup_updates: Annotated[int, AtLeast(0)] = 0
     """The same, counted in updates: as many agent steps as they take at `samples_per_step`."""
     optimizer_eps: Annotated[float | None, Above(0)] = None
-    """Stability term of the optimizer (default: 0.005 / batch size for adam, 0.01 for rmsprop as in the paper)."""
+    """Stability term of the optimizer (default: 0.005 / batch size for adam; for rmsprop 0.01 / 32^2: the
+    paper's 0.01 is for a sum over 32 rows, and the loss here is a mean)."""
     max_grad_norm: Annotated[float, Above(0)] = 10.0
     """Largest norm of a gradient; a larger gradient is scaled down to it."""
     huber_delta: Annotated[float, Above(0)] = 1.0

@@ -134,7 +134,7 @@ class Categorical(Head):
     ) -> tuple[Tensor, Tensor]:
         target = categorical_target(reward_t, discount_t, returns_t, self.support)
         divergence = categorical_divergence(out_tm1, target)
-        return divergence, divergence
+        return divergence, divergence.clamp(min=0)  # rounding puts one of 0 below it, and priorities may not be
 
 
 class Quantile(Head):

@@ -21,6 +21,10 @@ except ImportError:  # not built: on Windows, or in place by an older version
     _adam = None  # type: ignore[assignment]
 
 
+RMSPROP_EPS = 0.01 / 32**2
+"""The paper's stability term, for losses that are a mean over rows."""
+
+
 class CentredRMSProp(torch.optim.Optimizer):
     """RMSProp that divides by the gradient's standard deviation, as in Mnih et al. 2015::
 
@@ -28,8 +32,8 @@ class CentredRMSProp(torch.optim.Optimizer):
         v = rho v + (1 - rho) g^2
         p = p - lr g / sqrt(v - m^2 + eps)
 
-    ``torch.optim.RMSprop(centered=True)`` adds eps outside the root: with the paper's eps = 0.01
-    small gradients would take ten times longer steps there.
+    The paper's eps = 0.01 goes with a gradient that is summed over its 32 rows. That of a mean is 32 times
+    smaller, and its eps 32^2 times: `RMSPROP_EPS`. ``torch.optim.RMSprop(centered=True)`` adds eps outside the root.
 
     Parameters
     ----------
@@ -42,7 +46,7 @@ class CentredRMSProp(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float | Tensor = 2.5e-4, rho: float = 0.95, eps: float = 0.01
+        self, params: Iterable[Tensor], lr: float | Tensor = 2.5e-4, rho: float = 0.95, eps: float = RMSPROP_EPS
     ) -> None:
         super().__init__(params, {"lr": lr, "rho": rho, "eps": eps})
 
@@ -84,12 +88,12 @@ class CentredRMSProp(torch.optim.Optimizer):
 def build_optimizer(config: DQNConfig, params: Iterable[Tensor], device: torch.device) -> torch.optim.Optimizer:
     """Return PyTorch's optimizer for the settings.
 
-    ``optimizer_eps`` defaults to 0.005 / batch size for Adam and to the paper's 0.01 for RMSProp.
+    ``optimizer_eps`` defaults to 0.005 / batch size for Adam and to `RMSPROP_EPS`.
     """
     lr = config.learning_rate
     rate = torch.tensor(lr, device=device) if device.type == "cuda" else lr  # where a recorded graph finds a new one
     if config.optimizer == "rmsprop":
-        eps = 0.01 if config.optimizer_eps is None else config.optimizer_eps
+        eps = RMSPROP_EPS if config.optimizer_eps is None else config.optimizer_eps
         return CentredRMSProp(params, lr=rate, eps=eps)
     # One pass over the memory. The fused kernels read weight, gradient and moments by address, whatever their
     # layout: all must have the weight's, as gradients have by autograd's contract and moments by `load_state`.

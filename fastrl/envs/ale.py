@@ -1,4 +1,5 @@
-"""One Atari game on ale-py through Gymnasium's own preprocessing, by the same rules as on EnvPool: a second opinion.
+"""One Atari game on ale-py through Gymnasium's own preprocessing: a second opinion. The rules are those on EnvPool, but
+that no-ops come at the start of a game alone, where EnvPool with episodic life plays them after each lost life too.
 
 The only module that knows ale-py's emulator and Gymnasium's ``AtariPreprocessing``.
 """

@@ -45,7 +45,7 @@ class Rules:
     full_action_set: bool = BY_PROTOCOL
     """All actions of the console, instead of those with an effect in the game."""
     noop_max: Annotated[int, Between(1, 10_000)] = BY_PROTOCOL
-    """Each game starts with at most N no-ops."""
+    """At most N no-ops at the start of a game and, on EnvPool with episodic life, of each life."""
     frame_skip: Annotated[int, Between(1, 1_000)] = 4
     """Emulator frames per agent step."""
 

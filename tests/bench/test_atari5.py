@@ -15,9 +15,10 @@ from fastrl.base.errors import ConfigError
 from fastrl.envs.levels import ATARI_5, LEVELS
 
 
-def write(folder, game, scores, protocol="machado", seed=0):
-    path = folder / f"{game}-{seed}.json"
-    path.write_text(json.dumps({"game": game, "protocol": protocol, "scores": scores}))
+def write(folder, game, scores, protocol="machado", seed=0, env="envpool", name=""):
+    path = folder / f"{name or game}-{seed}.json"
+    facts = {"game": game, "protocol": protocol, "env": env, "checkpoint": f"runs/{game}-{seed}/000010000000"}
+    path.write_text(json.dumps(facts | {"scores": scores}))
     return path
 
 
@@ -60,6 +61,12 @@ def test_seeds_are_summarised_by_their_interquartile_mean(tmp_path, capsys):
         (lambda folder, files: files[:-1], "no file is of qbert; evaluate a run of each"),
         (lambda folder, files: [*files, write(folder, "pong", [1.0])], "pong.*leave it out"),
         (lambda folder, files: [*files, write(folder, "qbert", [1.0], "deepmind", 1)], "one --protocol"),
+        (
+            lambda folder, files: [*files, write(folder, "qbert", [1.0], env="gymnasium", seed=1)],
+            "on envpool.*one --env",
+        ),
+        (lambda folder, files: [*files, write(folder, "qbert", [1.0], name="again")], "of one checkpoint.*give one"),
+        (lambda folder, files: [*files, files[-1]], "of one checkpoint.*give one"),
         (lambda folder, files: [*files, write(folder, "qbert", [], seed=1)], "has no scores"),
         (lambda folder, files: [*files, folder / "none.json"], "cannot be read.*fastrl.evaluate RUN --json"),
         (lambda folder, files: [*files, folder], "cannot be read"),

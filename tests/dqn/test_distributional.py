@@ -5,6 +5,8 @@ import pytest
 import torch
 from test_learner import TINY, make, make_batch, same, weights
 
+from fastrl.dqn.heads import Categorical
+
 C51 = TINY.replace(head="c51", atoms=11, v_max=3.0)
 
 
@@ -35,6 +37,17 @@ def test_it_overfits_one_batch_down_to_what_the_targets_leave():
         divergence = learner.learn(batch)[1]
     assert divergence.mean() < 0.02 * first
     assert learner.metrics()["train/td_error"] < first
+
+
+def test_an_error_that_rounding_puts_below_zero_is_zero_as_priorities_need():
+    """Where the prediction is the target, up to rounding; the loss stays as it is."""
+    head = Categorical(51, 10.0)
+    logits = torch.randn(4096, 51, generator=torch.Generator().manual_seed(0)) * 8
+    zero, one = torch.zeros(4096), torch.ones(4096)
+    divergence, error = head.loss(logits, zero, one, logits.softmax(1), delta=1.0)
+    assert (divergence < 0).any()
+    assert (error >= 0).all()
+    assert torch.equal(error, divergence.clamp(min=0))
 
 
 @pytest.mark.parametrize("double", [True, False])

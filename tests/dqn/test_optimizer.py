@@ -8,7 +8,15 @@ import torch
 from fastrl.config import DQNConfig
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.openmp import openmp_parallel
-from fastrl.dqn.optimizer import CentredRMSProp, FlatOptimizer, build_optimizer, load_moments, moments, set_rate
+from fastrl.dqn.optimizer import (
+    RMSPROP_EPS,
+    CentredRMSProp,
+    FlatOptimizer,
+    build_optimizer,
+    load_moments,
+    moments,
+    set_rate,
+)
 
 CPU = torch.device("cpu")
 
@@ -34,6 +42,19 @@ def test_eps_stands_inside_the_root():
     p.grad = torch.full((1,), 1e-6, dtype=torch.float64)
     CentredRMSProp([p], lr=1.0, eps=0.01).step()
     assert p.item() == pytest.approx(-1e-6 / math.sqrt(0.01), rel=1e-6)  # outside it would be 1e-6 / 0.01
+
+
+def test_the_eps_for_a_mean_takes_the_steps_that_the_papers_takes_for_its_sum_over_32_rows():
+    """Mnih et al. 2015: eps 0.01, and a gradient summed over the minibatch."""
+    by_sum, by_mean = parameter(1.0, -2.0), parameter(1.0, -2.0)
+    theirs, ours = CentredRMSProp([by_sum], eps=0.01), CentredRMSProp([by_mean], eps=RMSPROP_EPS)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        rows = torch.randn(32, 2, generator=generator, dtype=torch.float64) * 0.01
+        by_sum.grad, by_mean.grad = rows.sum(0), rows.mean(0)
+        theirs.step()
+        ours.step()
+    torch.testing.assert_close(by_mean, by_sum, rtol=1e-12, atol=0)
 
 
 def test_without_eps_it_is_torchs_centred_rmsprop():
@@ -102,7 +123,7 @@ def test_the_settings_build_each_optimizer_with_its_own_eps():
     assert adam.param_groups[0]["lr"] == 1e-3
     rmsprop = build_optimizer(DQNConfig(optimizer="rmsprop"), [parameter(1.0)], CPU)
     assert isinstance(rmsprop, CentredRMSProp)
-    assert rmsprop.param_groups[0]["eps"] == 0.01
+    assert rmsprop.param_groups[0]["eps"] == RMSPROP_EPS
     for name in ("adam", "rmsprop"):
         config = DQNConfig(optimizer=name, optimizer_eps=0.125)
         assert build_optimizer(config, [parameter(1.0)], CPU).param_groups[0]["eps"] == 0.125
