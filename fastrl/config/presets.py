@@ -77,7 +77,8 @@ PRESETS: dict[str, Preset] = {
             epsilon_steps=50_000,
         ),
         kind="on a CPU",
-        about="20M frames on a CPU: a night on two older cores (human level on Breakout: 3 to 10 minutes)",
+        about="20M frames on a CPU: one to two hours on two recent cores, a night on older ones (human level on "
+        "Breakout: 2 to 10 minutes)",
     ),
     # The tiny problem: 10 x 5 floats, one step per frame, games of ten steps (Osband et al. 2020, bsuite).
     "catch": Preset(
