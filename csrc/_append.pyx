@@ -416,7 +416,8 @@ cdef class Appender:
         for i in range(seen):
             env = steps.env[i]
             self.named[env] = 0
-            good = good and self._row_may_be_added(steps, i, i, self.rings.opens[env] == UNKNOWN)
+            good = good and (not steps.steps
+                             or self._row_may_be_added(steps, i, i, self.rings.opens[env] == UNKNOWN))
             for t in range(1, steps.steps if good else 0):
                 k = t * steps.n + i
                 done = steps.terminated[k - steps.n] or steps.truncated[k - steps.n]

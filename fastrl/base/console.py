@@ -8,17 +8,25 @@ import os
 import sys
 from collections.abc import Iterator
 
+_reader_may_be_gone = False
+
+
+def expect_a_reader(expected: bool) -> None:
+    """Say whether stdout still has its reader: the Ctrl-C that asks `... | tee log` to stop ends `tee` too."""
+    global _reader_may_be_gone
+    _reader_may_be_gone = not expected
+
 
 @contextlib.contextmanager
 def though_closed() -> Iterator[None]:
     """Continue where the terminal was closed: what is printed inside, and later, is dropped.
 
-    A pipe without a reader is another matter: there BrokenPipeError comes out.
+    A pipe without a reader is another matter: there BrokenPipeError comes out, unless `expect_a_reader` said otherwise.
     """
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EIO:
+        if error.errno != errno.EIO and not (error.errno == errno.EPIPE and _reader_may_be_gone):
             raise
         print_nowhere()
 

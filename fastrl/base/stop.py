@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from fastrl.base.console import say
+from fastrl.base.console import expect_a_reader, say
 from fastrl.base.errors import Stopped
 
 TWICE_SECONDS = 0.5
 """Signals closer together are one: `timeout`, for example, signals a process and its group."""
+TWIN_SECONDS = 0.1
+"""So long the first one waits for its twin, which the work might else keep from being heard for `TWICE_SECONDS`."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -119,6 +121,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         begun()
+        expect_a_reader(True)
         for number in SIGNALS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
@@ -139,6 +142,8 @@ class Stop:
             raise KeyboardInterrupt(number)
         if not self:
             self.signal, self._asked = number, time.monotonic()
+            expect_a_reader(False)
+            time.sleep(TWIN_SECONDS)
             if self._end and not self._quiet:
                 with contextlib.suppress(RuntimeError):  # the signal came in the middle of another message
                     say(f"stop heard; it comes after {self._end} (a second signal leaves at once, without saving)")

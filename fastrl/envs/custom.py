@@ -227,7 +227,7 @@ class CustomEnvs:
         calls = [part.close for part in parts]  # each by itself: one that raises does not keep the others open
         if isinstance(envs, vector.AsyncVectorEnv) and self._sent is None and envs._state.value != "default":
             # What it waits for was read, and could not be put together: it would wait for ever.
-            calls = [partial(envs.close, terminate=True)]
+            calls = [partial(_kill_processes, envs), partial(envs.close, terminate=True)]
         if self._sent is not None and isinstance(envs, vector.AsyncVectorEnv):
             calls.insert(0, envs.step_wait)
         for call in calls:
@@ -237,8 +237,7 @@ class CustomEnvs:
             except EnvError as error:
                 if not isinstance(error.__cause__, EOFError | ConnectionError):  # told when the process was missed
                     warnings.warn(str(error), stacklevel=2)
-                for process in getattr(envs, "processes", ()):  # of an AsyncVectorEnv that lost one
-                    process.terminate()
+                _kill_processes(envs)  # of an AsyncVectorEnv that lost one
         envs.closed = True
 
     # --- inside ---------------------------------------------------------------------------------------
@@ -369,6 +368,12 @@ class CustomEnvs:
         )
         self._score[over], self._length[over] = 0, 0
         return step
+
+
+def _kill_processes(envs: Any) -> None:
+    """End the processes of an `AsyncVectorEnv`. A SIGTERM need not: forked inside `Stop`, they only note the first."""
+    for process in getattr(envs, "processes", ()):
+        process.kill()
 
 
 def _vector(game: str, num_envs: int) -> tuple[vector.VectorEnv[Any, Any, Any], bool]:

@@ -391,11 +391,9 @@ class ReplayBuffer:
         ends = step_flags(terminated)
         with self._lock:
             self._wait_for_readers(len(ends))
-            if self._mapped:
-                self._prepare_files(self._rows_a_step * len(ends))
-            if not isinstance(finals, list) and self._extend(
-                arrays, action, reward, ends, truncated, first, finals=finals, env_id=env_id
-            ):
+            # Files are prepared for the rows that will really come, so for them all is checked before.
+            plain = not self._mapped and not isinstance(finals, list)
+            if plain and self._extend(arrays, action, reward, ends, truncated, first, finals=finals, env_id=env_id):
                 return
             rows = check_many_rows(
                 self.settings, layout, arrays, action, reward, ends, truncated, first, finals, env_id
@@ -408,6 +406,8 @@ class ReplayBuffer:
             if isinstance(finals, list):
                 finals = rows.finals_of(layout.fields)
             columns = (rows.arrays, rows.action, rows.reward, *rows.flags())
+            if self._mapped:
+                self._prepare_files(rows.count(self._ring.num_envs, ends=not self._final_inside))
             if not self._extend(*columns, finals=finals, env_id=rows.env):
                 self._append(rows.steps())
 
@@ -948,12 +948,12 @@ class ReplayBuffer:
                 columns, self._tree, several=not self._single, final_inside=self._final_inside
             )
 
-    def _prepare_files(self, rows: int) -> None:
-        """Prepare the files for so many rows of each ring, which are about to be added; errors as of `reserve`."""
+    def _prepare_files(self, rows: int | NDArray[np.int64]) -> None:
+        """Prepare the files for rows that are about to be added, as many as for `reserve`; errors as of it."""
         if self._folder is not None:
             self._folder.reserve(self._ring.count, rows)
         for store in self._mapped:
-            store.will_overwrite(self._ring.count, self._ring.rows, rows)
+            store.will_overwrite(self._ring.count, self._ring.rows, int(np.max(rows)))
 
     @property
     def _stores(self) -> Sequence[Any]:

@@ -106,6 +106,12 @@ class ManyRows:
             arrays = tuple(array[t] for array in self.arrays)
             yield StepRows(self.env, arrays, self.action[t], self.reward[t], self.mark[t], self.first[t], finals)
 
+    def count(self, num_envs: int, *, ends: bool) -> NDArray[np.int64]:
+        """Return how many rows they add to each environment, ``[num_envs]``; with `ends` a done adds one more."""
+        count = np.zeros(num_envs, np.int64)
+        count[self.env] = len(self.mark) + ends * (self.mark != ROW).sum(axis=0)
+        return count
+
     def flags(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_] | None]:
         """Return ``terminated``, ``truncated`` and ``first`` as they were given, ``[T, n]``."""
         first = None if (self.first < 0).all() else self.first == 1

@@ -20,8 +20,10 @@ pytest.importorskip("envpool")
 
 from fastrl import evaluate, train, watch
 from fastrl.base.errors import ConfigError
+from fastrl.base.stop import Stop
 from fastrl.envs import names
 from fastrl.envs.custom import CustomEnvs
+from fastrl.envs.foreign import EnvError
 from fastrl.envs.names import load, name_of
 from fastrl.envs.rules import EvaluationRules
 from fastrl.film.q_bars import CHOSEN, WIDTH
@@ -448,3 +450,20 @@ def test_misuse_is_answered():
         with pytest.raises(RuntimeError, match="in progress"):
             call()
     envs.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*close")
+def test_processes_that_were_begun_inside_a_stop_are_gone_once_a_lost_one_was_noticed():
+    """Forked there they hear the first SIGTERM as a request, and the exit of Python would wait for them."""
+    with Stop(quiet=True):
+        envs = CustomEnvs(name_of(make_async), 2, seed=0)
+        envs.reset()
+        processes = envs._envs.processes
+        processes[0].kill()
+        processes[0].join()
+        with pytest.raises(EnvError, match="a process of its vector is gone"):
+            envs.step(np.zeros(2, np.int64))
+        envs.close()
+        for process in processes:
+            process.join(10)
+            assert not process.is_alive()

@@ -108,6 +108,19 @@ def test_no_step_and_no_environment_add_nothing():
     assert_same(buffer, untouched)
 
 
+@pytest.mark.parametrize("behind", [0, 255])
+def test_of_no_steps_no_row_is_read(behind):
+    """Not even the first, which would lie behind the arrays."""
+    buffer, untouched = filled(), filled()
+    rows = steps(count=1)
+    for value in rows.values():
+        value.view(np.uint8)[...] = behind
+    reward = np.full((1, 2), behind, np.float32)
+    columns = (rows["obs"][:0], rows["action"][:0], reward[:0], rows["terminated"][:0], rows["truncated"][:0])
+    assert buffer._appender.extend(*columns, None, None, None, buffer._new_weight) == 0
+    assert_same(buffer, untouched)
+
+
 def test_more_steps_than_a_ring_has_rows_leave_the_newest():
     one, other = filled(), filled()
     rows = steps(count=300)

@@ -7,11 +7,15 @@ import sys
 import torch
 
 from fastrl.base.errors import ConfigError
+from fastrl.base.launch import launched
 from fastrl.config import check_device
 
 
 def pick_device(name: str) -> torch.device:
     """Return the device of `--device`: "cpu", "cuda", or for "auto" a GPU where there is one.
+
+    Of several learners on one machine each has the GPU of its own number. The number is named, since a new thread
+    begins on GPU 0 whatever the thread that made it uses.
 
     Raises
     ------
@@ -24,7 +28,10 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             "--device is 'cuda' but PyTorch finds no usable GPU; give --device cpu, or install PyTorch for CUDA"
         )
-    return torch.device("cuda" if usable and name != "cpu" else "cpu")
+    if not usable or name == "cpu":
+        return torch.device("cpu")
+    launch = launched()
+    return torch.device("cuda", launch.local_rank) if launch and launch.local_count > 1 else torch.device("cuda")
 
 
 def has_bfloat16(device: torch.device) -> bool:

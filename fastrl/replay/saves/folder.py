@@ -117,26 +117,26 @@ class ReplayFolder:
         with _saved(self.path, self._kind) as saved:
             yield saved
 
-    def reserve(self, count: NDArray[np.int64], rows: int) -> None:
-        """Make sure that each ring may be written ``rows`` rows further; ``count [N]`` are those it has.
+    def reserve(self, count: NDArray[np.int64], rows: int | NDArray[np.int64]) -> None:
+        """Make sure that rings may be written ``rows`` further, each or ``[N]``; ``count [N]`` are the rows they have.
 
         Raises
         ------
         OSError
             If the disk does not take the note. Nothing may be written then.
         """
-        self._rows_left -= rows
+        self._rows_left -= rows if isinstance(rows, int) else int(rows.max())
         if self._rows_left >= 0:
             return
         ring = self._settings["capacity"] // self._settings["num_envs"]
-        ahead = max(rows, ring // AHEAD)
+        ahead = np.maximum(rows, ring // AHEAD)
         self._rows_left = -1
         try:
             # Until a ring is full, nothing is overwritten.
             self._write_reserved(np.maximum(self.reserved, np.maximum(count + ahead, ring)))
         except OSError as error:
             raise _explained(error, self.path) from error
-        self._rows_left = int((self.reserved - count).min()) - rows
+        self._rows_left = int((self.reserved - count - rows).min())
 
     def release(self, count: NDArray[np.int64]) -> None:
         """Note that no ring was written beyond its row ``count [N]``, all of which the state on the disk holds."""

@@ -26,3 +26,15 @@ def test_a_device_is_picked_or_refused_with_a_remedy(monkeypatch):
 
 def test_bfloat16_of_the_cpu_is_a_plain_answer():
     assert has_bfloat16(CPU) in (True, False)
+
+
+@pytest.mark.parametrize(("local_rank", "local_count", "device"), [(1, 2, "cuda:1"), (0, 2, "cuda:0"), (0, 1, "cuda")])
+def test_each_of_several_learners_has_the_gpu_of_its_number_in_every_thread(
+    monkeypatch, local_rank, local_count, device
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    numbers = {"RANK": 2 + local_rank, "WORLD_SIZE": 4, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_count}
+    for name, value in (numbers | {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": 0}).items():
+        monkeypatch.setenv(name, str(value))
+    assert pick_device("auto") == pick_device("cuda") == torch.device(device)
+    assert pick_device("cpu") == CPU

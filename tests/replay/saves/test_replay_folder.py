@@ -246,6 +246,31 @@ def test_a_row_is_reserved_on_the_disk_before_it_is_written(tmp_path, monkeypatc
             buffer.flush()
 
 
+@pytest.mark.parametrize("autoreset", ["next_step", "same_step"])
+def test_many_steps_at_once_reserve_the_rows_that_they_add_and_no_others(tmp_path, autoreset):
+    ring, steps, done = 320, 200, np.zeros((200, 1), bool)
+    done[::20] = True
+    buffer = small(capacity=2 * ring, store="mmap", folder=tmp_path / "replay", autoreset=autoreset)
+    for t in range(ring):
+        buffer.add(**step(t % 250))
+    buffer.flush()
+    rows = {
+        "obs": np.zeros((steps, 1, 3), np.uint8), "action": np.zeros((steps, 1), int), "reward": np.zeros((steps, 1)),
+        "terminated": done, "truncated": np.zeros_like(done), "env_id": np.array([0]),
+    }  # fmt: skip
+    for bad, message in (({"reward": np.full((steps, 1), np.nan)}, "reward holds nan"), ({"env_id": [2]}, "env_id")):
+        with pytest.raises(ValueError, match=message):
+            buffer.extend(**rows | bad)
+    assert buffer._folder.reserved.tolist() == [ring, ring]  # refused steps reserve nothing
+    buffer.extend(**rows)
+    added = steps + 10 * (autoreset == "same_step")
+    assert (buffer._ring.count - ring).tolist() == [added, 0]
+    crash(buffer)
+    again = PrioritizedReplayBuffer.from_folder(tmp_path / "replay")
+    held = np.bincount(np.concatenate([piece.env for piece in again.rows()]))
+    assert held.tolist() == [ring - added, ring - ring // 32]
+
+
 def test_a_flush_waits_for_frames_and_state_before_the_move_that_shows_them(tmp_path, monkeypatch):
     buffer, did = living_in(tmp_path / "replay"), []
     sync, move = os.fsync, os.replace
