@@ -124,7 +124,7 @@ def test_help_lists_the_flags_and_ends_with_examples(arguments, capsys):
     [
         (["catch"], ["Preset: 40k steps of Catch", "--hidden N Width of the dense layer", "(default: 64)", "--resume"]),
         (["--game", "pong", "--device", "cpu"], ["Preset: 20M frames on a CPU", "(default: pong)", "(default: auto)"]),
-        (["pong", "--protocol", "machado"], ["at most N no-ops. (default: 1)", "(default: 0.25)"]),
+        (["pong", "--protocol", "machado"], ["of each life. (default: 1)", "(default: 0.25)"]),
         (["--resume", "runs/NOWHERE"], ["--game TEXT", "(default: breakout)"]),
         (["cartpole"], ["Linear SARSA(lambda) on many CartPoles.", "--learners N", "(default: 256)", "--quiet"]),
         (["my_module:make_env"], ["custom environment with vector observations", "(default: my_module:make_env)"]),
@@ -238,7 +238,7 @@ SAME = {  # flags of several commands, and words that each help has: a new one w
     "repeat_action_probability": "Sticky actions: the chance per emulator frame that the last action is repeated",
     "episodic_life": "life",
     "fire_reset": "FIRE is pressed for the player",
-    "noop_max": "Each game starts with at most N no-ops",
+    "noop_max": "At most N no-ops at the start of a game",
     "max_episode_steps": "A game is cut off after N agent steps",
     "learning_rate": "Step size",
     "gamma": "Discount",
@@ -301,7 +301,7 @@ def test_help_for_a_resume_shows_the_settings_of_that_run(reached, capsys):
 @pytest.mark.parametrize(
     ("arguments", "about"),
     [
-        (["pong", "--device", "cpu"], "20M frames on a CPU: a night on two older cores"),
+        (["pong", "--device", "cpu"], "20M frames on a CPU: one to two hours on two recent cores, a night on older ones"),
         (["pong", "--device", "cpu", "--total-frames", "8000"], "8,000 frames on a CPU"),
         (["catch", "--total-frames", "40000"], "40k steps of Catch: about a minute"),
         (["catch", "--total-frames", "300"], "300 frames of Catch"),
