@@ -301,7 +301,7 @@ def test_help_for_a_resume_shows_the_settings_of_that_run(reached, capsys):
 @pytest.mark.parametrize(
     ("arguments", "about"),
     [
-        (["pong", "--device", "cpu"], "20M frames on a CPU: one to two hours on two recent cores, a night on older ones"),
+        (["pong", "--device", "cpu"], "20M frames on a CPU: one to two hours on two recent cores"),
         (["pong", "--device", "cpu", "--total-frames", "8000"], "8,000 frames on a CPU"),
         (["catch", "--total-frames", "40000"], "40k steps of Catch: about a minute"),
         (["catch", "--total-frames", "300"], "300 frames of Catch"),
