@@ -590,7 +590,7 @@ def write_report(study: Study) -> None:
                     plot.draw_groups(list(groups.values()), labels, study.folder / f"{y}-{x}", args) if groups else []
                 )
             except ConfigError as error:  # such as seeds that have no range in common yet
-                say(f"{y} over {x} is not drawn: {error}")
+                say(f"{y} over {x} is not drawn: {str(error).partition('; ')[0]}")  # its remedy is of `fastrl.plot`
             else:
                 say(" ".join(map(str, files)))
 

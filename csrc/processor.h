@@ -2,6 +2,10 @@
 #ifndef FASTRL_PROCESSOR_H
 #define FASTRL_PROCESSOR_H
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 10
+#error "fastrl needs GCC 10 or newer, or Clang: set CC to one"
+#endif
+
 #include <stdint.h>
 #include <string.h>
 

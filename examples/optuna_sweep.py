@@ -1,6 +1,6 @@
 """A sweep of settings by Optuna, a tool made for that, each trial a run of `fastrl.train`: here on Catch.
 
-pip install optuna                                           # this project does not install it
+pip install optuna                                           # of this project's extras only test has it
 python examples/optuna_sweep.py --trials 20                  # some ten minutes; Ctrl-C ends the trial in progress
 python examples/optuna_sweep.py --trials 20                  # 20 more: sweep.db holds what was found
 python examples/optuna_sweep.py --game breakout --frames 1000000

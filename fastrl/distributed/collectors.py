@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, RunError
 from fastrl.config import DQNConfig
 from fastrl.distributed.actor import Request
 from fastrl.distributed.chunk import Chunk
@@ -27,6 +27,8 @@ POLL_SECONDS = 0.25
 """Longest wait between two looks at signals and clocks."""
 LONGEST_PAUSE_SECONDS = 5.0
 """Before a collector that keeps failing is asked again."""
+MOST_SILENCES = 5
+"""Processes of each collector in a row that did not answer: then the run ends."""
 
 
 class LostError(Exception):
@@ -97,6 +99,8 @@ class Slot:
     """Whether its process has ever answered."""
     failures: int = 0
     """Losses in a row."""
+    silences: int = 0
+    """Processes in a row that were replaced because they did not answer."""
     ask_at: float = 0.0
     """Do not ask it before."""
     rows: int = 0
@@ -330,7 +334,15 @@ class Collectors:
                 patience = self._config.collector_timeout + (0.0 if slot.answered else START_SECONDS)
                 if now - max(slot.refs[0][1], slot.since) > patience:
                     self._engine.restart(slot.number)
-                    self._forget(slot, f"has not answered for {self._config.collector_timeout:g} seconds")
+                    slot.silences += 1
+                    self._forget(slot, f"has not answered for {patience:g} seconds")
+        if slots and all(slot.silences >= MOST_SILENCES for slot in slots):
+            raise RunError(
+                f"no collector has answered, {MOST_SILENCES} processes of each in a row; if "
+                f"{self._config.chunk_steps} steps of {self._config.num_envs} games take longer than "
+                f"{self._config.collector_timeout:g} seconds, give a larger --collector-timeout, or a smaller "
+                "--chunk-steps or --num-envs"
+            )
         return found
 
     def _take(self, slot: Slot) -> Chunk | None:
@@ -344,7 +356,8 @@ class Collectors:
             self._turn = slot.number  # it is still its turn
             return None
         self._short.append(slot)
-        slot.since, slot.answered, slot.failures = self._clock(), True, 0
+        slot.since, slot.answered = self._clock(), True
+        slot.failures = slot.silences = 0
         return chunk if self._follows(self._slots[chunk.number], chunk) else None
 
     def _follows(self, slot: Slot, chunk: Chunk) -> bool:

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from fastrl.base.errors import LONGEST, ConfigError, RunError, in_words
 from fastrl.base.extras import need
+from fastrl.base.launch import launched
 from fastrl.base.machine import cpu_count
 from fastrl.config import DQNConfig, to_record
 from fastrl.distributed.actor import Actor, Request, facts, versions
-from fastrl.distributed.collectors import Collectors, LostError
+from fastrl.distributed.collectors import START_SECONDS, Collectors, LostError
 from fastrl.distributed.player import Plan, Player
 from fastrl.dqn import collector
 from fastrl.envs.names import is_custom
@@ -97,12 +98,14 @@ class _RayActors(ABC):
             with _our_signals():
                 _connect(self._ray, collectors, address, game, chunk_bytes)
         self.notes, cores = [], float(self._ray.cluster_resources().get("CPU", 0.0))
-        share = 1.0
-        if collectors > cores:
-            share = math.floor(cores / collectors * 1_000) / 1_000
+        launch, share = launched(), 1.0
+        learners = launch.count if launch and address is not None else 1  # with their collectors on one cluster
+        if collectors * learners > cores:
+            share = math.floor(cores / (collectors * learners) * 1_000) / 1_000
+            each = f" for each of {learners} learners" if learners > 1 else ""
             self.notes.append(
-                f"--collectors is {collectors}, and Ray has {cores:g} cores: they share them; more cores play more "
-                "games, more collectors do not"
+                f"--collectors is {collectors}{each}, and Ray has {cores:g} cores: they share them; more cores play "
+                "more games, more collectors do not"
             )
         options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
         self._class, self._idle_class = (self._ray.remote(kind).options(num_cpus=n, **options) for n in (share, 0))
@@ -185,6 +188,7 @@ class RayEngine(_RayActors):
         super().__init__(RayActor, config.collectors, config.ray_address, config.game, chunk_bytes)
         self._seed, self._record = seed, to_record(config)
         self._spare: Any = None
+        self._spare_since = 0.0  # when its process began, as far as is known
         self._wants_spare = config.collectors > 1
         self._lives = dict.fromkeys(range(config.collectors), 0)  # how often another process has stepped in
 
@@ -212,11 +216,16 @@ class RayEngine(_RayActors):
         ref = self._spare.ready.remote()
         try:
             if not self._ray.wait([ref], timeout=SPARE_SECONDS)[0]:
+                if time.monotonic() - self._spare_since > START_SECONDS:  # it hangs
+                    self._ray.kill(self._spare, no_restart=False)
+                    self._spare_since = time.monotonic()
                 return  # it is still starting
             self._ray.get(ref)
         except Exception:  # it is lost itself
+            self._spare_since = time.monotonic()
             return
         self._actors[number], self._spare = self._spare, self._actors[number]
+        self._spare_since = time.monotonic()
         self._lives[number] += 1
 
     def open_games(self, number: int) -> Any:
@@ -227,6 +236,7 @@ class RayEngine(_RayActors):
         """Ask for `RayActor.collect_as`."""
         if self._wants_spare and self._spare is None:  # now that all others have started
             self._spare = self._idle_class.remote(self._record, self._seed, SPARE, versions(), again=True)
+            self._spare_since = time.monotonic()
         return self._actors[number].collect_as.remote(number, self._lives[number], tuple(request), weights)
 
     def close(self) -> None:
@@ -391,16 +401,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_group)  # which Python calls where `preexec_fn` is given, as Ray does
 
 
+_own_token = ""
+
+
 def _set_environment(address: str | None) -> None:
     """Ask Ray for a token, silence, no reports, and our own for `OWN_RAY`; it reads the environment when imported."""
+    global _own_token
     if "ray" in sys.modules:  # by this program, with what it wants; or by an earlier run, with these
+        if address is not None and _own_token and os.environ.get("RAY_AUTH_TOKEN") == _own_token:
+            raise ConfigError(
+                f"--ray-address is {address!r}, and this program has started a Ray of its own before, whose token it "
+                "keeps; join the cluster in a new process (a notebook: restart its kernel)"
+            )
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # lines about dead workers, which `log_to_driver` leaves
     if address is None:
         if not any(name in os.environ for name in TOKEN):
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this process and its children, in no file
+            _own_token = secrets.token_hex(32)  # of this process and its children, in no file
+            os.environ["RAY_AUTH_TOKEN"] = _own_token
         for name, value in OWN_RAY.items():
             os.environ.setdefault(f"RAY_{name}", value)
 

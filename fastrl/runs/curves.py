@@ -200,7 +200,8 @@ def group_runs(runs: Sequence[MeasuredRun], by: Grouping) -> list[list[MeasuredR
     for run, path in zip(runs, paths, strict=True):
         settings = {name: value for name, value in run.settings.items() if name not in IGNORED}
         alone = by == "each" or not settings
-        key = f"line {run.line}" if run.line else str(path) if alone else json.dumps(settings, sort_keys=True)
+        line = None if by == "each" else run.line
+        key = f"line {line}" if line else str(path) if alone else json.dumps(settings, sort_keys=True)
         groups.setdefault(key, []).append(run)
     for group in groups.values():
         if not group[0].line:

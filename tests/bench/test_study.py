@@ -22,6 +22,7 @@ pytest.importorskip("scipy")
 import study
 
 from fastrl.base.errors import ConfigError
+from fastrl.base.machine import cpu_count
 from fastrl.dqn.agent import load_agent
 from fastrl.runs.folder import RunFolder, load_dqn_config
 
@@ -52,6 +53,11 @@ def table(tmp_path, monkeypatch):
         return path
 
     return write
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
 
 
 def command(*words, **options):
@@ -160,6 +166,7 @@ def test_an_arm_has_one_core_and_one_thread_and_a_session_of_its_own(table, monk
     assert (config.device, config.torch_threads, config.env_threads) == ("cpu", 1, 1)
 
 
+@pytest.mark.skipif(cpu_count() < 2, reason="needs two cores")
 def test_arms_run_side_by_side_and_those_first_that_have_begun(table, monkeypatch):
     wanted = study.read_table(table('[[arm]]\nname = "one"\nseeds = [1, 2, 3]\n'), jobs=2)
     begin(wanted.arms[2])
@@ -295,6 +302,7 @@ def test_another_kind_of_processor_is_refused(table):
         study.check_begun(wanted)
 
 
+@pytest.mark.usefixtures("two_cores")
 def test_memory_for_the_arms_that_run_at_once_is_asked_first(table, monkeypatch):
     arms = '[[arm]]\nname = "one"\nseeds = [1, 2]\nflags = { total_frames = 100_000_000, capacity = 1_000_000 }\n'
     frame_bytes = study._frame_bytes(study.read_table(table()).arms[0].config)
@@ -308,6 +316,7 @@ def test_memory_for_the_arms_that_run_at_once_is_asked_first(table, monkeypatch)
         study.check_room(wanted)
 
 
+@pytest.mark.usefixtures("two_cores")
 def test_disk_for_the_arms_that_run_at_once_is_asked_first(table, monkeypatch):
     arms = '[[arm]]\nname = "one"\nseeds = [1, 2, 3]\n'
     sums = {}
@@ -323,6 +332,7 @@ def test_disk_for_the_arms_that_run_at_once_is_asked_first(table, monkeypatch):
     study.check_room(study.read_table(table(arms, without), jobs=2))
 
 
+@pytest.mark.usefixtures("two_cores")
 def test_frames_in_files_of_the_arms_that_run_at_once_take_their_disk_too(table, monkeypatch):
     arms, common = '[[arm]]\nname = "one"\nseeds = [1, 2]\n', QUICK + 'frame_store = "mmap"\n'
     one = 3_750 * study._frame_bytes(study.read_table(table(arms)).arms[0].config)

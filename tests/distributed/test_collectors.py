@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from fake_engine import PEACE, TROUBLE, FakeEngine
+from fake_engine import PEACE, TROUBLE, FakeEngine, Ref
 from ledger_games import Ledger, LedgerGames, number_of, wrong_rows
 
 from fastrl.base.errors import ConfigError, RunError, Stopped
 from fastrl.config import PRESETS, preset_for, with_agent
+from fastrl.distributed import collectors as collectors_room
 from fastrl.distributed.actor import Actor, CopiedNetwork, facts, pick_acting_kernels
 from fastrl.distributed.chunk import pack
 from fastrl.distributed.collectors import Collectors, LostError
@@ -120,6 +122,30 @@ def test_a_hung_collector_is_replaced_once_it_is_silent_for_too_long():
         list(steps_of(collectors, 600))
     assert engine.seen["restart"] > 0
     assert "has not answered for 5 seconds; a new one takes its place" in said[0]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_run_whose_collectors_never_answer_ends_with_a_remedy(in_order):
+    config = CONFIG.replace(collectors_in_order=in_order)
+    engine, said = FakeEngine(config, 7, trouble=PEACE | {"hang": 1.0}), []
+    with patch.object(collector, "build_envs", lambda config, seed: LedgerGames(Ledger(), 4, seed)):
+        collectors = ledger_collectors(config, Ledger(), "next_step", engine)
+        collectors.say = said.append
+        with pytest.raises(RunError, match=r"if 5 steps of 4 games take longer than 5 seconds, give a larger --coll"):
+            list(steps_of(collectors, 1))
+    assert engine.seen["restart"] == 5 * (1 if in_order else 3)
+    assert "has not answered for 185 seconds; a new one takes its place" in said[-1]
+
+
+def test_one_collector_that_never_answers_does_not_end_the_run_of_the_others(monkeypatch):
+    monkeypatch.setattr(collectors_room, "START_SECONDS", 0.0)
+    engine = FakeEngine(CONFIG, 7)
+    collect = engine.collect
+    engine.collect = lambda number, *what: Ref(1, math.inf, None) if number == 1 else collect(number, *what)
+    with patch.object(collector, "build_envs", lambda config, seed: LedgerGames(Ledger(), 4, seed)):
+        rows = steps_of(ledger_collectors(CONFIG, Ledger(), "next_step", engine), 2_000)
+        assert {int(env) // 4 for row in rows for env in row.env_id} == {0, 2}
+    assert engine.seen["restart"] > 5
 
 
 def test_a_collector_that_starts_is_given_time():

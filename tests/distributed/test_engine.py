@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
@@ -100,6 +101,17 @@ def test_a_ray_that_is_started_here_gets_a_token_of_its_own_and_a_clusters_is_th
         os.environ["RAY_AUTH_TOKEN"] = "mine"
         engine._set_environment(None)
         assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+
+
+def test_a_program_that_has_started_a_ray_of_its_own_joins_no_cluster_with_that_ones_token():
+    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    modules = {name: module for name, module in sys.modules.items() if name != "ray"}
+    with patch.dict(os.environ, here, clear=True), patch.dict(sys.modules, modules, clear=True):
+        engine._set_environment(None)
+        sys.modules["ray"] = ModuleType("ray")
+        engine._set_environment(None)  # another one of its own
+        with pytest.raises(ConfigError, match=r"--ray-address is 'auto', and .*; join the cluster in a new process"):
+            engine._set_environment("auto")
 
 
 def test_a_token_that_others_can_read_is_refused(tmp_path):
@@ -254,6 +266,35 @@ def test_a_spare_process_that_is_not_ready_does_not_step_in(ray, why):
     spare.fails = None
     lose(started, 1)
     assert played(started) == [(zero, 0, 0), (spare, 1, 1)]
+
+
+def test_a_spare_process_that_hangs_is_killed_and_its_new_one_steps_in(ray, monkeypatch):
+    started = engine_of(2)
+    zero, _, spare = ray.made
+    ray.slow.add(spare)
+    lose(started, 1)
+    assert ray.killed == []  # it may be starting
+    now = time.monotonic() + engine.START_SECONDS + 1
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now))
+    for _ in range(2):
+        lose(started, 1)
+        assert ray.killed == [(spare, False)]  # and once: the new one may be starting
+    ray.slow.clear()
+    lose(started, 1)
+    assert played(started) == [(zero, 0, 0), (spare, 1, 1)]
+
+
+@pytest.mark.parametrize(("count", "address", "cpus"), [(2, "auto", 0.666), (2, None, 1.0), (1, "auto", 1.0)])
+def test_the_cores_of_a_cluster_are_for_the_collectors_of_all_learners(ray, monkeypatch, count, address, cpus):
+    numbers = {"RANK": 0, "WORLD_SIZE": count, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": count}
+    for name, value in (numbers | {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": 0}).items():
+        monkeypatch.setenv(name, str(value))
+    config = PRESETS["catch"].config.replace(collectors=3, ray_address=address)
+    started = engine.RayEngine(config, 1, 200)
+    started.start(0)
+    assert ray.made[0].options["num_cpus"] == cpus
+    if cpus < 1:
+        assert started.notes[0].startswith("--collectors is 3 for each of 2 learners, and Ray has 4 cores: they share")
 
 
 def test_of_a_process_that_is_gone_for_good_a_new_one_waits(ray):

@@ -40,6 +40,9 @@ CATCH = [
 ]  # fmt: skip
 
 
+PLAYS = "(play|go_on)"  # methods in which a player is while it plays its share
+
+
 class Training:
     """A run of a command, in a namespace of its own."""
 
@@ -233,26 +236,32 @@ def test_evaluations_are_the_same_for_any_number_of_collectors_and_whichever_are
                 tmp_path, name, *flags, *more, "--collectors", count, "--json", str(path), command="evaluate"
             )
             if name == "run" and count == "2":
-                killed = play.until(lambda play=play: len(play.actors()) == 2 and play.actors())[0]
-                time.sleep(0.3)  # it plays
+                killed = play.until(lambda play=play: len(found := play.actors(PLAYS)) == 2 and found)[0]
                 os.kill(killed, signal.SIGKILL)
             assert play.wait() == 0, play.said
+            if name == "run" and count == "2":
+                assert "are played again" in play.said
             assert play.actors() == []
             found.append(json.loads(path.read_text()))
         assert found[0] == found[1]
 
 
 def test_an_evaluation_whose_players_are_stopped_goes_on_with_others(tmp_path):
-    make_run(tmp_path / "run", "catch")
-    flags = ["run", "--episodes", "6000", "--collectors", "2", "--collector-timeout", "4", "--json", "scores.json"]
-    play = Training(tmp_path, *flags, command="evaluate")
-    hung = play.until(lambda: len(play.actors()) == 2 and play.actors())
-    time.sleep(3)  # they play
+    (tmp_path / "own.py").write_text(
+        "import time\n\nimport gymnasium\n\n\n"
+        "class Slow(gymnasium.Wrapper):\n    def step(self, action):\n        time.sleep(0.03)\n"
+        "        return self.env.step(action)\n\n\n"
+        "def make_env():\n    return Slow(gymnasium.make('CartPole-v1'))\n"
+    )
+    make_run(tmp_path / "run", "own")
+    flags = ["--episodes", "48", "--collectors", "2", "--collector-timeout", "4", "--json", "scores.json"]
+    play = Training(tmp_path, "run", "--make-env", "own:make_env", *flags, command="evaluate")
+    hung = play.until(lambda: len(found := play.actors("go_on")) == 2 and found)  # they have said that they play
     for process in hung:
         os.kill(process, signal.SIGSTOP)
     assert play.wait() == 0, play.said
     assert play.said.count("has not got further for 4 seconds; games ") == 2
-    assert len(json.loads((tmp_path / "scores.json").read_text())["scores"]) == 6_000
+    assert len(json.loads((tmp_path / "scores.json").read_text())["scores"]) == 48
 
 
 def test_a_node_without_this_fastrl_is_named_and_not_asked_again(tmp_path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,17 +19,21 @@ import pytest
 import torch
 from number_run import batches, rows
 from rank_run import CONFIG, Job, error, learn, result
+from untrained import write_settings
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.stop import Stop
 from fastrl.config import PRESETS, with_agent
+from fastrl.distributed import ranks
 from fastrl.distributed.ranks import Ranks, joined
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.peers import ALONE, Peers, Turn
+from fastrl.dqn.run import experiment
 from fastrl.dqn.run.loop import weigh_part
 from fastrl.replay import PrioritizedReplayBuffer
 from fastrl.runs.checkpoints import learners
+from fastrl.runs.folder import RunFolder
 
 
 def same(one, other, *, but=()):
@@ -464,3 +470,56 @@ def test_without_torchrun_a_learner_is_alone_and_agrees_with_itself(monkeypatch)
         assert peers.shared(lambda: 7) == 7
         assert peers.remembered() is None
     assert not torch.distributed.is_initialized()
+
+
+# --- what cannot be joined, and what does not answer ----------------------------------------------------
+
+
+def impatient(rank, folder):
+    ranks.PATIENCE = timedelta(seconds=5)
+    learn(rank, folder, changes={"total_frames": 1_000_000}, signals={1: (300, signal.SIGSTOP)})
+
+
+def test_a_learner_that_hangs_ends_the_others_after_their_patience(tmp_path):
+    job = Job()
+    job.start(impatient, tmp_path / "run")
+    one, other = job.processes
+    one.join(120)
+    assert (one.exitcode, other.is_alive()) == (3, True)
+    assert "PeerError: another learner is gone without a message (" in error(tmp_path / "run", 0)
+    other.kill()
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """Let this process be what torchrun starts second, where nothing keeps its store."""
+    numbers = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RESTART_COUNT": 0}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    names = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (numbers | names | {"MASTER_PORT": port}).items():
+        monkeypatch.setenv(name, str(value))
+    return port
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_more_learners_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="is 2, and this machine has 1 GPUs; give --nproc-per-node 1, or --device"):
+        joined("auto").__enter__()
+
+
+def test_a_store_that_does_not_answer_is_named(second_of_two, monkeypatch):
+    monkeypatch.setattr(ranks, "JOIN", timedelta(seconds=1))
+    with pytest.raises(ConfigError, match=f"nothing answers at 127.0.0.1:{second_of_two}, .*; give torchrun --master"):
+        joined("cpu").__enter__()
+
+
+def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "SEEN_SECONDS", 0.2)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"run is not there on .*; give a --runs-dir that all machines share"):
+        experiment._must_see(folder)
+    write_settings(folder.path, CONFIG)
+    experiment._must_see(folder)

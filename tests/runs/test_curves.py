@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,6 +237,15 @@ class TestGroups:
         runs = [read_run(tmp_path / name) for name in ("one.csv", "two.csv")]
         assert [len(group) for group in group_runs(runs, "settings")] == [1, 1]
         assert [len(group) for group in group_runs(runs, "all")] == [2]
+
+    def test_the_files_of_a_line_are_lines_of_their_own_if_asked(self, tmp_path):
+        """As where they share no range, whose remedy that is."""
+        runs = []
+        for name in ("begun.csv", "continued.csv"):
+            (tmp_path / name).write_text(TABLE)
+            runs.append(replace(read_run(tmp_path / name), line="SB3"))
+        assert name_groups(group_runs(runs, "settings")) == ["SB3, 2 seeds"]
+        assert name_groups(group_runs(runs, "each")) == ["SB3 (begun.csv)", "SB3 (continued.csv)"]
 
     def test_each_run_is_a_line_if_asked(self, make):
         runs = [read_run(make("a", seed=1)), read_run(make("b", seed=2))]

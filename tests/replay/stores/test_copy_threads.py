@@ -19,7 +19,7 @@ from fastrl.replay import RamStore, reference
 from fastrl.replay.stores import copy_threads
 from fastrl.replay.stores.copy_threads import Team
 
-SECONDS = 20  # far more than anything here takes
+SECONDS = 120  # far more than anything here takes
 
 
 @pytest.fixture(autouse=True)
