@@ -117,7 +117,10 @@ def from_record(record: dict[str, Any], path: Path) -> RunConfig:
     values = {name: value for name, value in record.items() if name not in NOT_SETTINGS}
     unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(kind)})
     if unknown:
-        raise _damaged(path, f"this version knows no setting {', '.join(unknown)}")
+        raise ConfigError(
+            f"{path} has settings that this version does not know: {', '.join(unknown)}; install the version of fastrl "
+            "that made the run, or a newer one, or restore the file from a copy"
+        )
     try:
         return kind(**values)
     except ConfigError as error:

@@ -561,6 +561,14 @@ class Learner:
         if batch.index.shape != batch.action.shape:
             raise ValueError(f"batch.index has shape {list(batch.index.shape)}; give [{len(batch.action)}]")
 
+    @property
+    def finite(self) -> bool:
+        """Whether every gradient since the last `metrics` had a finite norm; True on a GPU, which is not waited for.
+
+        There NaN comes through to the errors. The kernels of a CPU rectify it to 0.
+        """
+        return self._tally.finite
+
     def metrics(self) -> dict[str, float]:
         """Return means since the last call (q_max: the maximum) and start anew; waits for the device.
 

@@ -213,8 +213,8 @@ class QNetwork(nn.Module):
             if saved.get(name) != own.get(name):
                 raise ConfigError(
                     f"weight {name} is {saved.get(name, 'missing')} in the saved state and "
-                    f"{own.get(name, 'missing')} here; give the --game, --stack, --trunk, --width, --hidden, --dueling "
-                    "--head and --noisy that it was trained with"
+                    f"{own.get(name, 'missing')} here; give the --game, --stack, --trunk, --width, --hidden, "
+                    "--dueling, --head, --atoms, --quantiles and --noisy that it was trained with"
                 )
 
 

@@ -289,7 +289,9 @@ def load_moments(
         own[name].zero_()
     for name, value in first.items():
         if name not in own:
-            own[name] = torch.zeros_like(flat.values.data) if value.dim() else torch.zeros_like(value)
+            # On the parameters' device, the count too: the fused kernels read it there.
+            like = flat.values.data if value.dim() else value
+            own[name] = torch.zeros_like(like, device=flat.values.device)
         if not value.dim():
             own[name].copy_(value)
             continue

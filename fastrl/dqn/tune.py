@@ -69,8 +69,9 @@ MOST_UPDATES = 4
 OPEN = {"precision": "auto", "torch_threads": 0, "kernels": "auto"}
 """What leaves a setting open."""
 DECISIVE = (
-    "trunk", "width", "hidden", "dueling", "double", "head", "atoms", "quantiles", "munchausen", "batch_size",
-    "target_tau", "optimizer", "game", "frame_skip", "num_envs", "samples_per_step", "env_threads", "collectors", *OPEN,
+    "trunk", "width", "hidden", "dueling", "double", "head", "atoms", "quantiles", "munchausen", "noisy", "batch_size",
+    "target_tau", "optimizer", "game", "frame_skip", "num_envs", "env_groups", "samples_per_step", "env_threads",
+    "collectors", *OPEN,
 )  # fmt: skip
 """Settings that the time of an update, and of the games beside it, depends on; part of the cache's key."""
 

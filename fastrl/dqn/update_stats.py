@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -53,6 +54,11 @@ class Tally:
             return
         self.totals[:4] += torch.stack((*stats[:3], grad_norm))
         self.totals[4].clamp_(min=stats[3])
+
+    @property
+    def finite(self) -> bool:
+        """Whether the norms added are finite; True where they are not on the host."""
+        return self._on_host is None or math.isfinite(self._on_host[3])
 
     def measure(self, before: list[Tensor], after: list[Tensor]) -> None:
         """Keep the norms of the P parameters before an update and of what it changed, until measured again or read."""

@@ -67,13 +67,21 @@ def test_a_newer_format_is_refused_with_file_format_and_remedy(tmp_path):
         ({"kind": "a2c"}, "its kind is 'a2c', not dqn or sarsa"),
         ({"kind": None}, "its kind is None, not dqn or sarsa"),
         ({"kind": ["dqn"]}, "its kind is ['dqn'], not dqn or sarsa"),
-        ({"hue": 1, "colour": 2}, "this version knows no setting colour, hue"),
     ],
 )
 def test_what_no_version_wrote_is_named(changes, reason):
     with pytest.raises(ConfigError) as refused:
         from_record(lift(to_record(DQNConfig()) | changes, HERE), HERE)
     assert str(refused.value) == f"{HERE} is damaged ({reason}); restore it from a copy"
+
+
+def test_settings_of_a_newer_version_are_named_with_the_remedy():
+    with pytest.raises(ConfigError) as refused:
+        from_record(lift(to_record(DQNConfig()) | {"hue": 1, "colour": 2}, HERE), HERE)
+    assert str(refused.value) == (
+        f"{HERE} has settings that this version does not know: colour, hue; install the version of fastrl that made "
+        "the run, or a newer one, or restore the file from a copy"
+    )
 
 
 @pytest.mark.parametrize(

@@ -232,3 +232,18 @@ def test_threads_share_a_step_and_change_nothing_of_it():
         torch.set_num_threads(before)
     assert openmp_parallel()  # or one thread did it all
     assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_moments_are_made_where_the_parameters_are_the_count_of_steps_too():
+    """The fused kernels of a GPU read it there, and what is loaded lies on the CPU."""
+    saved = FlatParameters([torch.nn.Parameter(torch.ones(3))])
+    optimizer = torch.optim.Adam([saved.values])
+    saved.values.grad = torch.ones_like(saved.values)
+    optimizer.step()
+    with torch.device("meta"):
+        elsewhere = FlatParameters([torch.nn.Parameter(torch.ones(3))])
+    loaded = torch.optim.Adam([elsewhere.values])
+    load_moments(loaded, elsewhere, moments(optimizer, saved))
+    assert {name: value.device.type for name, value in loaded.state[elsewhere.values].items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import runpy
 from pathlib import Path
 
@@ -209,6 +210,10 @@ def test_a_buffer_of_another_model_is_refused_and_the_own_one_kept():
     with pytest.raises(TypeError, match=r"replay_buffer is .*PrioritizedDQN"):
         model.load_replay_buffer(saved)
     assert model.replay_buffer is mine
+    foreign = io.BytesIO(pickle.dumps({"no": "buffer"}))
+    with pytest.raises(TypeError, match=r"replay_buffer is .*dict.*PrioritizedDQN"):
+        model.load_replay_buffer(foreign)
+    assert model.replay_buffer is mine
 
 
 def test_a_saved_model_keeps_its_settings(tmp_path):
@@ -220,6 +225,16 @@ def test_a_saved_model_keeps_its_settings(tmp_path):
     assert again.replay_buffer.replay.settings == model.replay_buffer.replay.settings
     assert torch.equal(parameters(again), parameters(model))
     again.learn(60, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("changes", [{"gamma": 0.95}, {"n_steps": 5}, {"n_steps": 1}])
+def test_a_saved_model_takes_other_returns(tmp_path, changes):
+    agent(images(), n_steps=3, gamma=0.99, replay_buffer_kwargs={"alpha": 0.7}).save(tmp_path / "model")
+    again = PrioritizedDQN.load(tmp_path / "model", images(), device="cpu", **changes)
+    wanted = {"n_steps": 3, "gamma": 0.99} | changes
+    assert {name: getattr(again, name) for name in wanted} == wanted
+    settings = again.replay_buffer.replay.settings
+    assert (settings["n_step"], settings["gamma"], settings["alpha"]) == (wanted["n_steps"], wanted["gamma"], 0.7)
 
 
 @pytest.mark.parametrize(

@@ -320,9 +320,17 @@ class Run(Loop):
             learner |= {"generator": None, "pending": None}
         elif mine is not None and mine != found:
             learner |= checkpoint.load_learner(mine)
+        network = state.get("network", {})
+        if self.config.head == network.get("head") == "c51" and network["v_max"] != self.config.v_max:
+            # Weights of one support fit another, with all values stretched.
+            raise ConfigError(f"--v-max is {self.config.v_max:g}; the saved state needs {network['v_max']:g}")
         if pace:
             self.pace.load_state(state)
         self.learner.load_state(learner)
+        if "samples" in state:  # checkpoints of before lack it
+            self.samples = int(state["samples"])
+        else:
+            self.samples = self.learner.updates * self.config.batch_size
         if not len(self.buffer):
             self.learner.flush()  # priorities of rows that are gone
         elif not self.learner.delayed:

@@ -86,6 +86,7 @@ class Loop:
         self._turn = Turn(0, 0)
         self.saver = Saver(folder, config.keep_checkpoints, earlier, self._on_checkpoint, peers)
         self.steps, self.abandoned = steps, abandoned
+        self.samples = 0  # learned so far, by all learners
         self.game_env = -1
         self.lap = Stopwatch()
         self._seconds_before, self._started = seconds, time.monotonic()
@@ -95,11 +96,6 @@ class Loop:
     def frames(self) -> int:
         """Emulator frames played so far."""
         return self.steps * self.config.frame_skip
-
-    @property
-    def samples(self) -> int:
-        """Samples learned so far."""
-        return self.learner.updates * self.config.batch_size
 
     @property
     def over(self) -> bool:
@@ -174,7 +170,10 @@ class Loop:
             self._recent.append(batch)
             priorities = self.learner.learn(batch, measure=measure)
             self.lap("update")
+            self.samples += self.config.batch_size
             self._update_priorities(priorities)
+            if not self.learner.finite:
+                raise self._not_finite("the gradient", {})
             self.lap("priorities")
             for callback in self.callbacks:
                 callback.on_update(self, batch)
@@ -273,6 +272,7 @@ class Loop:
             "frames": self.frames,
             "seconds": self.seconds,
             "abandoned": self.abandoned,
+            "samples": self.samples,
             "schedules": self.schedules.state(),
             **self.pace.state(),
             **self.policy.state(),

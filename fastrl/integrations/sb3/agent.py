@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,9 @@ class PrioritizedDQN(DQN):
             If it is another kind of buffer. The model keeps its current buffer then.
         """
         mine = self._buffer()
-        super().load_replay_buffer(path, truncate_last_traj)
         try:
+            with contextlib.suppress(AssertionError):  # no replay buffer: `_buffer` says so
+                super().load_replay_buffer(path, truncate_last_traj)
             found = self._buffer()
             for name in ("n_envs", "n_steps", "gamma", "observation_space", "action_space"):
                 if getattr(found, name) != getattr(mine, name):
@@ -126,7 +128,7 @@ class PrioritizedDQN(DQN):
                         f"the replay buffer in {path} has {name} {getattr(found, name)}, this model "
                         f"{getattr(mine, name)}; build the model with that, or load another"
                     )
-        except (TypeError, ValueError):
+        except BaseException:
             self.replay_buffer = mine
             raise
 
@@ -143,6 +145,7 @@ class PrioritizedDQN(DQN):
         self.replay_buffer_kwargs = stacking(self.env) | given | {"n_steps": n_steps, "gamma": self.gamma}
         self.n_steps = 1  # above 1, DQN warns that only its own class of buffer supports it
         super()._setup_model()
+        self.replay_buffer_kwargs = given  # as saved: `load` takes n_steps and gamma from its caller, or from the model
         self.n_steps = n_steps
         self._buffer().check_normalizer(self._vec_normalize_env)
 

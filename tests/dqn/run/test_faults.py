@@ -424,6 +424,16 @@ def test_numbers_that_are_none_before_the_first_checkpoint_name_no_resume(tmp_pa
     assert RunFolder(tmp_path / "run").numbered() == []
 
 
+def test_a_gradient_that_is_not_finite_ends_the_run_though_the_errors_are(tmp_path):
+    """The kernels of a CPU rectify NaN to 0, so no error shows it later."""
+
+    def spoil(run):
+        run.learner._tally.totals[3] = torch.inf
+
+    with pytest.raises(NotFiniteError, match=r"the gradient is not finite after \d+ updates; the batch is kept in"):
+        play(tmp_path / "run", config=SMALL, hooks=[At(100, spoil, update=True)])
+
+
 def test_of_a_schedule_of_the_rate_a_quarter_is_advised(tmp_path):
     def spoil(run):
         with torch.no_grad():

@@ -118,6 +118,16 @@ def test_a_run_is_not_resumed_with_fewer_frames_than_it_has_played(tmp_path):
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
+def test_returns_over_another_support_are_refused(tmp_path):
+    """Nothing in the weights tells: all values would be stretched."""
+    config = CONFIG.replace(head="c51", atoms=11, v_max=3.0, total_frames=600)
+    play(tmp_path / "run", config=config)
+    longer = config.replace(total_frames=700)
+    with pytest.raises(ConfigError, match="--v-max is 6; the saved state needs 3"):
+        play(tmp_path / "run", config=longer.replace(v_max=6.0), resume=True)
+    assert play(tmp_path / "run", config=longer, resume=True).frames >= 700
+
+
 def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_asked_for(tmp_path, monkeypatch):
     whole, write, picture = tmp_path / "whole", Save.write, tmp_path / "cut"
 

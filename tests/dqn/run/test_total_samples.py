@@ -73,6 +73,16 @@ def test_one_that_has_ended_says_which_flag_makes_it_longer_and_goes_on_with_mor
     assert ended.samples < 4_000 <= longer.samples < 4_000 + CONFIG.batch_size
 
 
+def test_samples_of_another_batch_size_before_a_resume_count_as_they_were(tmp_path):
+    before = play(tmp_path / "run", config=ENDS, at=500, number=signal.SIGTERM)
+    learned = before.learner.updates * CONFIG.batch_size
+    assert 0 < before.samples == learned < 3_000
+    size = CONFIG.batch_size // 2
+    again = play(tmp_path / "run", config=ENDS.replace(batch_size=size), resume=True)
+    assert again.samples == learned + (again.learner.updates - before.learner.updates) * size
+    assert 3_000 <= again.samples < 3_000 + CONFIG.batch_size
+
+
 def test_none_and_one_are_the_limits():
     assert CONFIG.total_samples is None
     with pytest.raises(ConfigError, match="--total-samples is 0; give at least 1"):
