@@ -23,7 +23,6 @@ from fastrl.envs.levels import ATARI_5, atari_5_score, human_normalized
 from fastrl.runs.curves import interquartile_mean
 
 RESAMPLES = 2_000
-FACTS = ("game", "protocol", "env", "checkpoint")
 
 
 class Result(NamedTuple):
@@ -41,7 +40,8 @@ def read(path: Path) -> Result:
     """Read a file that `fastrl.evaluate` wrote."""
     try:
         found = json.loads(path.read_text())
-        return Result(path, *(found[name] for name in FACTS), np.array(found["scores"], np.float64))
+        scores = np.array(found["scores"], np.float64)
+        return Result(path, found["game"], found["protocol"], found["env"], found["checkpoint"], scores)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} cannot be read as scores ({type(error).__name__}: {error}); write it with `python -m "

@@ -8,13 +8,13 @@ import os
 import sys
 from collections.abc import Iterator
 
-_reader_may_be_gone = False
+_expects_reader = True
 
 
 def expect_a_reader(expected: bool) -> None:
     """Say whether stdout still has its reader: the Ctrl-C that asks `... | tee log` to stop ends `tee` too."""
-    global _reader_may_be_gone
-    _reader_may_be_gone = not expected
+    global _expects_reader
+    _expects_reader = expected
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def though_closed() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EIO and not (error.errno == errno.EPIPE and _reader_may_be_gone):
+        if error.errno != errno.EIO and (_expects_reader or error.errno != errno.EPIPE):
             raise
         print_nowhere()
 

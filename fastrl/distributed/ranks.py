@@ -26,7 +26,7 @@ from fastrl.base.launch import Launch, launched
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
 from fastrl.dqn.device.device import pick_device
-from fastrl.dqn.optimizer import adam_eps
+from fastrl.dqn.optimizer import stability_term
 from fastrl.dqn.peers import ALONE, Peers, Turn
 
 Result = TypeVar("Result")
@@ -146,7 +146,7 @@ class Ranks(Restarted):
             batch_size=config.batch_size // self.count,
             capacity=None if config.capacity is None else config.capacity // self.count,
             total_frames=-(-config.total_frames // self.count),
-            optimizer_eps=adam_eps(config) if config.optimizer == "adam" else config.optimizer_eps,
+            optimizer_eps=stability_term(config) if config.optimizer == "adam" else config.optimizer_eps,
         )
 
     # --- what is agreed on ----------------------------------------------------------------------------

@@ -86,29 +86,27 @@ class CentredRMSProp(torch.optim.Optimizer):
 
 
 def build_optimizer(config: DQNConfig, params: Iterable[Tensor], device: torch.device) -> torch.optim.Optimizer:
-    """Return PyTorch's optimizer for the settings.
-
-    ``optimizer_eps`` defaults to 0.005 / batch size for Adam and to `RMSPROP_EPS`.
-    """
+    """Return PyTorch's optimizer for the settings, with the `stability_term` as its eps."""
     lr = config.learning_rate
     rate = torch.tensor(lr, device=device) if device.type == "cuda" else lr  # where a recorded graph finds a new one
     if config.optimizer == "rmsprop":
-        eps = RMSPROP_EPS if config.optimizer_eps is None else config.optimizer_eps
-        return CentredRMSProp(params, lr=rate, eps=eps)
+        return CentredRMSProp(params, lr=rate, eps=stability_term(config))
     # One pass over the memory. The fused kernels read weight, gradient and moments by address, whatever their
     # layout: all must have the weight's, as gradients have by autograd's contract and moments by `load_state`.
     return torch.optim.Adam(
         params,
         lr=rate,
-        eps=adam_eps(config),
+        eps=stability_term(config),
         fused=True,
         capturable=device.type == "cuda",  # the count of steps lies on the device, for CUDA graphs
     )
 
 
-def adam_eps(config: DQNConfig) -> float:
-    """Return the stability term of Adam: by default 0.005 / batch size."""
-    return 0.005 / config.batch_size if config.optimizer_eps is None else config.optimizer_eps
+def stability_term(config: DQNConfig) -> float:
+    """Return eps: by default 0.005 / batch size for Adam, and `RMSPROP_EPS`."""
+    if config.optimizer_eps is not None:
+        return config.optimizer_eps
+    return RMSPROP_EPS if config.optimizer == "rmsprop" else 0.005 / config.batch_size
 
 
 class FlatOptimizer:

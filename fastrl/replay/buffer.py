@@ -950,10 +950,11 @@ class ReplayBuffer:
 
     def _prepare_files(self, rows: int | NDArray[np.int64]) -> None:
         """Prepare the files for rows that are about to be added, as many as for `reserve`; errors as of it."""
+        most = rows if isinstance(rows, int) else int(rows.max())
         if self._folder is not None:
-            self._folder.reserve(self._ring.count, rows)
+            self._folder.reserve(self._ring.count, rows, most)
         for store in self._mapped:
-            store.will_overwrite(self._ring.count, self._ring.rows, int(np.max(rows)))
+            store.will_overwrite(self._ring.count, self._ring.rows, most)
 
     @property
     def _stores(self) -> Sequence[Any]:

@@ -7,6 +7,7 @@ import shlex
 import sys
 
 import pytest
+from by_torchrun import set_launch
 
 from fastrl.base import launch, machine
 from fastrl.base.commands import program
@@ -18,9 +19,7 @@ def started(monkeypatch, tmp_path):
     """Let this process be one of four on two machines, whose torchrun was called with these words."""
 
     def by(*words, argv=("train.py", "breakout"), rank=1):
-        numbers = {"RANK": rank, "WORLD_SIZE": 4, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
-        for name, value in (numbers | {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": 3}).items():
-            monkeypatch.setenv(name, str(value))
+        set_launch(monkeypatch, rank=rank, count=4, local_rank=rank, local_count=2, restarts=3)
         monkeypatch.setattr(sys, "argv", list(argv))
         place = tmp_path / str(os.getppid())
         place.mkdir(exist_ok=True)

@@ -97,3 +97,9 @@ def test_a_damaged_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json is damaged"):
         folder.load_config(tmp_path)
+
+
+def test_a_config_with_settings_of_another_version_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"agent": "dqn", "colour": 1}')
+    with pytest.raises(ConfigError, match=r"config\.json has settings that this version does not know: colour; "):
+        folder.load_config(tmp_path)

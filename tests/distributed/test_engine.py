@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+from by_torchrun import set_launch
 
 from fastrl.base.errors import ConfigError
 from fastrl.config import PRESETS
@@ -286,9 +287,7 @@ def test_a_spare_process_that_hangs_is_killed_and_its_new_one_steps_in(ray, monk
 
 @pytest.mark.parametrize(("count", "address", "cpus"), [(2, "auto", 0.666), (2, None, 1.0), (1, "auto", 1.0)])
 def test_the_cores_of_a_cluster_are_for_the_collectors_of_all_learners(ray, monkeypatch, count, address, cpus):
-    numbers = {"RANK": 0, "WORLD_SIZE": count, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": count}
-    for name, value in (numbers | {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": 0}).items():
-        monkeypatch.setenv(name, str(value))
+    set_launch(monkeypatch, rank=0, count=count, local_rank=0, local_count=count)
     config = PRESETS["catch"].config.replace(collectors=3, ray_address=address)
     started = engine.RayEngine(config, 1, 200)
     started.start(0)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from by_torchrun import set_launch
 from number_run import batches, rows
 from rank_run import CONFIG, Job, error, learn, result
 from untrained import write_settings
@@ -493,12 +494,12 @@ def test_a_learner_that_hangs_ends_the_others_after_their_patience(tmp_path):
 @pytest.fixture
 def second_of_two(monkeypatch):
     """Let this process be what torchrun starts second, where nothing keeps its store."""
-    numbers = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "TORCHELASTIC_RESTART_COUNT": 0}
+    set_launch(monkeypatch, rank=1, count=2, local_rank=1, local_count=2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    names = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in (numbers | names | {"MASTER_PORT": port}).items():
-        monkeypatch.setenv(name, str(value))
+    store = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
     return port
 
 

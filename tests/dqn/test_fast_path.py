@@ -96,7 +96,7 @@ def test_the_fused_optimizers_take_the_steps_of_the_plain_one(kernel, monkeypatc
     monkeypatch.setattr(optimizer, "_adam", None)
     plain = Learner(config, IMAGE, np.uint8, ACTIONS, CPU, 1)
     plain._optimizer._torch = torch.optim.Adam(
-        [plain._flat.values], lr=1e-3, eps=optimizer.adam_eps(config), foreach=False, fused=False
+        [plain._flat.values], lr=1e-3, eps=optimizer.stability_term(config), foreach=False, fused=False
     )
     for seed in range(5):
         fused.learn(make_batch(seed, IMAGE, "uint8"))

@@ -327,10 +327,8 @@ class Run(Loop):
         if pace:
             self.pace.load_state(state)
         self.learner.load_state(learner)
-        if "samples" in state:  # checkpoints of before lack it
-            self.samples = int(state["samples"])
-        else:
-            self.samples = self.learner.updates * self.config.batch_size
+        # Older checkpoints lack the samples.
+        self.samples = int(state.get("samples", self.learner.updates * self.config.batch_size))
         if not len(self.buffer):
             self.learner.flush()  # priorities of rows that are gone
         elif not self.learner.delayed:

@@ -117,15 +117,17 @@ class ReplayFolder:
         with _saved(self.path, self._kind) as saved:
             yield saved
 
-    def reserve(self, count: NDArray[np.int64], rows: int | NDArray[np.int64]) -> None:
+    def reserve(self, count: NDArray[np.int64], rows: int | NDArray[np.int64], most: int) -> None:
         """Make sure that rings may be written ``rows`` further, each or ``[N]``; ``count [N]`` are the rows they have.
+
+        ``most`` is the largest of ``rows``.
 
         Raises
         ------
         OSError
             If the disk does not take the note. Nothing may be written then.
         """
-        self._rows_left -= rows if isinstance(rows, int) else int(rows.max())
+        self._rows_left -= most
         if self._rows_left >= 0:
             return
         ring = self._settings["capacity"] // self._settings["num_envs"]

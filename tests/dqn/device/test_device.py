@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from by_torchrun import set_launch
 
 from fastrl.base.errors import ConfigError
 from fastrl.dqn.device.device import has_bfloat16, pick_device
@@ -33,8 +34,6 @@ def test_each_of_several_learners_has_the_gpu_of_its_number_in_every_thread(
     monkeypatch, local_rank, local_count, device
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    numbers = {"RANK": 2 + local_rank, "WORLD_SIZE": 4, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_count}
-    for name, value in (numbers | {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": 0}).items():
-        monkeypatch.setenv(name, str(value))
+    set_launch(monkeypatch, rank=2 + local_rank, count=4, local_rank=local_rank, local_count=local_count)
     assert pick_device("auto") == pick_device("cuda") == torch.device(device)
     assert pick_device("cpu") == CPU
