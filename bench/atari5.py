@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,8 @@ def read(path: Path) -> Result:
     """Read a file that `fastrl.evaluate` wrote."""
     try:
         found = json.loads(path.read_text())
+        if not all(type(score) in (int, float) and math.isfinite(score) for score in found["scores"]):
+            raise ValueError("scores that are no finite numbers")
         scores = np.array(found["scores"], np.float64)
         return Result(path, found["game"], found["protocol"], found["env"], found["checkpoint"], scores)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -113,8 +116,11 @@ def main(arguments: list[str]) -> int:
         middle, count = float(interquartile_mean(means[name])), sum(seed.scores.size for seed in seeds)
         print(f"| {name} | {len(seeds)} | {count} | {middle:,.1f} | {human_normalized(name, middle):.1%} |")
     low, high = interval(games)
+    below = [name for name, found in means.items() if human_normalized(name, float(interquartile_mean(found))) <= 0]
     protocol = next(iter(games.values()))[0].protocol
     print(f"\nAtari-5: {score(means):.1f} [{low:.1f}, {high:.1f}]; {protocol}")
+    if below:
+        print(f"Not above random play, and counted as 0 %: {', '.join(below)}.")
     print("Its weights are fitted anew: compare it with scores of this script only.")
     return 0
 

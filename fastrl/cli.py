@@ -173,7 +173,7 @@ def _value(field: Field, words: Any) -> Any:
         return None
     _, one = _shape(field.type)
     try:
-        return tuple(_converted(word, one) for word in words) if isinstance(words, list) else one(words)
+        return tuple(_converted(word, one) for word in words) if isinstance(words, list) else _converted(words, one)
     except ValueError:
         said = " ".join(words) if isinstance(words, list) else words
         wanted = field.ranges[0] if isinstance(words, list) and field.ranges else _WANTED[one]
@@ -183,7 +183,9 @@ def _value(field: Field, words: Any) -> Any:
 def _converted(word: str, kind: Any) -> Any:
     """Return a word as a value of a type, which for ``STEP:VALUE`` is a tuple; ValueError if it is none."""
     if get_origin(kind) is tuple:
-        return tuple(one(part) for one, part in zip(get_args(kind), word.split(":"), strict=True))
+        return tuple(_converted(part, one) for one, part in zip(get_args(kind), word.split(":"), strict=True))
+    if kind is int and "e" in word.lower() and (number := float(word)).is_integer():  # 1e6
+        return int(number)
     return kind(word)
 
 
@@ -278,7 +280,7 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         status = 2
         if not first_rank():
             _let_the_first_speak(status)
-        _say_why(f"{prog}: error: {error}")
+        _say_why(f"{prog}: error: {(isinstance(error, ImportError) and _hidden()) or error}")
     except PeerError as error:
         if first_rank():  # the learner that failed has said why, if it could
             _say_why(f"{prog}: error: {error}")
@@ -290,6 +292,17 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         _say_why(f"{prog}: stopped at once; what was saved before is whole")
         status = 128 + (asked.args[0] if asked.args else signal.SIGINT)
     sys.exit(status)
+
+
+def _hidden() -> str | None:
+    """Return words on a folder named like the package that Python took for it, None if it took the package."""
+    package = sys.modules["fastrl"]
+    if package.__file__ is not None:
+        return None
+    return (
+        f"the folder {next(iter(package.__path__))} hides the package of its name; change to another folder, such as "
+        "that one itself, or type `fastrl COMMAND`"
+    )
 
 
 def _let_the_first_speak(status: int) -> None:

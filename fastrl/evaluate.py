@@ -31,7 +31,7 @@ from fastrl.base.ranges import Above, AtLeast, Between, Printable, check
 from fastrl.base.stop import begun
 from fastrl.cli import read, show_help
 from fastrl.envs.levels import LEVELS, SOURCE, human_normalized
-from fastrl.envs.names import is_custom
+from fastrl.envs.names import is_atari, is_custom
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
 from fastrl.film.video import check_film, write_content, write_film
 from fastrl.play import games
@@ -130,8 +130,8 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     library = "custom" if is_custom(agent.game) else args.env
     film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{library}.gif"
     check_film(film)
-    words = rules.describe(atari=not is_custom(agent.game))
-    say(f"{agent.origin}: {args.episodes} games, {words}")
+    words = rules.describe(atari=is_atari(agent.game))
+    say(f"{agent.origin}: {args.episodes} game{'s' * (args.episodes > 1)}, {words}")
     content = b""  # of the film, where it was made elsewhere
     if args.collectors:
         played, content = _play_elsewhere(agent, args, rules, film.suffix)
@@ -156,7 +156,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     if args.json:
         origin = os.path.abspath(agent.origin)
         facts = {"game": played.game, "checkpoint": origin, "protocol": words, "env": played.backend}
-        scores = {"human_normalized": share, "scores": played.scores.tolist()}
+        scores = {"cut_off": played.cut_off, "human_normalized": share, "scores": played.scores.tolist()}
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.json, json.dumps(facts | played.figures() | scores, indent=2) + "\n")

@@ -276,7 +276,7 @@ def _labels(groups: Sequence[Sequence[MeasuredRun]], args: Arguments) -> list[st
     if not args.labels:
         return name_groups(groups)
     if len(args.labels) != len(groups):
-        lines = "; ".join(", ".join(run.name for run in group) for group in groups)
+        lines = "; ".join(group[0].line or ", ".join(run.name for run in group) for group in groups)
         raise ConfigError(f"--labels has {len(args.labels)} for {len(groups)} lines; give one for each of: {lines}")
     return list(args.labels)
 

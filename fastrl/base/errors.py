@@ -43,4 +43,4 @@ def in_words(error: BaseException) -> str:
 def damaged(path: Path, error: object) -> DamageError:
     """Return the error to raise for a file that cannot be read for this reason."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DamageError(f"{path} cannot be read ({reason}); use another checkpoint of the run")
+    return DamageError(f"{path} cannot be read ({reason}); use another checkpoint of the run with --checkpoint NAME")

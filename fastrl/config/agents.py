@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from fastrl.base.errors import ConfigError
 from fastrl.config.settings import REPLACES, DQNConfig
-from fastrl.envs.names import is_custom
+from fastrl.envs.names import is_atari
 
 AgentName = Literal["dqn2015", "double", "dueling", "rainbow", "c51", "qr-dqn", "iqn", "m-dqn"]
 
@@ -158,7 +158,7 @@ def with_agent(config: DQNConfig, name: str, given: Mapping[str, Any] = MappingP
         raise ConfigError(f"--agent is {name!r}; {remedy}")
     agent = AGENTS[name]
     settings = dict(agent.settings)
-    if config.game != "catch" and not is_custom(config.game):
+    if is_atari(config.game):
         settings |= agent.atari
     said = {"head", *given} if "distributional" in given else set(given)
     for schedule, replaced in REPLACES.items():

@@ -150,6 +150,11 @@ def is_custom(game: str) -> bool:
     return ":" in game
 
 
+def is_atari(game: str) -> bool:
+    """Whether a plain name is that of an Atari game, which a protocol's rules apply to."""
+    return game != "catch" and not is_custom(game)
+
+
 def same_game(one: str, other: str) -> bool:
     """Whether two names may stand for one game: a custom environment may have moved to another module."""
     return one == other or (is_custom(one) and is_custom(other))

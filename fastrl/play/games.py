@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fastrl.base.checks import at_least
 from fastrl.base.errors import ConfigError, RunError, Stopped
 from fastrl.envs.make import Backend, make_envs
-from fastrl.envs.names import MakeEnv, game_name, is_custom, name_of
+from fastrl.envs.names import MakeEnv, game_name, is_atari, is_custom, name_of
 from fastrl.envs.rules import EvaluationRules
 from fastrl.envs.step import GameEnvs
 from fastrl.film.camera import Camera, Show
@@ -78,17 +78,23 @@ class Games:
         """Highest score."""
         return float(self.scores.max())
 
+    @property
+    def cut_off(self) -> int:
+        """Games that the rules' limit of steps ended."""
+        return int((self.lengths >= self.rules.max_steps).sum())
+
     def figures(self) -> dict[str, float]:
         """Return the five figures by name."""
         return {name: getattr(self, name) for name in ("mean", "median", "std", "min", "max")}
 
     def summary(self) -> str:
         """Return the figures in one line."""
+        cut = f", {self.cut_off} cut off at {self.rules.max_steps:,}" if self.cut_off else ""
         return (
             f"{self.game}: mean {self.mean:,.1f}, median {self.median:,.1f}, std {self.std:,.1f}, "
-            f"min {self.min:,.1f}, max {self.max:,.1f} over {len(self.scores)} games "
-            f"of {self.lengths.mean():,.0f} steps on average "
-            + ("(custom)" if self.backend == "custom" else f"({self.backend}, protocol {self.rules.protocol_name})")
+            f"min {self.min:,.1f}, max {self.max:,.1f} over {len(self.scores)} game{'s' * (len(self.scores) > 1)} "
+            f"of {self.lengths.mean():,.0f} steps on average{cut} "
+            + (f"({self.backend}, protocol {self.rules.protocol_name})" if is_atari(self.game) else f"({self.backend})")
         )
 
 

@@ -143,8 +143,14 @@ def whole_rows(lines: csv.DictReader[str], path: Path, before: int = 0) -> list[
     Raises
     ------
     ConfigError
-        If another row has more cells or fewer; the message names the file and the line.
+        If another row has more cells or fewer, two columns have one name, or something else than a comma separates
+        cells; the message names the file.
     """
+    names = list(lines.fieldnames or [])
+    if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+        raise ConfigError(f"{path} has several columns named {', '.join(map(printable, twice))}; rename all but one")
+    if len(names) == 1 and (other := [mark for mark in (";", "\t") if mark in names[0]]):
+        raise ConfigError(f"{path} separates its cells by {other[0]!r}; give commas, and points in numbers")
     rows: list[dict[str, str]] = []
     short: ConfigError | None = None
     for row in lines:

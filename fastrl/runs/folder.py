@@ -14,6 +14,7 @@ import shlex
 import shutil
 import socket
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Self, TypeVar
 
@@ -21,6 +22,7 @@ from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError, DamageError, RunError
 from fastrl.base.files import why_no_place, write_atomically
 from fastrl.base.launch import launcher
+from fastrl.base.ranges import fields_of
 from fastrl.config import DQNConfig, RunConfig, from_record, read_record, to_record
 from fastrl.runs import checkpoints
 
@@ -87,12 +89,12 @@ class RunFolder:
             raise self._exists() from None
         except OSError as error:
             raise no_place_for_runs(config, error.strerror or str(error)) from error
+        if self._lock is None:
+            self.lock()
         write_atomically(self / "config.json", json.dumps(to_record(config), indent=2) + "\n")
         write_atomically(self / "versions.json", json.dumps(versions(), indent=2) + "\n")
         with (self / "commands.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(_command_line() + "\n")
-        if self._lock is None:
-            self.lock()
 
     def reopen(self, config: Settings) -> Settings:
         """Lock the folder of a run that is resumed, and put in order what was left; nothing else is written.
@@ -129,6 +131,32 @@ class RunFolder:
         self.recover()
         return config.replace(runs_dir=known.runs_dir, name=known.name)
 
+    def ended(self, config: RunConfig, may_change: Collection[str], longer: str) -> None:
+        """Refuse new settings of a run that has ended: nothing would play by them, and they would be on record.
+
+        Parameters
+        ----------
+        config : RunConfig
+            Settings that the run is resumed with.
+        may_change : collection of str
+            Settings that say nothing of how the run was trained.
+        longer : str
+            What lets the run go on.
+
+        Raises
+        ------
+        ConfigError
+            If any other setting is not as recorded.
+        """
+        known = load_config(self)
+        fields = [field for field in fields_of(type(config)) if field.name not in {"runs_dir", "name", *may_change}]
+        other = [field.flag for field in fields if getattr(config, field.name) != getattr(known, field.name)]
+        if other:
+            raise ConfigError(
+                f"{self} has ended, so another {', '.join(other)} would change nothing but its record; leave that out, "
+                f"or {longer}"
+            )
+
     def stays(self, setting: str, value: object) -> ConfigError:
         """Return the error to raise where ``runs_dir`` or ``name`` would name another folder for a resumed run."""
         return ConfigError(
@@ -153,13 +181,8 @@ class RunFolder:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it with the process, however it ends
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise ConfigError(
-                f"{self} belongs to {holder}, which is still running there; wait for it or stop it, or start a run of "
-                "another --name"
-            ) from None
+            with file:
+                raise self._belongs_to(file) from None
         except OSError:  # a file system without locks
             self._lock = file
             return
@@ -196,7 +219,7 @@ class RunFolder:
             return self.checkpoints / known[-1]
         if name != "newest" and (self.checkpoints / name / "state.json").exists():
             return self.checkpoints / name
-        if (self.checkpoints / checkpoints.BEST / "state.json").exists():
+        if self._has_best():
             known.append(checkpoints.BEST)
         there_is = f"there is {', '.join(known)}" if known else "the run has none yet"
         raise ConfigError(f"{self} has no checkpoint {name!r}; {there_is}")
@@ -273,6 +296,8 @@ class RunFolder:
         """Words on how the run continues: the command, or without a checkpoint how to start anew."""
         if self.numbered():
             return f"resume with: {self.resume_command}"
+        if self._has_best():
+            return "start anew with another --name: it has no checkpoint to resume from, but its best network"
         return f"start anew with another --name, or delete {shlex.quote(str(self))}: it has no checkpoint yet"
 
     def unwritable(self, error: BaseException) -> RunError | None:
@@ -287,9 +312,33 @@ class RunFolder:
         return RunError(f"{self} cannot be written to ({reason}); {remedy}, then {self.how_to_resume}")
 
     def _exists(self) -> ConfigError:
+        try:
+            with (self / "lock").open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return self._belongs_to(file)
+        except OSError:  # no lock, or a file system without locks
+            pass
         quoted = shlex.quote(str(self))
-        other = f"resume it with --resume {quoted}" if self.numbered() else f"delete {quoted}, which has no checkpoint"
-        return ConfigError(f"{self} exists already; give another --name, or {other}")
+        if self.numbered():
+            other = f", or resume it with --resume {quoted}"
+        elif self._has_best():
+            other = "; it has no checkpoint to resume from, but its best network"
+        else:
+            other = f", or delete {quoted}, which has no checkpoint"
+        return ConfigError(f"{self} exists already; give another --name{other}")
+
+    def _belongs_to(self, lock: IO[str]) -> ConfigError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        return ConfigError(
+            f"{self} belongs to {holder}, which is still running there; wait for it or stop it, or start a run of "
+            "another --name"
+        )
+
+    def _has_best(self) -> bool:
+        return (self.checkpoints / checkpoints.BEST / "state.json").exists()
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -67,6 +67,8 @@ def train(config: SarsaConfig, *, resume: str | os.PathLike[str] | None = None, 
             if resume is not None:
                 config = folder.reopen(config)
             run = SarsaRun(config, folder, stop, resume=resume is not None)
+            if run.over:
+                folder.ended(config, {"films"}, "start a new run")
             folder.open(config, new=resume is None)
             run.play(quiet)
             return run
@@ -107,6 +109,11 @@ class SarsaRun:
             self._found, self._notes = folder.newest_whole()
             self._restore(self._found)
 
+    @property
+    def over(self) -> bool:
+        """Whether no task is left."""
+        return self._task == len(self._tasks)
+
     def _restore(self, found: Path) -> None:
         try:
             state = json.loads((found / "state.json").read_text(encoding="utf-8"))
@@ -138,7 +145,7 @@ class SarsaRun:
                 for note in [*self._notes, *self.folder.set_aside(self._found)]:
                     self._reporter.line(note)
                 self._reporter.line(f"resuming from {self._found}")
-                if self._task == len(self._tasks):
+                if self.over:
                     self._reporter.line("the run has ended: nothing is left to play")
             else:
                 self._save(None)

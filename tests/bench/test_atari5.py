@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -39,6 +40,13 @@ def test_humans_have_one_score_and_no_spread(tmp_path, capsys):
     assert "| battle_zone | 1 | 4 | 37,187.5 | 100.0% |" in out
 
 
+def test_games_below_random_play_are_said_to_count_as_nothing(tmp_path, capsys):
+    out, (middle, *_) = said(human(tmp_path, qbert=[0.0], phoenix=[10.0]), capsys)
+    assert middle == pytest.approx(101 ** (0.9653 - 0.0805 - 0.1241) - 1, abs=0.05)
+    assert "counted as 0 %: phoenix, qbert." in out
+    assert "counted as 0 %" not in said(human(tmp_path), capsys)[0]
+
+
 def test_scores_that_spread_have_an_interval_around_the_score(tmp_path, capsys):
     _, (middle, low, high) = said(human(tmp_path, battle_zone=[2_360.0, 37_187.5] * 50), capsys)
     assert middle == pytest.approx(101**0.5833 * 51**0.382 - 1, abs=0.05)
@@ -68,6 +76,10 @@ def test_seeds_are_summarised_by_their_interquartile_mean(tmp_path, capsys):
         (lambda folder, files: [*files, write(folder, "qbert", [1.0], name="again")], "of one checkpoint.*give one"),
         (lambda folder, files: [*files, files[-1]], "of one checkpoint.*give one"),
         (lambda folder, files: [*files, write(folder, "qbert", [], seed=1)], "has no scores"),
+        (lambda folder, files: [*files, write(folder, "qbert", [1.0, math.nan], seed=1)], "no finite numbers"),
+        (lambda folder, files: [*files, write(folder, "qbert", ["1"], seed=1)], "no finite numbers"),
+        (lambda folder, files: [*files, write(folder, "qbert", [[1.0]], seed=1)], "no finite numbers"),
+        (lambda folder, files: [*files, write(folder, "qbert", 1.0, seed=1)], "cannot be read as scores"),
         (lambda folder, files: [*files, folder / "none.json"], "cannot be read.*fastrl.evaluate RUN --json"),
         (lambda folder, files: [*files, folder], "cannot be read"),
     ],

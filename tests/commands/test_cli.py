@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import pytest
 
+import fastrl
 from fastrl.base.errors import ConfigError
 from fastrl.base.ranges import AtLeast, check
-from fastrl.cli import read, refuse_others, show_help, texts_of
+from fastrl.cli import read, refuse_others, run_command, show_help, texts_of
 from fastrl.config import DQNConfig, SarsaConfig
 
 
@@ -110,6 +111,9 @@ def test_what_is_given_is_read_and_nothing_else(line, words, given):
         ("--size 4", "--size: expected 2 arguments; --help lists"),
         ("--seed x", "--seed is 'x'; give a whole number"),
         ("--seed 1.5", "--seed is '1.5'; give a whole number"),
+        ("--seed 1e-3", "--seed is '1e-3'; give a whole number"),
+        ("--seed e", "--seed is 'e'; give a whole number"),
+        ("--seed 1e999", "--seed is '1e999'; give a whole number"),
         ("--seed None", "--seed is 'None'; give a whole number"),
         ("--batch-size x", "--batch-size is 'x'; give a whole number"),
         ("--rate x", "--rate is 'x'; give a number"),
@@ -123,11 +127,32 @@ def test_what_cannot_be_read_is_one_line_with_the_nearest_remedy(line, message):
     assert "\n" not in str(refused.value)
 
 
+def test_a_whole_number_may_have_an_exponent():
+    seed = read(["--seed", "2e6"], Flags).given["seed"]
+    assert (seed, type(seed)) == (2_000_000, int)
+
+
 def test_one_word_is_asked_for():
     assert read(["--seed", "2"], Flags).word is None
     assert read(["a", "--seed", "2"], Flags).word == "a"
     with pytest.raises(ConfigError, match="'b' is one word too many after 'a'; --help lists"):
         _ = read(["a", "--seed", "2", "b"], Flags).word
+
+
+def test_a_folder_that_hides_the_package_is_named(tmp_path, monkeypatch, capsys):
+    """As where a clone's parent is the current folder: Python takes the clone for a package without a file."""
+
+    def main(arguments):
+        raise ImportError("cannot import name '__version__' from 'fastrl' (unknown location)")
+
+    monkeypatch.setattr(fastrl, "__file__", None)
+    monkeypatch.setattr(fastrl, "__path__", [str(tmp_path / "fastrl")])
+    with pytest.raises(SystemExit, match="2"):
+        run_command(main, "train", [])
+    assert (
+        f"train: error: the folder {tmp_path / 'fastrl'} hides the package of its name; change"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_flag_of_another_kind_of_run_is_refused():

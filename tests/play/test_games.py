@@ -90,6 +90,8 @@ def test_the_cap_counts_the_steps_of_the_whole_game(backend):
     act = Random(4)
     games = play_games("breakout", act, 2, seed=1, backend=backend, rules=rules)
     assert games.lengths.tolist() == [60, 60]
+    assert games.cut_off == 2
+    assert "of 60 steps on average, 2 cut off at 60 (" in games.summary()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -286,6 +288,7 @@ def test_the_figures_are_those_of_the_scores():
     assert "\n" not in summary
     for part in ("pong", "mean 3.0", "median 2.0", "3 games", "20 steps", "envpool"):
         assert part in summary
+    assert (games.cut_off, "cut off" in summary) == (0, False)
 
 
 def test_a_protocol_says_what_it_is():

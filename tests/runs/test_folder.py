@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -60,6 +61,26 @@ def test_another_process_is_kept_out_until_the_folder_is_closed(tmp_path):
     assert held.returncode != 0
     assert "which is still running there" in held.stderr
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+
+
+def test_the_name_of_a_run_that_is_going_on_names_its_process(tmp_path):
+    config = DQNConfig(game="catch", runs_dir=str(tmp_path), name="a")
+    with contextlib.closing(RunFolder.new(config, "catch")) as folder:
+        folder.open(config, new=True)
+        with pytest.raises(ConfigError, match=rf"a belongs to process {os.getpid()} .*, which is still running there"):
+            RunFolder.new(config, "catch")
+        with pytest.raises(ConfigError, match=r"a belongs to process"):
+            RunFolder(tmp_path / "a").open(config, new=True)
+
+
+def test_no_message_tells_to_delete_the_best_network(tmp_path):
+    config = DQNConfig(game="catch", runs_dir=str(tmp_path), name="a")
+    checkpoints.write_checkpoint(tmp_path / "a", "best", {"frames": 1}, {"a": np.arange(3)})
+    with pytest.raises(
+        ConfigError, match=r"exists already; give another --name; it has no checkpoint to resume from, but"
+    ):
+        RunFolder.new(config, "catch")
+    assert "delete" not in RunFolder(tmp_path / "a").how_to_resume
 
 
 def test_newest_best_and_a_folders_own_name_are_found(tmp_path):

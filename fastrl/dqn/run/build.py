@@ -74,7 +74,7 @@ def find_replay(
                 earlier, config, envs, device, warm_up_steps, grow=grow, run_folder=run_folder, peers=peers
             )
         except DamageError as error:
-            notes.append(f"{error}; resuming with an empty replay")
+            notes.append(f"{str(error).partition(';')[0]}; resuming with an empty replay")
     if peers.every(loaded is not None) and loaded is not None:
         return FoundReplay(*loaded, earlier)
     if loaded is not None:

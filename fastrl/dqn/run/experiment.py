@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -41,12 +41,18 @@ from fastrl.dqn.schedules import Schedules
 from fastrl.dqn.tune import OPEN, Shapes, settle
 from fastrl.envs.frames import in_words, stacked_shape
 from fastrl.envs.masks import have_masks
-from fastrl.envs.names import is_custom, refuse_while_loading, same_game
+from fastrl.envs.names import is_atari, is_custom, refuse_while_loading, same_game
 from fastrl.envs.step import Envs
 from fastrl.runs import checkpoints
 from fastrl.runs.folder import RunFolder, load_dqn_config
 from fastrl.runs.report import NoReporter, Reporter
 
+MAY_CHANGE = frozenset(
+    "game films device total_frames total_samples env_threads ray_address collector_timeout frame_store compile "
+    "precision torch_threads kernels log_every_frames evaluate_every_frames evaluate_episodes final_episodes "
+    "checkpoint_every_frames checkpoint_every_minutes keep_checkpoints checkpoint_replay".split()
+)
+"""Settings of a run that has ended which may still be others: its last evaluation may be left to play."""
 SEEN_SECONDS = 60.0
 """Until a folder made on one machine is seen on another, which remembers for a while that there was none."""
 
@@ -201,6 +207,8 @@ class Run(Loop):
         if is_custom(config.game) and not config.collectors:
             collector.open_games()  # which may fail, and only then says whether there are action masks
         envs = collector.envs
+        if (had := state.get("network", {}).get("num_actions", envs.num_actions)) != envs.num_actions:
+            _refuse_other_actions(config, found, had, envs.num_actions)
         if new:  # one that was trained so goes on so
             _refuse_two_stacks(config, envs)
         part = peers.part(config)
@@ -254,6 +262,8 @@ class Run(Loop):
         )
         self._last.callback(self.saver.wait)
         games_continue = found is not None and self._restore(found, mine, pace=replay.earlier is not None)
+        if not new and self.over:
+            peers.shared(lambda: folder.ended(self.config, MAY_CHANGE, f"give a larger {self._longer}"))
         if config.collectors:
             collector.open_games()  # which may fail: before anything is written
         peers.wait()  # for all learners, any of which may refuse something: before anything is written
@@ -268,7 +278,7 @@ class Run(Loop):
         )
         if not peers.leads:
             _must_see(folder)
-        rules = f", protocol {config.protocol_name}"
+        rules = f", protocol {config.protocol_name}" if is_atari(config.game) else ""
         if is_custom(config.game):
             trunk = getattr(learner.online.trunk, "words", config.trunk)
             rules = f", frames {in_words(envs.frame_shape)} stacked {config.stack} high, trunk {trunk}"
@@ -300,8 +310,12 @@ class Run(Loop):
         games = "games continue" if games_continue else "games start anew"
         self.reporter.line(f"resuming after {self.frames:,} frames from {found}, {kept}; {games}")
         if self.over:
-            flag = "--total-frames" if self.frames >= self.config.total_frames else "--total-samples"
-            self.reporter.line(f"the run has ended: nothing is left to play; a larger {flag} makes it longer")
+            self.reporter.line(f"the run has ended: nothing is left to play; a larger {self._longer} makes it longer")
+
+    @property
+    def _longer(self) -> str:
+        """The flag that lets a run go on that has ended."""
+        return "--total-frames" if self.frames >= self.config.total_frames else "--total-samples"
 
     def _restore(self, found: Path, mine: Path | None, *, pace: bool) -> bool:
         """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue.
@@ -450,6 +464,14 @@ def _schedules_before(folder: RunFolder) -> dict[str, Any]:
     """Return the state of the schedules of a checkpoint that holds none: an older version saved it."""
     total = load_dqn_config(folder).total_frames
     return {"planned_frames": total, "total_frames": total, "beta_from": None}
+
+
+def _refuse_other_actions(config: DQNConfig, found: Path | None, had: int, has: int) -> NoReturn:
+    said = f"the environment has {has} actions, and {found} learned {had}"
+    if is_custom(config.game):
+        raise ConfigError(f"{said}; give the environment that it was trained on")
+    flag = "--no-full-action-set" if config.full_action_set else "--full-action-set"
+    raise ConfigError(f"{said}; --full-action-set is {config.full_action_set} now: add {flag}")
 
 
 def _refuse_two_stacks(config: DQNConfig, envs: Envs) -> None:

@@ -110,6 +110,40 @@ def test_a_run_that_has_ended_ends_again_as_it_was_and_says_so(tmp_path, capsys)
     assert longer.evaluation.last is not None
 
 
+def test_an_ended_run_keeps_the_settings_that_it_was_trained_with(tmp_path):
+    config = CONFIG.replace(total_frames=600)
+    play(tmp_path / "run", config=config)
+    before = [(tmp_path / "run" / name).read_bytes() for name in ("config.json", "commands.txt")]
+    with pytest.raises(ConfigError, match=r"has ended, so another --seed, --gamma would change .* larger --total-fr"):
+        play(tmp_path / "run", config=config.replace(seed=9, gamma=0.5), resume=True)
+    assert [(tmp_path / "run" / name).read_bytes() for name in ("config.json", "commands.txt")] == before
+    play(tmp_path / "run", config=config.replace(final_episodes=2, torch_threads=1), resume=True)
+    play(tmp_path / "run", config=config.replace(gamma=0.5, total_frames=700), resume=True)
+
+
+def test_an_ended_run_of_sarsa_keeps_its_settings(tmp_path):
+    config = SarsaConfig(runs_dir=str(tmp_path), name="run", learners=4, episodes=3, films=False, version="v0")
+    sarsa_run.train(config, quiet=True)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"has ended, so another --seed would change .*, or start a new run"):
+        sarsa_run.train(config.replace(seed=9), resume=tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    sarsa_run.train(config, resume=tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("full", "words"), [(True, "is True now: add --no-full-action-set"), (False, "is False now: add --full-action-set")]
+)
+def test_another_number_of_actions_is_named_with_its_cause(tmp_path, monkeypatch, full, words):
+    config = CONFIG.replace(total_frames=600)
+    play(tmp_path / "run", config=config)
+    monkeypatch.setattr(NumberGames, "num_actions", 9)
+    with pytest.raises(
+        ConfigError, match=rf"the environment has 9 actions, and .* learned 3; --full-action-set {words}"
+    ):
+        play(tmp_path / "run", config=config.replace(full_action_set=full, total_frames=700), resume=True)
+
+
 def test_a_run_is_not_resumed_with_fewer_frames_than_it_has_played(tmp_path):
     played = play(tmp_path / "run", config=CONFIG.replace(total_frames=600)).frames
     before = (tmp_path / "run" / "config.json").read_bytes()
