@@ -35,6 +35,7 @@ from fastrl.envs.names import is_atari, is_custom
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
 from fastrl.film.video import check_film, write_content, write_film
 from fastrl.play import games
+from fastrl.play.acting import telling
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import: not before the flags are read
     from fastrl.dqn.agent import Agent
@@ -138,7 +139,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     else:
         played = games.play_games(
             agent.game,
-            greedy(agent.network),
+            telling(greedy(agent.network), say),
             args.episodes,
             seed=args.seed,
             rules=rules,

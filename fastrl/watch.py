@@ -31,6 +31,7 @@ from fastrl.envs.names import is_custom
 from fastrl.envs.rules import ProtocolName
 from fastrl.film.video import PICTURES_PER_SECOND, check_film, write_film
 from fastrl.play import games
+from fastrl.play.acting import telling
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, pygame is for windows: not before the flags are read
     from fastrl.dqn.agent import Agent
@@ -143,6 +144,8 @@ def _play(agent: Agent, args: Arguments, window: Window | None, stop: Stop) -> I
     from fastrl.dqn.agent import greedy, rules_for
 
     q_values = greedy(agent.network)
+    if window is None:
+        q_values = telling(q_values, say)
 
     def act(stacks: npt.NDArray[Any]) -> npt.ArrayLike:
         stop.check()

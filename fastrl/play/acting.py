@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,32 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.base.errors import ConfigError
+from fastrl.envs.frames import count
 from fastrl.envs.masks import nth_allowed, only_allowed
 
 Act = Callable[[Any], npt.ArrayLike]
 """Stacks [n, stack, *frame] to actions [n] integers, or to Q-values [n, A] floats, of which the highest is taken (of
 the actions that the game allows, where it gives masks; one of -inf never is); n is the number of games in progress.
 Stacks of several arrays are a dict, by name."""
+
+TOLD_SECONDS = 30.0
+"""Between two lines of `telling`."""
+
+
+def telling(act: Act, say: Callable[[str], None]) -> Act:
+    """Return an act function that does the same, and says every `TOLD_SECONDS` how far the games are."""
+    steps, told = 0, time.monotonic()
+
+    def tell_and_act(stacks: Any) -> npt.ArrayLike:
+        nonlocal steps, told
+        playing = count(stacks)
+        steps += playing
+        if time.monotonic() - told >= TOLD_SECONDS:
+            told = time.monotonic()
+            say(f"{steps:,} steps played, {playing} game{'s' * (playing > 1)} in progress")
+        return act(stacks)
+
+    return tell_and_act
 
 
 class Epsilon:

@@ -5,6 +5,7 @@ import pytest
 
 from fastrl.envs.step import Step
 from fastrl.film.camera import Camera
+from fastrl.play import acting
 from fastrl.play.acting import Epsilon
 from fastrl.play.loop import play_whole_games
 
@@ -279,3 +280,13 @@ def test_a_picture_comes_with_the_decision_made_in_it_and_the_last_one_with_none
     expected = [(step, [step, 2.0 * step + 1], 1) for step in range(3)]
     ends = kind in ("stands", "whole", "single")
     assert camera.decisions == [*expected, *([(3, None, None)] if ends else [])]
+
+
+def test_how_far_games_are_is_said_now_and_then(monkeypatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(acting.time, "monotonic", lambda: now[0])
+    act = acting.telling(lambda stacks: stacks[:, 0], said.append)
+    for at, playing in ((10.0, 3), (30.0, 3), (59.0, 2), (60.0, 1)):
+        now[0] = at
+        assert act(np.full((playing, 1), at)).tolist() == [at] * playing
+    assert said == ["6 steps played, 3 games in progress", "9 steps played, 1 game in progress"]
