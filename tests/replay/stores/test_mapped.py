@@ -82,6 +82,7 @@ def test_a_file_that_is_there_is_not_overwritten_and_one_that_is_missing_is_not_
 @pytest.mark.parametrize("lacks", ["nothing", "O_TMPFILE"])
 def test_a_file_without_a_name_is_in_no_folder_and_gives_its_room_back(tmp_path, monkeypatch, lacks):
     monkeypatch.setattr("tempfile._O_TMPFILE_WORKS", lacks == "nothing")
+    gc.collect()  # what other tests have left behind
     opened = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
     frames = np.arange(12_288, dtype=np.uint8).reshape(3, 4096)
     nameless = MmapStore(1000, (4096,), UINT8, path=tmp_path, named=False)
