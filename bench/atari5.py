@@ -110,13 +110,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="of `fastrl.evaluate --json`")
     games = by_game(map(read, parser.parse_args(arguments).files))
     print("| game | seeds | games | score | human-normalised |\n| --- | --- | --- | --- | --- |")
-    means = {}
+    means, below = {}, []
     for name, seeds in games.items():
         means[name] = np.array([seed.scores.mean() for seed in seeds])
         middle, count = float(interquartile_mean(means[name])), sum(seed.scores.size for seed in seeds)
-        print(f"| {name} | {len(seeds)} | {count} | {middle:,.1f} | {human_normalized(name, middle):.1%} |")
+        share = human_normalized(name, middle)
+        print(f"| {name} | {len(seeds)} | {count} | {middle:,.1f} | {share:.1%} |")
+        if share <= 0:
+            below.append(name)
     low, high = interval(games)
-    below = [name for name, found in means.items() if human_normalized(name, float(interquartile_mean(found))) <= 0]
     protocol = next(iter(games.values()))[0].protocol
     print(f"\nAtari-5: {score(means):.1f} [{low:.1f}, {high:.1f}]; {protocol}")
     if below:
