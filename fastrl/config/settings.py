@@ -385,6 +385,12 @@ class DQNConfig(Rules, RunConfig):
         return self.gamma_schedule or ((0, self.gamma),)
 
     @property
+    def largest_return(self) -> float:
+        """The largest return that clipped rewards allow, 1 / (1 - gamma); infinity where they are not clipped."""
+        gamma = max(gamma for _, gamma in self.gamma_points)
+        return 1 / (1 - gamma) if self.reward_clip and gamma < 1 else math.inf
+
+    @property
     def learning_rate_points(self) -> Schedule:
         """The schedule of the step size, also where the three other settings give it."""
         end = self.learning_rate if self.learning_rate_end is None else self.learning_rate_end

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrl.base.errors import ConfigError
-from fastrl.dqn.loss import categorical_divergence, categorical_target, huber, quantile_huber
+from fastrl.dqn.loss import bootstrapped, categorical_divergence, categorical_target, huber, quantile_huber
 
 
 class Head(nn.Module, ABC):
@@ -61,6 +61,7 @@ class Head(nn.Module, ABC):
         discount_t: Tensor,
         returns_t: Tensor,
         delta: float,
+        largest: float,
         taus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return losses [B], and errors [B], which become priorities.
@@ -75,6 +76,8 @@ class Head(nn.Module, ABC):
             What takes over, as `returns` gives it, of one action: [B], or [B, K].
         delta : float
             Error at which a Huber loss turns from quadratic to linear.
+        largest : float
+            The largest return that rewards allow, to which targets are clipped, or infinity.
         taus : Tensor, optional
             [B, samples] float32; the random numbers that the outputs were made with.
         """
@@ -99,9 +102,10 @@ class Expected(Head):
         discount_t: Tensor,
         returns_t: Tensor,
         delta: float,
+        largest: float,
         taus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        td = (reward_t + discount_t * returns_t).detach() - out_tm1
+        td = bootstrapped(reward_t, discount_t, returns_t, largest).detach() - out_tm1
         return huber(td, delta), td.abs()
 
 
@@ -130,6 +134,7 @@ class Categorical(Head):
         discount_t: Tensor,
         returns_t: Tensor,
         delta: float,
+        largest: float,
         taus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         target = categorical_target(reward_t, discount_t, returns_t, self.support)
@@ -163,9 +168,10 @@ class Quantile(Head):
         discount_t: Tensor,
         returns_t: Tensor,
         delta: float,
+        largest: float,
         taus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        target = reward_t.unsqueeze(1) + discount_t.unsqueeze(1) * returns_t
+        target = bootstrapped(reward_t, discount_t, returns_t, largest)
         error = (target.mean(dim=1) - out_tm1.mean(dim=1)).abs()
         return quantile_huber(out_tm1, target, self.taus if taus is None else taus, delta), error
 

@@ -205,6 +205,7 @@ class Learner:
         config, online, target = self.config, self.online, self.target
         device, bfloat16 = self.device, self.precision == "bfloat16"
         head, select_online = online.head, config.double and not config.munchausen
+        largest = config.largest_return
 
         trunk = self._trunk = self._fast_trunk(bfloat16)
         copies = [None if trunk is None or config.noisy else trunk.copy_of(p) for p in self._params]
@@ -264,7 +265,7 @@ class Learner:
                     out_select = behind(online, x_t, noise=noise_select) if select_online else out_t
                     returns_t = head.returns(taken(out_t, best(online.values(out_select), mask_t)))
             losses, errors = head.loss(
-                taken(out_tm1, action_tm1), reward_t, discount_t, returns_t, config.huber_delta, taus_tm1
+                taken(out_tm1, action_tm1), reward_t, discount_t, returns_t, config.huber_delta, largest, taus_tm1
             )
             value, errors = weighted_mean(losses, weight), errors.detach()
             q_max = allowed(q_tm1, mask_tm1).max()

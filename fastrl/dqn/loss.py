@@ -7,6 +7,8 @@ gamma to the number of steps really taken, and 0 after termination: no ``done`` 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +44,27 @@ def huber(td: Tensor, delta: float) -> Tensor:
     With delta = 1 its gradient is the clipped TD error of Mnih et al. 2015.
     """
     return F.huber_loss(td, td.new_zeros(()).expand_as(td), reduction="none", delta=delta)
+
+
+def bootstrapped(reward_t: Tensor, discount_t: Tensor, returns_t: Tensor, largest: float) -> Tensor:
+    """Return r + discount * z clipped to [-`largest`, `largest`], as [B] or [B, K].
+
+    Where values grow by bootstrapping on one another, the clip ends it (Andrychowicz et al. 2017, section 4.4, clip the
+    targets of their critic to the returns that are possible). It changes nothing where values are possible ones.
+
+    Parameters
+    ----------
+    reward_t, discount_t : Tensor
+        [B] float32; sum of discounted rewards over the n steps, and the discount of what follows.
+    returns_t : Tensor
+        [B] or [B, K] float32; values or quantiles z that take over.
+    largest : float
+        The largest return that rewards allow (`DQNConfig.largest_return`), or infinity.
+    """
+    if returns_t.dim() == 2:
+        reward_t, discount_t = reward_t.unsqueeze(1), discount_t.unsqueeze(1)
+    target = reward_t + discount_t * returns_t
+    return target if math.isinf(largest) else target.clamp(-largest, largest)
 
 
 def categorical_target(reward_t: Tensor, discount_t: Tensor, probs_t: Tensor, support: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ def test_the_gradient_of_a_heads_loss_is_that_of_differences_in_float64(name):
     reward, discount = torch.rand((2, 4), generator=generator, dtype=torch.float64)
     returns_t, taus = head.returns(out_t), torch.rand((4, N), generator=generator, dtype=torch.float64)
     out.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: head.loss(x, reward, discount, returns_t, 1.0, taus)[0], (out,))
+    assert torch.autograd.gradcheck(lambda x: head.loss(x, reward, discount, returns_t, 1.0, 100.0, taus)[0], (out,))
 
 
 @pytest.mark.parametrize("settings", ALL, ids=str)
