@@ -49,8 +49,8 @@ def huber(td: Tensor, delta: float) -> Tensor:
 def bootstrapped(reward_t: Tensor, discount_t: Tensor, returns_t: Tensor, largest: float) -> Tensor:
     """Return r + discount * z clipped to [-`largest`, `largest`], as [B] or [B, K].
 
-    Where values grow by bootstrapping on one another, the clip ends it (Andrychowicz et al. 2017, section 4.4, clip the
-    targets of their critic to the returns that are possible). It changes nothing where values are possible ones.
+    It changes nothing where values are returns that are possible, and bounds those that grow by bootstrapping on one
+    another (Andrychowicz et al. 2017, appendix A, clip the targets of their critic so).
 
     Parameters
     ----------

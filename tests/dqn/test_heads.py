@@ -122,8 +122,12 @@ class Loops:
         mine = np.atleast_1d(out_tm1[action]).astype(np.float64)
         return getattr(self, self.config.head)(mine, reward, discount, following, taus)
 
+    def target(self, reward, discount, z):
+        """Return r + discount * z, no further from 0 than a return can be."""
+        return min(max(reward + discount * z, -self.config.largest_return), self.config.largest_return)
+
     def expected(self, mine, reward, discount, following, taus):
-        td = reward + discount * following[0] - mine[0]
+        td = self.target(reward, discount, following[0]) - mine[0]
         return (td**2 / 2 if abs(td) <= 1 else abs(td) - 0.5), abs(td)
 
     def c51(self, mine, reward, discount, following, taus):
@@ -140,7 +144,7 @@ class Loops:
         return self.iqn(mine, reward, discount, following, MIDPOINTS)
 
     def iqn(self, mine, reward, discount, following, taus):
-        target, loss = [reward + discount * z for z in following], 0.0
+        target, loss = [self.target(reward, discount, z) for z in following], 0.0
         for tau, theta in zip(taus, mine, strict=True):
             for other in target:
                 u = other - theta
@@ -162,7 +166,24 @@ def spread(learner):
 @pytest.mark.parametrize("dueling", [True, False])
 @pytest.mark.parametrize("settings", ALL, ids=str)
 def test_losses_and_errors_are_those_of_loops(settings, dueling):
-    learner, batch = spread(make(TINY.replace(dueling=dueling, **settings))), make_batch()
+    check_against_loops(spread(make(TINY.replace(dueling=dueling, **settings))))
+
+
+@pytest.mark.parametrize("settings", ALL, ids=str)
+def test_targets_go_no_further_than_a_return_can(settings):
+    """Of rewards of 1 at most, discounted by 0.1; not where rewards are not clipped."""
+    clipped = spread(make(TINY.replace(gamma=0.1, **settings)))
+    errors = check_against_loops(clipped)
+    unclipped = check_against_loops(spread(make(TINY.replace(gamma=0.1, reward_clip=False, **settings))))
+    if clipped.config.head != "c51":  # whose returns have bounds of their own
+        assert (errors != unclipped).any()
+    else:
+        np.testing.assert_array_equal(errors, unclipped)
+
+
+def check_against_loops(learner):
+    """Check what a learner learns of one batch beside the loops, and return its errors [B]."""
+    batch = make_batch()
     online, target = copy.deepcopy((learner.online, learner.target))
     found = learner.learn(batch)[1]
     taus, noise = (learner._drawn[name].numpy() if name in learner._drawn else [None] * 3 for name in ("taus", "noise"))
@@ -176,6 +197,7 @@ def test_losses_and_errors_are_those_of_loops(settings, dueling):
         errors.append(error)
     np.testing.assert_allclose(found, errors, rtol=2e-4, atol=1e-5)
     assert learner.metrics()["train/loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    return found
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -1,10 +1,15 @@
 """The equations of Q-learning against numbers worked out by hand."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
 
+from fastrl.config import DQNConfig
 from fastrl.dqn.heads import Expected, Quantile
 from fastrl.dqn.loss import (
+    bootstrapped,
     categorical_divergence,
     categorical_target,
     huber,
@@ -26,7 +31,7 @@ def test_discount_alone_tells_running_truncated_and_terminated_apart():
     reward = torch.tensor([1 + 0.5 + 0.25, 1 + 0.5, 1 + 0.5])
     discount = torch.tensor([GAMMA**3, GAMMA**2, 0.0])
     value = torch.full((3,), 8.0)
-    _, error = Expected().loss(torch.zeros(3), reward, discount, value, 1.0)
+    _, error = Expected().loss(torch.zeros(3), reward, discount, value, 1.0, 100.0)
     assert error.tolist() == [1.75 + 1, 1.5 + 2, 1.5]
 
 
@@ -39,7 +44,7 @@ def test_td_error_is_target_less_value_and_only_the_taken_action_gets_gradient()
     q_tm1 = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], requires_grad=True)
     value_t = torch.tensor([5.0, 2.0], requires_grad=True)
     losses, errors = Expected().loss(
-        taken(q_tm1, torch.tensor([1, 2])), torch.zeros(2), torch.tensor([0.5, 0.5]), value_t, 1.0
+        taken(q_tm1, torch.tensor([1, 2])), torch.zeros(2), torch.tensor([0.5, 0.5]), value_t, 1.0, 100.0
     )
     assert errors.tolist() == [0.5, 5.0]  # 2.5 - 2, 1 - 6
     weighted_mean(losses, torch.ones(2)).backward()
@@ -176,12 +181,30 @@ def test_the_quantile_losses_gradient_is_that_of_differences_in_float64():
     assert torch.autograd.gradcheck(lambda t: quantile_huber(t, target, taus, 1.0), (theta,))
 
 
+def test_targets_are_clipped_to_the_largest_return_and_left_alone_without_one():
+    reward, discount = torch.tensor([1.0, -1.0, 0.5]), torch.tensor([0.99, 0.99, 0.0])
+    returns = torch.tensor([[150.0, 98.0], [-150.0, 3.0], [1e9, 1e9]])
+    wanted = [[100.0, 1 + 0.99 * 98], [-100.0, -1 + 0.99 * 3], [0.5, 0.5]]
+    torch.testing.assert_close(bootstrapped(reward, discount, returns, 100.0), torch.tensor(wanted))
+    torch.testing.assert_close(bootstrapped(reward, discount, returns[:, 0], 100.0), torch.tensor(wanted)[:, 0])
+    free = bootstrapped(reward, discount, returns, math.inf)
+    torch.testing.assert_close(free, reward[:, None] + discount[:, None] * returns)
+
+
+def test_the_largest_return_is_that_of_the_largest_discount_and_of_clipped_rewards():
+    assert DQNConfig(gamma=0.99).largest_return == pytest.approx(100)
+    assert DQNConfig(gamma_schedule=((0, 0.97), (1000, 0.997))).largest_return == pytest.approx(1000 / 3)
+    assert DQNConfig(gamma=0.5, reward_clip=False).largest_return == math.inf
+    assert DQNConfig(gamma=1.0).largest_return == math.inf
+
+
 def test_many_samples_of_a_return_are_learned_as_its_quantiles():
     samples = torch.distributions.Exponential(1.0).icdf((torch.arange(2000) + 0.5) / 2000)
     head, theta = Quantile(4), torch.zeros(1, 4, requires_grad=True)
     optimizer = torch.optim.Adam([theta], lr=0.02)
     for _ in range(800):
-        losses, _ = head.loss(theta, torch.zeros(1), torch.ones(1), samples[None], 0.01)  # nearly the plain quantiles
+        kappa = 0.01  # nearly the plain quantiles
+        losses, _ = head.loss(theta, torch.zeros(1), torch.ones(1), samples[None], kappa, 100.0)
         optimizer.zero_grad()
         losses.sum().backward()
         optimizer.step()
@@ -191,7 +214,7 @@ def test_many_samples_of_a_return_are_learned_as_its_quantiles():
 def test_the_error_of_quantiles_is_the_difference_of_the_means():
     theta = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
     returns = torch.tensor([[4.0, 8.0], [0.0, 2.0]])
-    losses, errors = Quantile(2).loss(theta, torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.5]), returns, 1.0)
+    losses, errors = Quantile(2).loss(theta, torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.5]), returns, 1.0, 100.0)
     assert errors.tolist() == [1 + 0.5 * 6 - 1, 0.0]  # 0.5 + 0.5 * 1 - 1
     assert losses[1] > 0
 
@@ -200,7 +223,8 @@ def test_each_quantile_has_a_gradient_of_the_size_of_the_huber_losses_whatever_t
     """All quantiles moved together, as a last layer's input moves them: half of the Huber loss's for each."""
     for n in (2, 32, 200):
         shift = torch.zeros(1, requires_grad=True)
-        losses, _ = Quantile(n).loss(shift + torch.zeros(1, n), torch.ones(1), torch.zeros(1), torch.zeros(1, n), 1.0)
+        reward, discount, returns = torch.ones(1), torch.zeros(1), torch.zeros(1, n)
+        losses, _ = Quantile(n).loss(shift + torch.zeros(1, n), reward, discount, returns, 1.0, 100.0)
         losses.sum().backward()
         torch.testing.assert_close(shift.grad, torch.tensor([-0.5 * n]))
 
