@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastrl.base.commands import program
-from fastrl.base.console import say
+from fastrl.base.console import counted, say
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.files import require_place, write_atomically
 from fastrl.base.ranges import Above, AtLeast, Between, Printable, check
@@ -132,7 +132,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{library}.gif"
     check_film(film)
     words = rules.describe(atari=is_atari(agent.game))
-    say(f"{agent.origin}: {args.episodes} game{'s' * (args.episodes > 1)}, {words}")
+    say(f"{agent.origin}: {counted(args.episodes, 'game')}, {words}")
     content = b""  # of the film, where it was made elsewhere
     if args.collectors:
         played, content = _play_elsewhere(agent, args, rules, film.suffix)

@@ -47,6 +47,11 @@ def showable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 game", "1,000 games"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def say(text: str) -> None:
     """Print a message; none is lost to letters that stdout has no code for."""
     with though_closed():

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastrl import __version__
 from fastrl.base.cache import cached, keep
+from fastrl.base.console import counted
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import busy_seconds, cpu_count, processor
 from fastrl.config import DQNConfig
@@ -154,7 +155,7 @@ def settle(
         choice, how = _chosen(config, shapes, choice, is_open, use_cache=mode == "cached")
     if earlier is not None and notes is not None:
         notes += _unsuited(choice)
-    threads = f"{choice.torch_threads} thread{'s' if choice.torch_threads > 1 else ''}"
+    threads = counted(choice.torch_threads, "thread")
     kernels = "" if config.trunk == "vector" else f", {KERNELS[choice.kernels]} kernels"
     return config.replace(**dataclasses.asdict(choice)), f" in {choice.precision}, {threads}{kernels}{how}"
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrl.base.console import counted
 from fastrl.base.errors import ConfigError
 from fastrl.envs.frames import count
 from fastrl.envs.masks import nth_allowed, only_allowed
@@ -32,7 +33,7 @@ def telling(act: Act, say: Callable[[str], None]) -> Act:
         steps += playing
         if time.monotonic() - told >= TOLD_SECONDS:
             told = time.monotonic()
-            say(f"{steps:,} steps played, {playing} game{'s' * (playing > 1)} in progress")
+            say(f"{steps:,} steps played, {counted(playing, 'game')} in progress")
         return act(stacks)
 
     return tell_and_act

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrl.base.checks import at_least
+from fastrl.base.console import counted
 from fastrl.base.errors import ConfigError, RunError, Stopped
 from fastrl.envs.make import Backend, make_envs
 from fastrl.envs.names import MakeEnv, game_name, is_atari, is_custom, name_of
@@ -92,7 +93,7 @@ class Games:
         cut = f", {self.cut_off} cut off at {self.rules.max_steps:,}" if self.cut_off else ""
         return (
             f"{self.game}: mean {self.mean:,.1f}, median {self.median:,.1f}, std {self.std:,.1f}, "
-            f"min {self.min:,.1f}, max {self.max:,.1f} over {len(self.scores)} game{'s' * (len(self.scores) > 1)} "
+            f"min {self.min:,.1f}, max {self.max:,.1f} over {counted(len(self.scores), 'game')} "
             f"of {self.lengths.mean():,.0f} steps on average{cut} "
             + (f"({self.backend}, protocol {self.rules.protocol_name})" if is_atari(self.game) else f"({self.backend})")
         )

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.base.console import printable
+from fastrl.base.console import counted, printable
 from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.config import read_record
@@ -160,7 +160,7 @@ def whole_rows(lines: csv.DictReader[str], path: Path, before: int = 0) -> list[
         cells = len(further) + sum(cell is not None for cell in row.values())
         if cells < len(row) or any(further):
             error = ConfigError(
-                f"{path} has {cells} cell{'s' * (cells > 1)} in line {before + lines.line_num}, and {len(row)} names "
+                f"{path} has {counted(cells, 'cell')} in line {before + lines.line_num}, and {len(row)} names "
                 "of columns; give each line a cell for every column, or take this line out"
             )
             if further:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrl.base.console import counted
 from fastrl.base.errors import DamageError
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback, TrainingRun, named
@@ -71,7 +72,7 @@ class Evaluation(Callback):
             run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
             return run.learner.q_values(stacks)
 
-        run.reporter.line(f"evaluating {episodes} games ...")
+        run.reporter.line(f"evaluating {counted(episodes, 'game')} ...")
         games = play_games(
             config.game,
             act,
