@@ -134,21 +134,25 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     words = rules.describe(atari=is_atari(agent.game))
     say(f"{agent.origin}: {counted(args.episodes, 'game')}, {words}")
     content = b""  # of the film, where it was made elsewhere
-    if args.collectors:
-        played, content = _play_elsewhere(agent, args, rules, film.suffix)
-    else:
-        played = games.play_games(
-            agent.game,
-            telling(greedy(agent.network), say),
-            args.episodes,
-            seed=args.seed,
-            rules=rules,
-            backend=args.env,
-            stack=agent.stack,
-            film=True,
-            bars=args.q_values,
-            masked=agent.masked,
-        )
+    try:
+        if args.collectors:
+            played, content = _play_elsewhere(agent, args, rules, film.suffix)
+        else:
+            played = games.play_games(
+                agent.game,
+                telling(greedy(agent.network), say),
+                args.episodes,
+                seed=args.seed,
+                rules=rules,
+                backend=args.env,
+                stack=agent.stack,
+                film=True,
+                bars=args.q_values,
+                masked=agent.masked,
+            )
+    except KeyboardInterrupt:
+        say("stopped; no score is given of the games that had ended: the short ones end first")
+        raise
     say(played.summary())
     share = human_normalized(played.game, played.mean)
     if share is not None:

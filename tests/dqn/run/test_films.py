@@ -479,6 +479,18 @@ def test_watch_says_why_it_shows_nothing(drawn_run, capsys, monkeypatch):
         watch.main([str(drawn_run), "--window"])
 
 
+def test_a_stopped_evaluation_says_why_it_gives_no_score(drawn_run, tmp_path, capsys, monkeypatch):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.games, "play_games", stopped)
+    scores = tmp_path / "scores.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([str(drawn_run), "--json", str(scores)])
+    assert "the short ones end first" in capsys.readouterr().out
+    assert not scores.exists()
+
+
 def test_watch_and_evaluate_fail_where_a_film_is_asked_for_and_the_environment_draws_none(
     drawn_run, monkeypatch, tmp_path
 ):
