@@ -93,7 +93,8 @@ class DQNConfig(Rules, RunConfig):
     env_threads: Annotated[int, Between(0, MOST_THREADS)] = 0
     """EnvPool's threads per group (0: one per CPU core that this process may use; in a collector one)."""
     reward_clip: bool = True
-    """Learn from the sign of the reward; reported scores are never clipped."""
+    """Learn from the sign of the reward, and clip targets to what such rewards can pay, 1 / (1 - gamma); reported
+    scores are never clipped."""
     max_episode_steps: Annotated[int, Between(1, MOST_STEPS_OF_A_GAME)] = 27_000
     """A game is cut off after N agent steps (27,000 = 108,000 frames)."""
     dephase_steps: Annotated[int, Between(0, 100_000)] = 128

@@ -12,6 +12,9 @@ from fastrl.dqn.callbacks import Callback, TrainingRun
 from fastrl.dqn.run.clock import Clock
 from fastrl.replay import Batch
 
+NEAR = 0.9
+"""The share of the largest possible return from which values are suspect: a reward of 1 in nine steps of ten."""
+
 
 class Metrics(Callback):
     """One line of metrics every ``log_every_frames``, and what the screen shows."""
@@ -104,15 +107,15 @@ class Metrics(Callback):
         self._warn_of_values(metrics, run)
 
     def _warn_of_values(self, metrics: dict[str, float], run: TrainingRun) -> None:
-        """Say once that values are larger than any return can be: rewards are at most 1, so it is 1 / (1 - gamma)."""
+        """Say once that values near the largest return there can be, 1 / (1 - gamma), to which targets are clipped."""
         gamma, largest = run.buffer.settings["gamma"], metrics.get("train/q_max", 0.0)
-        if self._warned or not run.config.reward_clip or gamma >= 1 or largest * (1 - gamma) <= 1:
+        if self._warned or not run.config.reward_clip or gamma >= 1 or largest * (1 - gamma) <= NEAR:
             return
         self._warned = True
         run.reporter.line(
             f"warning: train/q_max is {largest:.4g} after {run.frames:,} frames, and no state is worth more than "
-            f"{1 / (1 - gamma):.4g} (rewards are clipped to 1, gamma is {gamma:g}): some values diverge. If the score "
-            "falls too, start a run with a lower --learning-rate or a longer --target-period-updates"
+            f"{1 / (1 - gamma):.4g} (rewards are clipped to 1, gamma is {gamma:g}): some values diverge, and "
+            "only the clip of the targets holds them. Start a run with a longer --target-period-updates"
         )
 
     def _look_at(self, batch: Batch, run: TrainingRun) -> dict[str, float]:
