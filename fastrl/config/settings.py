@@ -196,6 +196,10 @@ class DQNConfig(Rules, RunConfig):
     """Agent steps with random actions before learning starts (at most a tenth of the run)."""
     target_period_updates: Annotated[int, AtLeast(1)] = 500
     """Updates between two copies of the online network into the target network; not read with `target_tau`."""
+    target_period_end: Annotated[int | None, AtLeast(1)] = None
+    """Updates between two copies from `target_period_steps` on (default: `target_period_updates`)."""
+    target_period_steps: Annotated[int, AtLeast(0)] = 600_000
+    """Agent steps over which target_period_updates becomes target_period_end, once learning has started."""
     target_tau: Annotated[float, Between(0, 1)] = 0.0
     """Share of the way that the target network moves towards the online network after each update (Lillicrap et al.
     2016, algorithm 1). 0: it is copied every `target_period_updates`."""
@@ -379,6 +383,12 @@ class DQNConfig(Rules, RunConfig):
         """The schedule of n, also where the three other settings give it; of two values at one step the later holds."""
         end = self.n_step if self.n_step_end is None else self.n_step_end
         return self.n_step_schedule or ((0, self.n_step), (self.n_step_steps, end))
+
+    @property
+    def target_period_points(self) -> WholeSchedule:
+        """The schedule of the updates between two copies of the online network into the target network."""
+        end = self.target_period_updates if self.target_period_end is None else self.target_period_end
+        return ((0, self.target_period_updates), (self.target_period_steps, end))
 
     @property
     def gamma_points(self) -> Schedule:

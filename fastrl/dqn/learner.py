@@ -113,6 +113,8 @@ class Learner:
     ----------
     updates : int
         Updates made so far.
+    target_period : int
+        Updates between two copies of the online network into the target network; may be set at any time.
     precision : {"float32", "bfloat16"}
         Arithmetic of the networks' layers; the last ones and the weights are always float32.
     errors : [B] float32
@@ -147,7 +149,8 @@ class Learner:
         keep_freed_memory()
         self.config, self.device, self._peers = config, device, peers
         self.precision = pick_precision(config.precision, device)
-        self.updates = 0
+        self.updates = self._copied = 0  # the last update at which the target network was copied
+        self.target_period = config.target_period_updates
         self.delayed = on_gpu if delayed is None else delayed
         self._obs_shape, self._obs_dtype = per_array(tuple, obs_shape), per_array(np.dtype, obs_dtype)
 
@@ -524,7 +527,8 @@ class Learner:
         self.updates += 1
         self._tally.updates += 1
         with torch.no_grad():
-            if not self.config.target_tau and self.updates % self.config.target_period_updates == 0:
+            if not self.config.target_tau and self.updates - self._copied >= self.target_period:
+                self._copied = self.updates
                 # In place: compiled functions and CUDA graphs keep reading the same memory.
                 self._flat_target.values.copy_(self._flat.values)
             if before:
@@ -587,6 +591,7 @@ class Learner:
             "head": self.config.head,
             "generator": self._generator.get_state() if self._draws else None,
             "updates": self.updates,
+            "copied": self._copied,
             **self._tally.state(),
             "pending": download and {"index": torch.from_numpy(index), "errors": torch.from_numpy(download.finish())},
             "torch_rng": torch.get_rng_state(),
@@ -612,6 +617,8 @@ class Learner:
         self.target.load_state_dict(state["target"])
         self._optimizer.load_state(state["optimizer"])
         self.updates = state["updates"]
+        period = self.config.target_period_updates  # which older states were written with: they lack the last copy
+        self._copied = state.get("copied", self.updates - self.updates % period)
         self._tally.load_state(state)
         self._pending = None
         if state["pending"] is not None:

@@ -127,6 +127,10 @@ class Schedules:
         """Discount per agent step after ``steps`` agent steps."""
         return along(self._config.gamma_points, self._learned(steps), discounts)
 
+    def target_period(self, steps: int) -> int:
+        """Updates between two copies into the target network after ``steps`` agent steps."""
+        return round(along(self._config.target_period_points, self._learned(steps)))
+
     def learning_rate(self, steps: int) -> float:
         """Step size of the optimizer after ``steps`` agent steps."""
         learned = self._learned(steps)

@@ -103,6 +103,41 @@ def test_a_soft_target_goes_its_share_of_the_way_by_numbers_made_by_hand():
         assert all((p == expected).all() for p in learner.target.parameters())
 
 
+def copies(learner, updates):
+    """Learn so many batches; return the numbers of the updates after which the target network was the online one."""
+    found = []
+    for _ in range(updates):
+        learner.learn(make_batch(learner.updates))
+        if same(learner.online.state_dict(), learner.target.state_dict()):
+            found.append(learner.updates)
+    return found
+
+
+def test_the_target_network_is_copied_when_its_period_has_passed_since_the_last_copy():
+    learner = make(TINY.replace(target_period_updates=3))
+    assert copies(learner, 7) == [3, 6]
+    learner.target_period = 5
+    assert copies(learner, 10) == [11, 16]
+    learner.target_period = 1  # longer ago than that: at once
+    assert copies(learner, 2) == [18, 19]
+
+
+def test_a_loaded_learner_copies_when_the_saved_one_would_have():
+    config = TINY.replace(target_period_updates=3)
+    learner = make(config)
+    learner.target_period = 5
+    assert copies(learner, 7) == [5]
+    state = learner.state()
+    other = make(config, seed=9)
+    other.target_period = 5
+    other.load_state(state)
+    assert copies(other, 4) == [10]
+    del state["copied"]  # as older versions saved it, which copied after each multiple of the period
+    older = make(config, seed=9)
+    older.load_state(state)
+    assert copies(older, 4) == [9]
+
+
 def test_priorities_are_the_absolute_td_errors_before_the_update():
     learner, batch = make(), make_batch()
     q_tm1, q_t = learner.q_values(batch.obs), learner.q_values(batch.next_obs)  # target = online at first

@@ -28,6 +28,16 @@ def test_n_goes_from_its_start_to_its_end_on_a_straight_line(tmp_path):
     assert ended.buffer.sample(64).discount.min() in (0.0, pytest.approx(QUICK.gamma))
 
 
+def test_the_period_of_target_copies_goes_from_its_start_to_its_end_on_a_straight_line(tmp_path):
+    growing = {"target_period_updates": 10, "target_period_end": 40, "target_period_steps": 1_800}
+    ended = start(QUICK.replace(total_frames=3_000, learn_start_steps=200, **growing), tmp_path)
+    by_steps = {float(row["steps"]): float(row["train/target_period"]) for row in rows(ended.folder) if row["steps"]}
+    assert by_steps[max(by_steps)] == 40
+    assert len(set(by_steps.values())) >= 4
+    for steps, period in by_steps.items():
+        assert period == pytest.approx(10 + 30 * min(max(steps - 200, 0) / 1_800, 1), abs=1)
+
+
 def test_the_learning_rate_goes_from_its_start_to_its_end_on_a_straight_line(tmp_path):
     rates = {"learning_rate": 4e-3, "learning_rate_end": 1e-3, "learning_rate_steps": 1_800}
     ended = start(QUICK.replace(total_frames=3_000, learn_start_steps=200, **rates), tmp_path)
@@ -54,10 +64,11 @@ def test_the_learning_rate_rises_from_zero_while_it_warms_up(tmp_path, warm_up):
         assert rate == pytest.approx(line * min(learned / 1_800, 1), abs=3e-4)
 
 
-def test_without_an_end_n_and_the_learning_rate_stay(tmp_path):
+def test_without_an_end_n_the_learning_rate_and_the_period_stay(tmp_path):
     ended = start(QUICK.replace(total_frames=1_500, n_step=2), tmp_path)
     known = {(row["replay/n_step"], row["train/learning_rate"]) for row in rows(ended.folder) if row["steps"]}
     assert known == {("2.0", str(QUICK.learning_rate))}
+    assert ended.learner.target_period == QUICK.target_period_updates
 
 
 def test_a_run_goes_on_with_another_n_and_its_replay(tmp_path):

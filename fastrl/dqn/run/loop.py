@@ -161,6 +161,7 @@ class Loop:
         if gamma != self.buffer.settings["gamma"]:
             self.buffer.set_gamma(gamma)
         self.learner.set_learning_rate(self.schedules.learning_rate(self.steps))
+        self.learner.target_period = self.schedules.target_period(self.steps)
         while self.pace.due():
             batch = self.buffer.sample(self._batch_size, self.beta)
             if self.peers.several and self.config.prioritized:

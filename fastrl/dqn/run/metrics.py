@@ -85,6 +85,8 @@ class Metrics(Callback):
             "replay/drawable": float(run.buffer.drawable),
             "replay/max_priority": run.buffer.max_priority,
         }
+        if run.config.target_period_end is not None and not run.config.target_tau:
+            metrics["train/target_period"] = float(run.learner.target_period)
         if run.config.gamma_schedule:
             metrics["replay/gamma"] = float(run.buffer.settings["gamma"])
         taken = np.concatenate(self._actions)
@@ -112,10 +114,12 @@ class Metrics(Callback):
         if self._warned or not run.config.reward_clip or gamma >= 1 or largest * (1 - gamma) <= NEAR:
             return
         self._warned = True
+        tau, period = run.config.target_tau, run.learner.target_period
+        remedy = f"--target-tau below {tau:g}" if tau else f"--target-period-end above {period:,}"
         run.reporter.line(
             f"warning: train/q_max is {largest:.4g} after {run.frames:,} frames, and no state is worth more than "
-            f"{1 / (1 - gamma):.4g} (rewards are clipped to 1, gamma is {gamma:g}): some values diverge, and "
-            "only the clip of the targets holds them. Start a run with a longer --target-period-updates"
+            f"{1 / (1 - gamma):.4g} (rewards are clipped to 1, gamma is {gamma:g}): some values diverge, and only the "
+            f"clip of the targets holds them. Start a run with {remedy}"
         )
 
     def _look_at(self, batch: Batch, run: TrainingRun) -> dict[str, float]:

@@ -31,7 +31,12 @@ def test_it_warns_once_with_the_value_the_bound_and_a_remedy(tmp_path, capsys):
     (line,) = warnings_of(SHORT, [89.9, 95.0, 160.0], tmp_path, capsys)
     assert "train/q_max is 95 after " in line
     assert "worth more than 100 (rewards are clipped to 1, gamma is 0.99)" in line
-    assert "longer --target-period-updates" in line
+    assert line.endswith(f"Start a run with --target-period-end above {SHORT.target_period_updates}")
+
+
+def test_the_remedy_is_that_of_how_the_target_moves(tmp_path, capsys):
+    (line,) = warnings_of(SHORT.replace(target_tau=0.05), [95.0], tmp_path, capsys)
+    assert line.endswith("Start a run with --target-tau below 0.05")
 
 
 @pytest.mark.parametrize(
