@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from fastrl.base.errors import ConfigError
 from fastrl.base.ranges import Above, AtLeast, Between, Falling, OneFolder, Points, Printable, as_tuples, check, spelled
@@ -381,14 +381,12 @@ class DQNConfig(Rules, RunConfig):
     @property
     def n_step_points(self) -> WholeSchedule:
         """The schedule of n, also where the three other settings give it; of two values at one step the later holds."""
-        end = self.n_step if self.n_step_end is None else self.n_step_end
-        return self.n_step_schedule or ((0, self.n_step), (self.n_step_steps, end))
+        return self.n_step_schedule or _slope(self.n_step, self.n_step_end, self.n_step_steps)
 
     @property
     def target_period_points(self) -> WholeSchedule:
         """The schedule of the updates between two copies of the online network into the target network."""
-        end = self.target_period_updates if self.target_period_end is None else self.target_period_end
-        return ((0, self.target_period_updates), (self.target_period_steps, end))
+        return _slope(self.target_period_updates, self.target_period_end, self.target_period_steps)
 
     @property
     def gamma_points(self) -> Schedule:
@@ -404,13 +402,21 @@ class DQNConfig(Rules, RunConfig):
     @property
     def learning_rate_points(self) -> Schedule:
         """The schedule of the step size, also where the three other settings give it."""
-        end = self.learning_rate if self.learning_rate_end is None else self.learning_rate_end
-        return self.learning_rate_schedule or ((0, self.learning_rate), (self.learning_rate_steps, end))
+        slope = _slope(self.learning_rate, self.learning_rate_end, self.learning_rate_steps)
+        return self.learning_rate_schedule or slope
 
     @property
     def epsilon_points(self) -> Schedule:
         """The schedule of epsilon, also where the three other settings give it."""
         return self.epsilon_schedule or ((0, self.epsilon_start), (self.epsilon_decay_steps, self.epsilon_end))
+
+
+Value = TypeVar("Value", int, float)
+
+
+def _slope(start: Value, end: Value | None, steps: int) -> tuple[tuple[int, Value], ...]:
+    """Return the schedule from a value to its end after so many agent steps; without an end the value stays."""
+    return ((0, start), (steps, start if end is None else end))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ def test_a_soft_target_goes_its_share_of_the_way_by_numbers_made_by_hand():
 
 
 def copies(learner, updates):
-    """Learn so many batches; return the numbers of the updates after which the target network was the online one."""
+    """Learn this many batches, and return after which updates the two networks are equal."""
     found = []
     for _ in range(updates):
         learner.learn(make_batch(learner.updates))

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastrl.base import console
-from fastrl.base.console import counted
 from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
 from fastrl.base.launch import first_rank
@@ -433,7 +432,7 @@ def _newest(folder: RunFolder, config: DQNConfig, peers: Peers) -> tuple[Path, P
         saved, now = checkpoints.learners(found), peers.count
         if saved == now:
             return found.name, True, notes
-        by, there = (counted(n, "learner") for n in (saved, now))
+        by, there = (console.counted(n, "learner") for n in (saved, now))
         if config.checkpoint_replay:
             remedy = (
                 f"let torchrun start {saved}: --nproc-per-node times --nnodes" if saved > 1 else "leave out torchrun"
