@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from by_torchrun import set_launch
 
 from fastrl.base import stop
 
@@ -53,11 +54,21 @@ def test_a_signal_while_any_command_is_imported_ends_with_one_line(tmp_path, wor
 
 
 def test_only_the_first_of_several_learners_says_so(tmp_path, monkeypatch):
-    names = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
-    for name, value in {"TORCHELASTIC_RUN_ID": "job", "RANK": "1", **dict.fromkeys(names, "2")}.items():
-        monkeypatch.setenv(name, value)
+    set_launch(monkeypatch, rank=1, count=2, local_rank=1, local_count=2)
     result = signalled(tmp_path, "numpy", signal.SIGTERM, "fastrl.train", "breakout")
     assert (result.returncode, result.stdout, result.stderr) == (143, "", "")
+
+
+def test_a_learner_that_lets_the_first_one_name_a_wrong_flag_leaves_with_its_status(monkeypatch):
+    set_launch(monkeypatch, rank=1, count=2, local_rank=1, local_count=2)
+    torchrun_ends_it = "os.kill(os.getpid(), signal.SIGTERM)"
+    program = (
+        "import os, signal\nfrom fastrl import __main__, cli\n"
+        f"cli.time.sleep = lambda seconds: {torchrun_ends_it}\n"
+        "__main__.run_named('train', ['catch', '--bach-size', '32'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", "")
 
 
 @pytest.mark.parametrize("work", [stop.begun, stop.Stop().__enter__])
