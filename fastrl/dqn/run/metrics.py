@@ -109,17 +109,17 @@ class Metrics(Callback):
         self._warn_of_values(metrics, run)
 
     def _warn_of_values(self, metrics: dict[str, float], run: TrainingRun) -> None:
-        """Say once that values near the largest return there can be, 1 / (1 - gamma), to which targets are clipped."""
-        gamma, largest = run.buffer.settings["gamma"], metrics.get("train/q_max", 0.0)
-        if self._warned or not run.config.reward_clip or gamma >= 1 or largest * (1 - gamma) <= NEAR:
+        """Say once that values are near the largest return there can be, to which targets are clipped."""
+        bound, largest = run.config.largest_return, metrics.get("train/q_max", 0.0)
+        if self._warned or largest <= NEAR * bound:
             return
         self._warned = True
         tau, period = run.config.target_tau, run.learner.target_period
         remedy = f"--target-tau below {tau:g}" if tau else f"--target-period-end above {period:,}"
         run.reporter.line(
             f"warning: train/q_max is {largest:.4g} after {run.frames:,} frames, and no state is worth more than "
-            f"{1 / (1 - gamma):.4g} (rewards are clipped to 1, gamma is {gamma:g}): some values diverge, and only the "
-            f"clip of the targets holds them. Start a run with {remedy}"
+            f"{bound:.4g} (1 / (1 - gamma), as rewards are clipped to 1): some values diverge, and only the clip of "
+            f"the targets holds them. Start a run with {remedy}"
         )
 
     def _look_at(self, batch: Batch, run: TrainingRun) -> dict[str, float]:

@@ -30,7 +30,7 @@ def warnings_of(config, largest, tmp_path, capsys, **options):
 def test_it_warns_once_with_the_value_the_bound_and_a_remedy(tmp_path, capsys):
     (line,) = warnings_of(SHORT, [89.9, 95.0, 160.0], tmp_path, capsys)
     assert "train/q_max is 95 after " in line
-    assert "worth more than 100 (rewards are clipped to 1, gamma is 0.99)" in line
+    assert "worth more than 100 (1 / (1 - gamma), as rewards are clipped to 1)" in line
     assert line.endswith(f"Start a run with --target-period-end above {SHORT.target_period_updates}")
 
 
@@ -40,7 +40,9 @@ def test_the_remedy_is_that_of_how_the_target_moves(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"reward_clip": False}, {"gamma": 1.0}, {"gamma": 0.999}], ids=["unclipped", "endless", "larger bound"]
+    "settings",
+    [{"reward_clip": False}, {"gamma": 1.0}, {"gamma": 0.999}, {"gamma_schedule": ((0, 0.9), (10**6, 0.999))}],
+    ids=["unclipped", "endless", "larger bound", "bound of the schedule's end"],
 )
 def test_it_says_nothing_where_rewards_could_pay_that(settings, tmp_path, capsys):
     assert not warnings_of(SHORT.replace(**settings), [150.0] * 9, tmp_path, capsys)
