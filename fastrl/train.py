@@ -48,7 +48,7 @@ from fastrl.config import (
     preset_for,
     with_agent,
 )
-from fastrl.config.agents import NETWORK
+from fastrl.config.agents import SAVED
 from fastrl.config.presets import CUSTOM_TRUNKS
 from fastrl.envs.make import look_at
 from fastrl.envs.names import MakeEnv, differing_rules, game_name, is_custom, name_of, same_game
@@ -250,11 +250,11 @@ def _about_agent(about: str, agent: str | None, default: RunConfig, config: RunC
 def _keeps_network(agent: str, config: RunConfig, resume: str | os.PathLike[str]) -> None:
     """Raise ConfigError if an agent, with the flags beside it, would change what a checkpoint cannot."""
     known = folder.load_config(resume)
-    found = [(name, getattr(known, name), getattr(config, name)) for name in NETWORK]
+    found = [(name, getattr(known, name), getattr(config, name)) for name in SAVED]
     if changed := [f"{name} {before!r} to {after!r}" for name, before, after in found if before != after]:
         raise ConfigError(
-            f"--agent {agent} would change the network or the optimizer of {os.fspath(resume)} ({', '.join(changed)}); "
-            "leave --agent out, or start a new run"
+            f"--agent {agent} would change the network, the optimizer or the priorities of {os.fspath(resume)} "
+            f"({', '.join(changed)}); leave --agent out, or start a new run"
         )
 
 
@@ -267,7 +267,10 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
             kind = type(config).__name__
             remedy = f"did you mean {near[0]}?" if near else f"help(fastrl.{kind}) lists them"
             raise ConfigError(f"{name} is no setting of {kind}; {remedy}")
-    return config.replace(**_one_group(settings))
+    changed = config.replace(**_one_group(settings))
+    if isinstance(changed, DQNConfig):
+        changed.check_read(settings)
+    return changed
 
 
 def _one_group(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -58,6 +58,7 @@ _RAINBOW = _PLAIN | _ADAM | _C51 | {
     "n_step": 3, "noisy": True, "epsilon_start": 0.0, "epsilon_end": 0.0,
 }  # fmt: skip
 _CLIP = "gradients are scaled down to a norm of 10 (--max-grad-norm), which the paper does not do"
+_BOUND = "targets are clipped to what clipped rewards can pay, 1 / (1 - gamma)"
 _TRUNK = "the trunk is the preset's (the paper: nature, --trunk nature --hidden 512)"
 
 AGENTS: dict[str, Agent] = {
@@ -65,13 +66,13 @@ AGENTS: dict[str, Agent] = {
         settings=_PLAIN | _RMSPROP | {"huber_delta": 1.0},
         atari={"trunk": "nature", "width": 1, "hidden": 512},
         source="Mnih et al. 2015, extended data table 1",
-        deviations=(_CLIP,),
+        deviations=(_CLIP, _BOUND),
     ),
     "double": Agent(
         settings=_PLAIN | _RMSPROP | {"double": True, "huber_delta": 1.0},
         atari={},
         source="van Hasselt, Guez and Silver 2016, appendix (the settings of Mnih et al. 2015)",
-        deviations=(_TRUNK, _CLIP),
+        deviations=(_TRUNK, _CLIP, _BOUND),
     ),
     # What the presets were: it changes none but those for Atari.
     "dueling": Agent(
@@ -79,6 +80,7 @@ AGENTS: dict[str, Agent] = {
         atari={"trunk": "small", "width": 1, "hidden": 256},
         source="Wang et al. 2016, section 4.2, with prioritized replay (its table 2)",
         deviations=(
+            _BOUND,
             "returns over n steps, as the preset says (the paper: 1)",
             "Adam (the paper: RMSProp)",
             "the gradient that enters the trunk is not divided by the root of 2",
@@ -105,7 +107,7 @@ AGENTS: dict[str, Agent] = {
         settings=_PLAIN | _ADAM | {"head": "quantile", "quantiles": 200, "huber_delta": 1.0},
         atari={},
         source="Dabney et al. 2018a, section 5 (QR-DQN-1: Huber loss with kappa 1)",
-        deviations=(_TRUNK, _CLIP),
+        deviations=(_TRUNK, _CLIP, _BOUND),
     ),
     "iqn": Agent(
         settings=_PLAIN | _ADAM | {"head": "iqn", "quantiles": 64, "huber_delta": 1.0},
@@ -114,6 +116,7 @@ AGENTS: dict[str, Agent] = {
         deviations=(
             _TRUNK,
             _CLIP,
+            _BOUND,
             "actions are chosen by means at 64 fixed midpoints, the next action by the target's 64 draws (the paper: "
             "32 draws for each)",
         ),
@@ -125,14 +128,18 @@ AGENTS: dict[str, Agent] = {
         deviations=(
             _TRUNK,
             _CLIP,
+            _BOUND,
             "the log-policy added to the reward is the online network's (the paper: the target's)",
             "the default protocol has no sticky actions (the paper: sticky actions, no lives, --protocol machado)",
         ),
     ),
 }
 """Each agent by its name."""
-NETWORK = ("trunk", "width", "hidden", "dueling", "head", "atoms", "v_max", "quantiles", "noisy", "optimizer")
-"""Settings of agents that a checkpoint's networks and optimizer hold: no resume can change them."""
+SAVED = (
+    "trunk", "width", "hidden", "dueling", "head", "atoms", "v_max", "quantiles", "noisy", "optimizer", "prioritized",
+    "alpha",
+)  # fmt: skip
+"""Settings of agents that a checkpoint's networks, optimizer and replay hold: no resume can change them."""
 
 
 def with_agent(config: DQNConfig, name: str, given: Mapping[str, Any] = MappingProxyType({})) -> DQNConfig:
@@ -160,7 +167,7 @@ def with_agent(config: DQNConfig, name: str, given: Mapping[str, Any] = MappingP
     settings = dict(agent.settings)
     if is_atari(config.game):
         settings |= agent.atari
-    said = {"head", *given} if "distributional" in given else set(given)
+    said = {"head", *given} if given.get("distributional") else set(given)
     for schedule, replaced in REPLACES.items():
         if given.get(schedule):
             said |= set(replaced)

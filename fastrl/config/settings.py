@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -46,8 +47,24 @@ REPLACES = {
     "learning_rate_schedule": ("learning_rate", "learning_rate_end", "learning_rate_steps"),
     "epsilon_schedule": ("epsilon_start", "epsilon_end", "epsilon_steps"),
     "epsilon_ladder": ("epsilon_start", "epsilon_end", "epsilon_steps"),
+    "target_tau": ("target_period_updates", "target_period_end", "target_period_steps"),
 }
 """Settings that, where they are not off, stand for others: these are then not read."""
+READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "atoms": ("head", ("c51",)),
+    "v_max": ("head", ("c51",)),
+    "quantiles": ("head", ("quantile", "iqn")),
+    "alpha": ("prioritized", (True,)),
+    "beta_start": ("prioritized", (True,)),
+    "beta_end": ("prioritized", (True,)),
+}
+"""Settings that are read only where another one has one of these values."""
+SLOPES = {
+    "n_step_steps": "n_step_end",
+    "target_period_steps": "target_period_end",
+    "learning_rate_steps": "learning_rate_end",
+}
+"""Lengths of slopes, which are read only where the slope has an end."""
 
 MOST_THREADS = 1_024
 """More than any machine has use for; libraries crash without a word where the system has no more threads to give."""
@@ -195,14 +212,14 @@ class DQNConfig(Rules, RunConfig):
     learn_start_steps: Annotated[int, AtLeast(0)] = 20_000
     """Agent steps with random actions before learning starts (at most a tenth of the run)."""
     target_period_updates: Annotated[int, AtLeast(1)] = 500
-    """Updates between two copies of the online network into the target network; not read with `target_tau`."""
+    """Updates between two copies of the online network into the target network."""
     target_period_end: Annotated[int | None, AtLeast(1)] = None
     """Updates between two copies from `target_period_steps` on (default: `target_period_updates`)."""
     target_period_steps: Annotated[int, AtLeast(0)] = 600_000
     """Agent steps over which target_period_updates becomes target_period_end, once learning has started."""
     target_tau: Annotated[float, Between(0, 1)] = 0.0
     """Share of the way that the target network moves towards the online network after each update (Lillicrap et al.
-    2016, algorithm 1). 0: it is copied every `target_period_updates`."""
+    2016, algorithm 1). Replaces target_period_updates, target_period_end and target_period_steps. 0: it is copied."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """`rmsprop` is the centred version of Mnih et al. 2015."""
     learning_rate: Annotated[float, Above(0)] = 2.5e-4
@@ -274,7 +291,7 @@ class DQNConfig(Rules, RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in REPLACES:  # which JSON keeps as lists
+        for name in REPLACES:  # schedules, which JSON keeps as lists
             object.__setattr__(self, name, as_tuples(getattr(self, name)))
         check_device(self.device)
         check(self)
@@ -329,12 +346,26 @@ class DQNConfig(Rules, RunConfig):
         changed = super().replace(**changes)
         for name, replaced in REPLACES.items():
             for other in (other for other in replaced if getattr(changed, name) and other in changes):
-                flag, by = (f"--{each.replace('_', '-')}" for each in (other, name))
+                flag, by = _flag(other), _flag(name)
+                off = "0" if name == "target_tau" else "without a value"
                 raise ConfigError(
                     f"{flag} is {changes[other]!r}, and {by} {spelled(getattr(changed, name))} replaces it; leave it "
-                    f"out, or give {by} without a value"
+                    f"out, or give {by} {off}"
                 )
         return changed
+
+    def check_read(self, given: Collection[str]) -> None:
+        """Raise ConfigError for a setting, among those given by name, that has no effect beside the others."""
+        for name in given:
+            if name in SLOPES and getattr(self, SLOPES[name]) is None:
+                unread, needed = f"{_flag(SLOPES[name])} is not given", f"{_flag(SLOPES[name])} N too"
+            elif name in READ_WITH and (value := getattr(self, READ_WITH[name][0])) not in READ_WITH[name][1]:
+                flag, values = _flag(READ_WITH[name][0]), READ_WITH[name][1]
+                unread = f"--no-{flag[2:]} does not read it" if value is False else f"{flag} {value} does not read it"
+                needed = flag if value is False else f"{flag} {' or '.join(values)}"
+            else:
+                continue
+            raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, and {unread}; give {needed}, or leave it out")
 
     @property
     def group_size(self) -> int:
@@ -409,6 +440,10 @@ class DQNConfig(Rules, RunConfig):
     def epsilon_points(self) -> Schedule:
         """The schedule of epsilon, also where the three other settings give it."""
         return self.epsilon_schedule or ((0, self.epsilon_start), (self.epsilon_decay_steps, self.epsilon_end))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 Value = TypeVar("Value", int, float)

@@ -205,14 +205,14 @@ def test_cartpole_has_no_agents():
         train.main(["cartpole", "--agent", "c51"])
 
 
-def test_a_resume_refuses_an_agent_that_changes_network_or_optimizer_and_takes_any_other(tmp_path, trained):
+def test_a_resume_refuses_an_agent_that_changes_what_is_saved_and_takes_any_other(tmp_path, trained):
     from fastrl import train
 
     make_run(tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     message = (
-        f"--agent c51 would change the network or the optimizer of {tmp_path / 'run'} (dueling True to False, head "
-        "'expected' to 'c51'); leave --agent out, or start a new run"
+        f"--agent c51 would change the network, the optimizer or the priorities of {tmp_path / 'run'} (dueling "
+        "True to False, head 'expected' to 'c51', prioritized True to False); leave --agent out, or start a new run"
     )
     for call, args, kwargs in (
         (train.main, (["--resume", str(tmp_path / "run"), "--agent", "c51"],), {}),
@@ -222,8 +222,19 @@ def test_a_resume_refuses_an_agent_that_changes_network_or_optimizer_and_takes_a
             call(*args, **kwargs)
         assert str(error.value) == message
     assert sorted(tmp_path.rglob("*")) == before
-    config = trained(train.main, ["--resume", str(tmp_path / "run"), "--agent", "m-dqn", "--dueling"])
-    assert (config.munchausen, config.dueling, config.prioritized) == (True, True, False)
+    config = trained(train.main, ["--resume", str(tmp_path / "run"), "--agent", "m-dqn", "--dueling", "--prioritized"])
+    assert (config.munchausen, config.dueling, config.prioritized) == (True, True, True)
+
+
+@pytest.mark.parametrize("name", ["dqn2015", "qr-dqn", "iqn", "m-dqn", "dueling"])
+def test_an_agent_keeps_its_head_where_c51_is_declined(name):
+    from fastrl.train import config_for
+
+    assert config_for("breakout", "cpu", agent=name, distributional=False).head == AGENTS[name].settings.get(
+        "head", "expected"
+    )
+    with pytest.raises(ConfigError, match="--no-distributional is given, and --head is 'c51'; give --head alone"):
+        config_for("breakout", "cpu", agent="c51", distributional=False)
 
 
 @pytest.mark.parametrize("name", AGENTS)

@@ -11,6 +11,7 @@ from fastrl.dqn.pace import Pace
 from fastrl.dqn.schedules import linear
 from fastrl.runs import folder
 from fastrl.runs.folder import RunFolder
+from fastrl.train import config_for
 
 
 def test_a_linear_schedule_goes_straight_and_then_stays():
@@ -51,6 +52,41 @@ def test_distributional_is_another_name_of_a_head():
 def test_two_heads_at_once_are_refused(head, distributional, flag):
     with pytest.raises(ConfigError, match=f"^{flag} is given, and --head is '{head}'; give --head alone$"):
         DQNConfig(head=head, distributional=distributional)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"atoms": 101}, "--atoms is 101, and --head quantile does not read it; give --head c51, or leave it out"),
+        ({"v_max": 20.0}, "--v-max is 20.0, and --head quantile does not read it; give --head c51, or leave it out"),
+        ({"quantiles": 8, "head": "expected"},
+         "--quantiles is 8, and --head expected does not read it; give --head quantile or iqn, or leave it out"),
+        ({"alpha": 0.5, "prioritized": False},
+         "--alpha is 0.5, and --no-prioritized does not read it; give --prioritized, or leave it out"),
+        ({"target_period_steps": 9, "target_period_end": None},
+         "--target-period-steps is 9, and --target-period-end is not given; give --target-period-end N too, or leave "
+         "it out"),
+        ({"target_tau": 0.01, "target_period_end": 500},
+         "--target-period-end is 500, and --target-tau 0.01 replaces it; leave it out, or give --target-tau 0"),
+        ({"target_tau": 0.01, "target_period_updates": 50},
+         "--target-period-updates is 50, and --target-tau 0.01 replaces it; leave it out, or give --target-tau 0"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_would_have_no_effect_is_refused(given, told):
+    with pytest.raises(ConfigError) as error:
+        config_for("breakout", "cpu", **given)
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"atoms": 101, "head": "c51"}, {"v_max": 20.0, "distributional": True}, {"quantiles": 8, "head": "iqn"},
+     {"quantiles": 8}, {"alpha": 0.5}, {"n_step_steps": 9}, {"target_period_steps": 9, "target_period_end": 500},
+     {"target_tau": 0.01}],
+)  # fmt: skip
+def test_a_flag_that_has_an_effect_is_taken(given):
+    config = config_for("breakout", "cpu", **given)
+    assert all(getattr(config, name) == value for name, value in given.items() if name != "distributional")
 
 
 def test_presets_are_chosen_by_game_and_device():
