@@ -137,7 +137,7 @@ class Categorical(Head):
         largest: float,
         taus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        target = categorical_target(reward_t, discount_t, returns_t, self.support)
+        target = categorical_target(reward_t, discount_t, returns_t, self.support, largest)
         divergence = categorical_divergence(out_tm1, target)
         return divergence, divergence.clamp(min=0)  # rounding puts one of 0 below it, and priorities may not be
 

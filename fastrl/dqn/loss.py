@@ -50,7 +50,8 @@ def bootstrapped(reward_t: Tensor, discount_t: Tensor, returns_t: Tensor, larges
     """Return r + discount * z clipped to [-`largest`, `largest`], as [B] or [B, K].
 
     It changes nothing where values are returns that are possible, and bounds those that grow by bootstrapping on one
-    another (Andrychowicz et al. 2017, appendix A, clip the targets of their critic so).
+    another (Andrychowicz et al. 2017, appendix A, clip the targets of their critic so). With Munchausen's term, at most
+    -0.9 a step, lower values are possible, and these it changes.
 
     Parameters
     ----------
@@ -67,11 +68,13 @@ def bootstrapped(reward_t: Tensor, discount_t: Tensor, returns_t: Tensor, larges
     return target if math.isinf(largest) else target.clamp(-largest, largest)
 
 
-def categorical_target(reward_t: Tensor, discount_t: Tensor, probs_t: Tensor, support: Tensor) -> Tensor:
+def categorical_target(
+    reward_t: Tensor, discount_t: Tensor, probs_t: Tensor, support: Tensor, largest: float = math.inf
+) -> Tensor:
     """Return the distribution of r + discount * Z, projected onto the atoms (Bellemare et al. 2017, eq. 7).
 
-    Each atom is moved to r + discount * z, clipped to the outermost atoms, and its probability shared between
-    the two atoms beside it by nearness.
+    Each atom is moved to r + discount * z, clipped to the outermost atoms and to [-`largest`, `largest`], and its
+    probability shared between the two atoms beside it by nearness.
 
     Parameters
     ----------
@@ -81,6 +84,8 @@ def categorical_target(reward_t: Tensor, discount_t: Tensor, probs_t: Tensor, su
         [B, K] float32; the distribution that takes over, of the chosen action.
     support : Tensor
         [K] float32; returns that the atoms stand for, evenly spaced, ascending.
+    largest : float
+        The largest return that rewards allow (`DQNConfig.largest_return`), or infinity.
 
     Returns
     -------
@@ -89,6 +94,8 @@ def categorical_target(reward_t: Tensor, discount_t: Tensor, probs_t: Tensor, su
     """
     moved = reward_t.unsqueeze(1) + discount_t.unsqueeze(1) * support  # [B, K]
     moved = torch.maximum(torch.minimum(moved, support[-1]), support[0])
+    if not math.isinf(largest):
+        moved = moved.clamp(-largest, largest)
     gap = support[1] - support[0]
     # share[b, i, j]: of the probability of old atom j, what atom i gets. Dense, so that nothing is scattered.
     share = (1 - (moved.unsqueeze(1) - support.unsqueeze(1)).abs() / gap).clamp(0, 1)

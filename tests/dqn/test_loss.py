@@ -89,6 +89,17 @@ def test_after_a_termination_all_of_the_distribution_lies_on_the_reward():
     assert projected(0.75, 0.0, 0.2, 0.3, 0.5).tolist() == [0, 0.25, 0.75]
 
 
+def test_atoms_beyond_what_rewards_can_pay_are_clipped_to_that():
+    support = torch.linspace(-200, 200, 51)  # 8 apart
+    top = torch.eye(51)[-1:]
+    reward, discount = torch.tensor([1.0]), torch.tensor([0.9])
+    assert categorical_target(reward, discount, top, support)[0] @ support == pytest.approx(181.0)
+    assert categorical_target(reward, discount, top, support, 12.0)[0] @ support == pytest.approx(12.0)
+    assert categorical_target(-reward, discount, top.flip(1), support, 12.0)[0] @ support == pytest.approx(-12.0)
+    loose = categorical_target(reward, discount, top, support, 300.0)
+    assert torch.equal(loose, categorical_target(reward, discount, top, support))
+
+
 def test_a_projection_keeps_the_mean_where_nothing_is_clipped():
     probs = torch.rand(5, 51, generator=torch.manual_seed(0)).softmax(1)
     support = torch.linspace(-10, 10, 51)
