@@ -163,6 +163,14 @@ def load_replay(
             if saved[name] != value:
                 if name == "num_envs" and (refused := _other_games(path, saved[name], config)):
                     raise refused
+                if name == "alpha" and 0 in (saved[name], value) and config.alpha:
+                    was, flag = (
+                        ("--no-prioritized", "--prioritized") if value else ("--prioritized", "--no-prioritized")
+                    )
+                    raise ConfigError(
+                        f"{path} was made with {was}, and this run has {flag}; give {was}, or delete it to resume with "
+                        "an empty replay"
+                    )
                 remedy = ", or delete it to resume with an empty replay"
                 if name in ("obs_shape", "obs_dtype", "stack"):  # the network was made for them too
                     remedy = ", or start a new run of another --name"
@@ -202,7 +210,8 @@ def _other_games(path: Path, games: int, config: DQNConfig) -> ConfigError | Non
     remedy = f"--collectors {games // config.num_envs}" if fits else f"--collectors 1 --num-envs {games}"
     return ConfigError(
         f"--collectors is {config.collectors}, with {config.num_envs} games each, and {path} holds the replay of "
-        f"{games} games; give {remedy}, or resume with an empty replay by --no-checkpoint-replay"
+        f"{games} games; give {remedy}, or resume with an empty replay by --no-checkpoint-replay (and none "
+        "is saved from there on, until a resume gives --checkpoint-replay)"
     )
 
 

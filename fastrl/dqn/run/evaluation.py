@@ -34,6 +34,7 @@ class Evaluation(Callback):
         self.best: float | None = None
         self.last: Games | None = None
         self.films = Films()
+        self._rules: dict[str, Any] | None = None  # by which the best was found
         self._due = False  # and not played to the end yet
         self._ended_at = -1  # frames after which the run's last evaluation was played
 
@@ -67,6 +68,7 @@ class Evaluation(Callback):
 
     def _play(self, run: TrainingRun, episodes: int) -> None:
         config = run.config
+        rules = EvaluationRules(max_steps=config.max_episode_steps, **config.rules())
 
         def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
@@ -78,7 +80,7 @@ class Evaluation(Callback):
             act,
             episodes,
             seed=run.frames + config.seed,
-            rules=EvaluationRules(max_steps=config.max_episode_steps, **config.rules()),
+            rules=rules,
             stack=config.stack,
             film=config.films,
             film_steps=FILMED_STEPS - 1,  # and the first picture
@@ -91,8 +93,8 @@ class Evaluation(Callback):
         run.reporter.line(f"after {run.frames:,} frames: {games.summary()}{film}")
         if games.film_error:
             self.films.warn(run, games.film_error)
-        if games.mean > self._best_so_far(run):
-            self.best = games.mean
+        if games.mean > self._best_so_far(run, dataclasses.asdict(rules)):
+            self.best, self._rules = games.mean, dataclasses.asdict(rules)
             run.save(checkpoints.BEST)
         for callback in run.callbacks:
             callback.on_evaluation(run, games)
@@ -101,21 +103,28 @@ class Evaluation(Callback):
         self.last = dataclasses.replace(games, film=[])  # which takes up to 100 MB
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best, "due": self._due, "ended_at": self._ended_at, "film": self.films.pending}
+        rules = {} if self._rules is None else {"rules": self._rules}
+        return {"best": self.best, "due": self._due, "ended_at": self._ended_at, "film": self.films.pending} | rules
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.best, self._due = state.get("best"), state.get("due", False)
+        self.best, self._due, self._rules = state.get("best"), state.get("due", False), state.get("rules")
         self._ended_at, self.films.pending = state.get("ended_at", -1), state.get("film")
 
-    def _best_so_far(self, run: TrainingRun) -> float:
-        """Return the best score; the best checkpoint may be newer than the one resumed from."""
-        folder, score = run.folder.checkpoints / checkpoints.BEST, None
+    def _best_so_far(self, run: TrainingRun, rules: dict[str, Any]) -> float:
+        """Return the best score by these rules; the best checkpoint may be newer than the one resumed from."""
+        folder, found = run.folder.checkpoints / checkpoints.BEST, [(self.best, self._rules)]
         if folder.exists():
             try:
                 checkpoints.check(folder)
                 (key,) = (key for key, callback in named(run.callbacks).items() if callback is self)
-                score = checkpoint.load_state(folder)["callbacks"][key]["best"]
+                saved = checkpoint.load_state(folder)["callbacks"][key]
+                found.append((saved["best"], saved.get("rules")))
             except DamageError as error:
                 run.reporter.line(f"{error}; this evaluation's weights replace it")
                 return -math.inf
-        return max((known for known in (self.best, score) if known is not None), default=-math.inf)
+        scores = [score for score, its in found if score is not None and its in (None, rules)]  # older ones have none
+        if not scores and any(score is not None for score, _ in found):
+            run.reporter.line(
+                "the best evaluation so far was by other rules, which do not compare: this one replaces it"
+            )
+        return max(scores, default=-math.inf)

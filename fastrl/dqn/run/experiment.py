@@ -178,6 +178,8 @@ class Run(Loop):
         state = checkpoint.load_state(found) if found else {}
         if state and not same_game(state["game"], config.game):
             raise ConfigError(f"{found} plays {state['game']}, not {config.game}; start a new run for that")
+        if not new:
+            _refuse_other_play(config, load_dqn_config(folder), found, state)
         steps = int(state.get("steps", 0))
         last_step = peers.count * config.num_envs * config.frame_skip  # a run ends with the step that reaches it
         if (played := steps * config.frame_skip) - last_step >= config.total_frames:
@@ -338,6 +340,9 @@ class Run(Loop):
         if self.config.head == network.get("head") == "c51" and network["v_max"] != self.config.v_max:
             # Weights of one support fit another, with all values stretched.
             raise ConfigError(f"--v-max is {self.config.v_max:g}; the saved state needs {network['v_max']:g}")
+        if self.config.head == network.get("head") == "iqn" and network["atoms"] != self.config.quantiles:
+            # Weights fit any number, and what was learned was learned with one.
+            raise ConfigError(f"--quantiles is {self.config.quantiles}; the saved state needs {network['atoms']}")
         if pace:
             self.pace.load_state(state)
         self.learner.load_state(learner)
@@ -439,7 +444,8 @@ def _newest(folder: RunFolder, config: DQNConfig, peers: Peers) -> tuple[Path, P
             )
             raise ConfigError(
                 f"{found} was saved by {by}, and there {'are' if now > 1 else 'is'} {there} now; {remedy}, or resume "
-                "with empty replays by --no-checkpoint-replay"
+                "with empty replays by --no-checkpoint-replay (and none is saved from there on, until a resume gives "
+                "--checkpoint-replay)"
             )
         return found.name, False, [*notes, f"{found} was saved by {by}: {there} start with empty replays"]
 
@@ -472,6 +478,23 @@ def _refuse_other_actions(config: DQNConfig, found: Path | None, had: int, has: 
         raise ConfigError(f"{said}; give the environment that it was trained on")
     flag = "--no-full-action-set" if config.full_action_set else "--full-action-set"
     raise ConfigError(f"{said}; --full-action-set is {config.full_action_set} now: add {flag}")
+
+
+def _refuse_other_play(config: DQNConfig, earlier: DQNConfig, found: Path | None, state: dict[str, Any]) -> None:
+    """Raise ConfigError if frames would be counted, or rewards learned, in another way than before a resume."""
+    steps, frames = int(state.get("steps", 0)), int(state.get("frames", 0))
+    if steps and frames != steps * config.frame_skip:
+        was = frames // steps
+        raise ConfigError(
+            f"--frame-skip is {config.frame_skip}, and {found} was played with {was}; give --frame-skip {was}, or "
+            "start a new run"
+        )
+    if earlier.reward_clip != config.reward_clip:
+        flags = "--no-reward-clip", "--reward-clip"
+        raise ConfigError(
+            f"{flags[config.reward_clip]} is given, and the run has learned with {flags[earlier.reward_clip]}: its "
+            "values and its replay are of those rewards; leave it out, or start a new run"
+        )
 
 
 def _refuse_two_stacks(config: DQNConfig, envs: Envs) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastrl.base.errors import RunError
 from fastrl.base.files import write_atomically
 from fastrl.config import DQNConfig
+from fastrl.dqn.peers import ALONE, Peers
 from fastrl.envs.frames import per_array
 from fastrl.replay import Batch
 from fastrl.runs.checkpoints import pack
@@ -34,7 +35,13 @@ def spoilt(state: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def not_finite(
-    what: str, folder: RunFolder, updates: int, batches: Iterable[Batch], found: Mapping[str, Any], config: DQNConfig
+    what: str,
+    folder: RunFolder,
+    updates: int,
+    batches: Iterable[Batch],
+    found: Mapping[str, Any],
+    config: DQNConfig,
+    peers: Peers = ALONE,
 ) -> NotFiniteError:
     """Keep the newest batches in a run's folder and return the error that names them.
 
@@ -52,6 +59,8 @@ def not_finite(
         What is kept.
     config : DQNConfig
         The run's settings: the schedule of its step size.
+    peers : Peers, optional
+        The run's learners, each of which keeps batches of its own.
     """
     ends = {"--learning-rate": config.learning_rate, "--learning-rate-end": config.learning_rate_end}
     smaller = [f"{flag} {rate / 4:g}" for flag, rate in ends.items() if rate is not None]
@@ -61,7 +70,7 @@ def not_finite(
         again = f"resume the last one with steps of a quarter: {folder.resume_command} {' '.join(smaller)}"
     else:
         again = f"none is saved yet: start anew with another --name and steps of a quarter: {' '.join(smaller)}"
-    path = folder / "faults" / f"update-{updates:09d}.safetensors"
+    path = folder / "faults" / f"update-{updates:09d}{f'-rank-{peers.rank}' if peers.several else ''}.safetensors"
     path.parent.mkdir(exist_ok=True)
     columns: list[dict[str, Any]] = []
     for batch in batches:
@@ -70,7 +79,7 @@ def not_finite(
     write_atomically(path, pack({str(i): batch for i, batch in enumerate(columns)} | dict(found)))
     return NotFiniteError(
         f"{what} is not finite after {updates:,} updates; the batch is kept in {path}, and no checkpoint holds such "
-        f"weights; {again}; and with --reward-clip if that is off"
+        f"weights; {again}{'' if config.reward_clip else '; or start a new run with --reward-clip'}"
     )
 
 

@@ -296,7 +296,7 @@ class Loop:
 
     def _not_finite(self, what: str, found: dict[str, Any]) -> NotFiniteError:
         self.saver.wait()  # a checkpoint in progress, of before, may be the one to resume from
-        return not_finite(what, self.folder, self.learner.updates, self._recent, found, self.config)
+        return not_finite(what, self.folder, self.learner.updates, self._recent, found, self.config, self.peers)
 
 
 def _field(mask: NDArray[np.bool_] | None) -> dict[str, NDArray[np.bool_]] | None:

@@ -12,8 +12,10 @@ from fastrl.dqn.callbacks import Callback, TrainingRun
 from fastrl.dqn.run.clock import Clock
 from fastrl.replay import Batch
 
-NEAR = 0.9
-"""The share of the largest possible return from which values are suspect: a reward of 1 in nine steps of ten."""
+ABOVE = 1.1
+"""Values are suspect from so many times the largest possible return on: noise of learning does not carry them there."""
+LEAST_BOUND = 10.0
+"""Where the largest possible return is smaller, a network that has learned little may be above it."""
 
 
 class Metrics(Callback):
@@ -109,17 +111,20 @@ class Metrics(Callback):
         self._warn_of_values(metrics, run)
 
     def _warn_of_values(self, metrics: dict[str, float], run: TrainingRun) -> None:
-        """Say once that values are near the largest return there can be, to which targets are clipped."""
-        bound, largest = run.config.largest_return, metrics.get("train/q_max", 0.0)
-        if self._warned or largest <= NEAR * bound:
+        """Say once that values are larger than any return can be, to which targets are clipped."""
+        config = run.config
+        bound, largest = config.largest_return, metrics.get("train/q_max", 0.0)
+        if self._warned or bound < LEAST_BOUND or largest <= ABOVE * bound:
             return
         self._warned = True
-        tau, period = run.config.target_tau, run.learner.target_period
-        remedy = f"--target-tau below {tau:g}" if tau else f"--target-period-end above {period:,}"
+        longest = max(period for _, period in config.target_period_points)
+        slope = config.target_period_steps <= config.total_steps  # it would end within the run
+        flag = "--target-period-end" if slope else "--target-period-updates"
+        remedy = f"--target-tau below {config.target_tau:g}" if config.target_tau else f"{flag} above {longest:,}"
         run.reporter.line(
             f"warning: train/q_max is {largest:.4g} after {run.frames:,} frames, and no state is worth more than "
-            f"{bound:.4g} (1 / (1 - gamma), as rewards are clipped to 1): some values diverge, and only the clip of "
-            f"the targets holds them. Start a run with {remedy}"
+            f"{bound:.4g} (1 / (1 - gamma), as rewards are clipped to 1): some values may diverge, and the clip of the "
+            f"targets alone holds them. If they stay so large, start a run with {remedy}"
         )
 
     def _look_at(self, batch: Batch, run: TrainingRun) -> dict[str, float]:

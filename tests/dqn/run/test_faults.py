@@ -24,8 +24,9 @@ from fastrl.base.errors import ConfigError, RunError
 from fastrl.dqn import checkpoint
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.learner import Learner
+from fastrl.dqn.peers import Peers
 from fastrl.dqn.run import evaluation, experiment
-from fastrl.dqn.run.faults import NotFiniteError
+from fastrl.dqn.run.faults import NotFiniteError, not_finite
 from fastrl.envs.custom import CustomEnvs
 from fastrl.envs.foreign import EnvError
 from fastrl.replay.saves import Save
@@ -528,3 +529,16 @@ def test_an_error_in_a_worker_of_ones_own_environment_is_the_one_that_is_heard()
         envs.step([0, 0])
     assert isinstance(heard.value.__cause__, ZeroDivisionError)
     envs.close()
+
+
+def test_each_of_several_learners_keeps_a_file_of_its_own(tmp_path):
+    for rank in range(2):
+        peers = Peers()
+        peers.rank, peers.count = rank, 2
+        not_finite("the loss", RunFolder(tmp_path), 7, [], {"errors": np.full(3, rank)}, SMALL, peers)
+    kept = sorted((tmp_path / "faults").iterdir())
+    assert [path.name for path in kept] == [f"update-000000007-rank-{rank}.safetensors" for rank in range(2)]
+    assert [int(checkpoints.read(path)["errors"][0]) for path in kept] == [0, 1]
+    alone = not_finite("the loss", RunFolder(tmp_path), 7, [], {}, SMALL.replace(reward_clip=False))
+    assert "update-000000007.safetensors" in str(alone)
+    assert str(alone).endswith("; or start a new run with --reward-clip")

@@ -162,6 +162,54 @@ def test_returns_over_another_support_are_refused(tmp_path):
     assert play(tmp_path / "run", config=longer, resume=True).frames >= 700
 
 
+def test_quantiles_of_another_number_are_refused_where_the_weights_would_take_them(tmp_path):
+    config = CONFIG.replace(head="iqn", quantiles=5, total_frames=600)
+    play(tmp_path / "run", config=config)
+    longer = config.replace(total_frames=700)
+    with pytest.raises(ConfigError, match="--quantiles is 9; the saved state needs 5"):
+        play(tmp_path / "run", config=longer.replace(quantiles=9), resume=True)
+    assert play(tmp_path / "run", config=longer, resume=True).frames >= 700
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"frame_skip": 2},
+            r"--frame-skip is 2, and .*000000000600 was played with 1; give --frame-skip 1, or start a new",
+        ),
+        ({"reward_clip": False}, r"--no-reward-clip is given, and the run has learned with --reward-clip: its values"),
+        (
+            {"prioritized": False},
+            r"replay was made with --prioritized, and this run has --no-prioritized; give --prior",
+        ),
+        ({"alpha": 0.5}, r"replay was made with alpha 0.6, this run has 0.5; give the settings that it was made with"),
+    ],
+)
+def test_a_resume_refuses_what_would_count_or_learn_in_another_way_and_writes_nothing(tmp_path, changes, told):
+    config = CONFIG.replace(total_frames=600, reward_clip=True)
+    play(tmp_path / "run", config=config)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    longer = config.replace(total_frames=700)
+    with pytest.raises(ConfigError, match=told):
+        play(tmp_path / "run", config=longer.replace(**changes), resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert play(tmp_path / "run", config=longer, resume=True).frames >= 700
+
+
+def test_the_best_by_other_rules_gives_way_to_the_first_by_these(tmp_path):
+    config = CONFIG.replace(total_frames=800)
+    first = play(tmp_path / "run", config=config)
+    first.evaluation.best = 1e9
+    first.save(checkpoints.BEST)
+    first.save()
+    same = play(tmp_path / "run", config=config.replace(total_frames=1_500), resume=True)
+    assert same.evaluation.best == 1e9
+    other = play(tmp_path / "run", config=config.replace(total_frames=2_200, max_episode_steps=500), resume=True)
+    assert other.evaluation.best < 1e9
+    assert checkpoint.load_state(other.folder / "checkpoints" / "best")["frames"] > 1_500
+
+
 def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_asked_for(tmp_path, monkeypatch):
     whole, write, picture = tmp_path / "whole", Save.write, tmp_path / "cut"
 

@@ -28,21 +28,34 @@ def warnings_of(config, largest, tmp_path, capsys, **options):
 
 
 def test_it_warns_once_with_the_value_the_bound_and_a_remedy(tmp_path, capsys):
-    (line,) = warnings_of(SHORT, [89.9, 95.0, 160.0], tmp_path, capsys)
-    assert "train/q_max is 95 after " in line
+    (line,) = warnings_of(SHORT, [109.9, 115.0, 160.0], tmp_path, capsys)
+    assert "train/q_max is 115 after " in line
     assert "worth more than 100 (1 / (1 - gamma), as rewards are clipped to 1)" in line
-    assert line.endswith(f"Start a run with --target-period-end above {SHORT.target_period_updates}")
+    assert line.endswith(f"start a run with --target-period-updates above {SHORT.target_period_updates}")
 
 
 def test_the_remedy_is_that_of_how_the_target_moves(tmp_path, capsys):
-    (line,) = warnings_of(SHORT.replace(target_tau=0.05), [95.0], tmp_path, capsys)
-    assert line.endswith("Start a run with --target-tau below 0.05")
+    (line,) = warnings_of(SHORT.replace(target_tau=0.05), [115.0], tmp_path, capsys)
+    assert line.endswith("start a run with --target-tau below 0.05")
+
+
+@pytest.mark.parametrize("end", [None, 50, 5_000])
+def test_the_remedy_is_larger_than_any_period_of_the_run(end, tmp_path, capsys):
+    config = SHORT.replace(target_period_updates=70, target_period_end=end, target_period_steps=100)
+    (line,) = warnings_of(config, [115.0], tmp_path, capsys)
+    assert line.endswith(f"start a run with --target-period-end above {max(70, end or 0):,}")
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"reward_clip": False}, {"gamma": 1.0}, {"gamma": 0.999}, {"gamma_schedule": ((0, 0.9), (10**6, 0.999))}],
-    ids=["unclipped", "endless", "larger bound", "bound of the schedule's end"],
+    [
+        {"reward_clip": False},
+        {"gamma": 1.0},
+        {"gamma": 0.999},
+        {"gamma_schedule": ((0, 0.9), (10**6, 0.999))},
+        {"gamma": 0.85},
+    ],
+    ids=["unclipped", "endless", "larger bound", "bound of the schedule's end", "bound near one reward"],
 )
 def test_it_says_nothing_where_rewards_could_pay_that(settings, tmp_path, capsys):
     assert not warnings_of(SHORT.replace(**settings), [150.0] * 9, tmp_path, capsys)
