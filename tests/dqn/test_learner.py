@@ -76,8 +76,8 @@ def test_it_overfits_one_batch(optimizer, rate, dueling):
 
 
 def test_with_tau_the_target_network_moves_a_share_of_the_way_after_every_update():
-    learner = make(TINY.replace(target_tau=0.25, target_period_updates=1))
-    for seed in range(3):
+    learner = make(TINY.replace(target_tau=0.25))
+    for seed in range(TINY.target_period_updates + 1):  # no copy comes between
         before = {name: t.clone() for name, t in learner.target.state_dict().items()}
         learner.learn(make_batch(seed))
         online, target = learner.online.state_dict(), learner.target.state_dict()
