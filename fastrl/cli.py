@@ -30,7 +30,7 @@ from fastrl.base.commands import program
 from fastrl.base.console import print_nowhere, say, though_closed
 from fastrl.base.errors import ConfigError, PeerError, RunError
 from fastrl.base.launch import first_rank
-from fastrl.base.ranges import Field, fields_of, spelled
+from fastrl.base.ranges import Field, fields_of, flag_of, spelled
 
 PATIENCE_SECONDS = 10.0
 """Time for the first of several processes to say what is wrong with the command of all."""
@@ -106,7 +106,7 @@ def refuse_others(given: Iterable[str], kind: type, of: str) -> None:
     known = {field.name for field in fields_of(kind)}
     for name in given:
         if name not in known:
-            raise ConfigError(f"--{name.replace('_', '-')} is no flag of {of}; leave it out; {LOOK}")
+            raise ConfigError(f"{flag_of(name)} is no flag of {of}; leave it out; {LOOK}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -155,7 +155,7 @@ def train(
         config = _changed(_by_agent(default, agent, settings), settings)
         about = _about_agent(about, agent, default, config, earlier)
     if resume is not None and agent is not None:
-        _keeps_network(agent, config, resume)
+        _keeps_what_is_saved(agent, config, resume)
     if isinstance(config, DQNConfig):
         from fastrl.dqn import run
 
@@ -247,7 +247,7 @@ def _about_agent(about: str, agent: str | None, default: RunConfig, config: RunC
     return f"agent {agent}, {config.total_frames:,} frames"
 
 
-def _keeps_network(agent: str, config: RunConfig, resume: str | os.PathLike[str]) -> None:
+def _keeps_what_is_saved(agent: str, config: RunConfig, resume: str | os.PathLike[str]) -> None:
     """Raise ConfigError if an agent, with the flags beside it, would change what a checkpoint cannot."""
     known = folder.load_config(resume)
     found = [(name, getattr(known, name), getattr(config, name)) for name in SAVED]
@@ -345,7 +345,7 @@ def main(arguments: list[str]) -> int:
     config = _by_agent(default, agent, given).replace(**_one_group(given))
     about = _about_agent(about, agent, default, config, resume)
     if resume is not None and agent is not None:
-        _keeps_network(agent, config, resume)
+        _keeps_what_is_saved(agent, config, resume)
     if isinstance(config, DQNConfig):
         if not quiet and first_rank() and (differs := differing_rules(game or "", config)):
             console.say(differs)

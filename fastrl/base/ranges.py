@@ -122,6 +122,11 @@ def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of a command line that sets a field, by the field's name."""
+    return f"--{name.replace('_', '-')}"
+
+
 def spelled(value: Any) -> str:
     """Return a value as messages show it: tuples as on a command line, ``0:10 200000:3``; all else as Python does."""
     if not isinstance(value, tuple):
@@ -192,7 +197,7 @@ class Field:
     @property
     def flag(self) -> str:
         """The field as a flag of a command line."""
-        return f"--{self.name.replace('_', '-')}"
+        return flag_of(self.name)
 
     def wanted(self, value: Any) -> str | None:
         """Return what to give instead of a value, None if the field may hold it."""

@@ -172,5 +172,5 @@ def with_agent(config: DQNConfig, name: str, given: Mapping[str, Any] = MappingP
         if given.get(schedule):
             said |= set(replaced)
         elif settings.keys() & set(replaced):
-            settings[schedule] = ()  # the preset's
+            settings[schedule] = getattr(DQNConfig, schedule)  # off, whatever the preset says
     return config.replace(**{key: value for key, value in settings.items() if key not in said})

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.ranges import Above, AtLeast, Between, Falling, OneFolder, Points, Printable, as_tuples, check, spelled
+from fastrl.base.ranges import (
+    Above,
+    AtLeast,
+    Between,
+    Falling,
+    OneFolder,
+    Points,
+    Printable,
+    as_tuples,
+    check,
+    flag_of,
+    spelled,
+)
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -291,7 +303,7 @@ class DQNConfig(Rules, RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in REPLACES:  # schedules, which JSON keeps as lists
+        for name in REPLACES:  # most are schedules, which JSON keeps as lists
             object.__setattr__(self, name, as_tuples(getattr(self, name)))
         check_device(self.device)
         check(self)
@@ -346,26 +358,32 @@ class DQNConfig(Rules, RunConfig):
         changed = super().replace(**changes)
         for name, replaced in REPLACES.items():
             for other in (other for other in replaced if getattr(changed, name) and other in changes):
-                flag, by = _flag(other), _flag(name)
-                off = "0" if name == "target_tau" else "without a value"
+                value, by = getattr(changed, name), flag_of(name)
+                off = "without a value" if isinstance(value, tuple) else "0"
                 raise ConfigError(
-                    f"{flag} is {changes[other]!r}, and {by} {spelled(getattr(changed, name))} replaces it; leave it "
-                    f"out, or give {by} {off}"
+                    f"{flag_of(other)} is {changes[other]!r}, and {by} {spelled(value)} replaces it; leave it out, or "
+                    f"give {by} {off}"
                 )
         return changed
 
     def check_read(self, given: Collection[str]) -> None:
         """Raise ConfigError for a setting, among those given by name, that has no effect beside the others."""
-        for name in given:
-            if name in SLOPES and getattr(self, SLOPES[name]) is None:
-                unread, needed = f"{_flag(SLOPES[name])} is not given", f"{_flag(SLOPES[name])} N too"
-            elif name in READ_WITH and (value := getattr(self, READ_WITH[name][0])) not in READ_WITH[name][1]:
-                flag, values = _flag(READ_WITH[name][0]), READ_WITH[name][1]
-                unread = f"--no-{flag[2:]} does not read it" if value is False else f"{flag} {value} does not read it"
-                needed = flag if value is False else f"{flag} {' or '.join(values)}"
-            else:
-                continue
-            raise ConfigError(f"{_flag(name)} is {getattr(self, name)}, and {unread}; give {needed}, or leave it out")
+        for name, end in SLOPES.items():
+            if name in given and getattr(self, end) is None:
+                raise ConfigError(
+                    f"{flag_of(name)} is {getattr(self, name)}, and {flag_of(end)} is not given; give {flag_of(end)} N "
+                    "too, or leave it out"
+                )
+        for name, (other, values) in READ_WITH.items():
+            if name in given and (value := getattr(self, other)) not in values:
+                flag = flag_of(other)
+                has, needed = f"{flag} {value}", f"{flag} {' or '.join(map(str, values))}"
+                if value is False:
+                    has, needed = f"--no-{flag[2:]}", flag
+                raise ConfigError(
+                    f"{flag_of(name)} is {getattr(self, name)}, and {has} does not read it; give {needed}, or leave it "
+                    "out"
+                )
 
     @property
     def group_size(self) -> int:
@@ -442,15 +460,11 @@ class DQNConfig(Rules, RunConfig):
         return self.epsilon_schedule or ((0, self.epsilon_start), (self.epsilon_decay_steps, self.epsilon_end))
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 Value = TypeVar("Value", int, float)
 
 
 def _slope(start: Value, end: Value | None, steps: int) -> tuple[tuple[int, Value], ...]:
-    """Return the schedule from a value to its end after so many agent steps; without an end the value stays."""
+    """Return the schedule that goes from `start` to `end` over `steps` agent steps; without an end it stays."""
     return ((0, start), (steps, start if end is None else end))
 
 

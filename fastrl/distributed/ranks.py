@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastrl.base.errors import ConfigError, PeerError, Stopped, in_words
 from fastrl.base.launch import Launch, launched
+from fastrl.base.ranges import flag_of
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
 from fastrl.dqn.device.device import pick_device
@@ -139,7 +140,7 @@ class Ranks(Restarted):
             if value is not None and value % self.count:
                 fits = [n for n in (value // self.count * self.count, -(-value // self.count) * self.count) if n]
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} is {value}, which {self.count} learners cannot share evenly; give "
+                    f"{flag_of(name)} is {value}, which {self.count} learners cannot share evenly; give "
                     f"{' or '.join(map(str, fits))}"
                 )
         return config.replace(

@@ -22,7 +22,7 @@ from fastrl.base.commands import command_line, program
 from fastrl.base.errors import ConfigError, DamageError, RunError
 from fastrl.base.files import why_no_place, write_atomically
 from fastrl.base.launch import launcher
-from fastrl.base.ranges import fields_of
+from fastrl.base.ranges import fields_of, flag_of
 from fastrl.config import DQNConfig, RunConfig, from_record, read_record, to_record
 from fastrl.runs import checkpoints
 
@@ -160,7 +160,7 @@ class RunFolder:
     def stays(self, setting: str, value: object) -> ConfigError:
         """Return the error to raise where ``runs_dir`` or ``name`` would name another folder for a resumed run."""
         return ConfigError(
-            f"--{setting.replace('_', '-')} is {value!r}, but a resumed run stays in its folder; leave it out, or copy "
+            f"{flag_of(setting)} is {value!r}, but a resumed run stays in its folder; leave it out, or copy "
             f"{self} there and resume the copy"
         )
 

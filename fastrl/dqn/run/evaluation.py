@@ -69,6 +69,7 @@ class Evaluation(Callback):
     def _play(self, run: TrainingRun, episodes: int) -> None:
         config = run.config
         rules = EvaluationRules(max_steps=config.max_episode_steps, **config.rules())
+        recorded = dataclasses.asdict(rules)
 
         def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
@@ -93,8 +94,8 @@ class Evaluation(Callback):
         run.reporter.line(f"after {run.frames:,} frames: {games.summary()}{film}")
         if games.film_error:
             self.films.warn(run, games.film_error)
-        if games.mean > self._best_so_far(run, dataclasses.asdict(rules)):
-            self.best, self._rules = games.mean, dataclasses.asdict(rules)
+        if games.mean > self._best_so_far(run, recorded):
+            self.best, self._rules = games.mean, recorded
             run.save(checkpoints.BEST)
         for callback in run.callbacks:
             callback.on_evaluation(run, games)
@@ -103,8 +104,13 @@ class Evaluation(Callback):
         self.last = dataclasses.replace(games, film=[])  # which takes up to 100 MB
 
     def state(self) -> dict[str, Any]:
-        rules = {} if self._rules is None else {"rules": self._rules}
-        return {"best": self.best, "due": self._due, "ended_at": self._ended_at, "film": self.films.pending} | rules
+        return {
+            "best": self.best,
+            "rules": self._rules,
+            "due": self._due,
+            "ended_at": self._ended_at,
+            "film": self.films.pending,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.best, self._due, self._rules = state.get("best"), state.get("due", False), state.get("rules")

@@ -178,8 +178,9 @@ class Run(Loop):
         state = checkpoint.load_state(found) if found else {}
         if state and not same_game(state["game"], config.game):
             raise ConfigError(f"{found} plays {state['game']}, not {config.game}; start a new run for that")
-        if not new:
-            _refuse_other_play(config, load_dqn_config(folder), found, state)
+        earlier = None if new else load_dqn_config(folder)
+        if earlier is not None:
+            _refuse_other_play(config, earlier, found, state)
         steps = int(state.get("steps", 0))
         last_step = peers.count * config.num_envs * config.frame_skip  # a run ends with the step that reaches it
         if (played := steps * config.frame_skip) - last_step >= config.total_frames:
@@ -229,7 +230,7 @@ class Run(Loop):
                 part,
                 Shapes(obs_shape, envs.frame_dtype, envs.num_actions),
                 device,
-                earlier=None if new else load_dqn_config(folder),
+                earlier=earlier,
                 notes=notes,
             )
         )

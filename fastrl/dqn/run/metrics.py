@@ -13,7 +13,7 @@ from fastrl.dqn.run.clock import Clock
 from fastrl.replay import Batch
 
 ABOVE = 1.1
-"""Values are suspect from so many times the largest possible return on: noise of learning does not carry them there."""
+"""Values above this many times the largest possible return are suspect: the noise of learning stays below."""
 LEAST_BOUND = 10.0
 """Where the largest possible return is smaller, a network that has learned little may be above it."""
 
