@@ -66,6 +66,7 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "atoms": ("head", ("c51",)),
     "v_max": ("head", ("c51",)),
     "quantiles": ("head", ("quantile", "iqn")),
+    "width": ("trunk", tuple(trunk for trunk in get_args(Trunk) if trunk != "vector")),
     "alpha": ("prioritized", (True,)),
     "beta_start": ("prioritized", (True,)),
     "beta_end": ("prioritized", (True,)),

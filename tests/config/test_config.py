@@ -58,6 +58,8 @@ def test_two_heads_at_once_are_refused(head, distributional, flag):
     ("given", "told"),
     [
         ({"atoms": 101}, "--atoms is 101, and --head quantile does not read it; give --head c51, or leave it out"),
+        ({"width": 2, "trunk": "vector"}, "--width is 2, and --trunk vector does not read it; give --trunk nature or "
+         "small or pooled or residual or minatar or impala or impala-pooled or impala-strided, or leave it out"),
         ({"v_max": 20.0}, "--v-max is 20.0, and --head quantile does not read it; give --head c51, or leave it out"),
         ({"quantiles": 8, "head": "expected"},
          "--quantiles is 8, and --head expected does not read it; give --head quantile or iqn, or leave it out"),

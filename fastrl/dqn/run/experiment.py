@@ -16,6 +16,7 @@ from fastrl.base import console
 from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
 from fastrl.base.launch import first_rank
+from fastrl.base.ranges import flag_of
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
 from fastrl.distributed.engine import build_collectors
@@ -338,12 +339,11 @@ class Run(Loop):
         elif mine is not None and mine != found:
             learner |= checkpoint.load_learner(mine)
         network = state.get("network", {})
-        if self.config.head == network.get("head") == "c51" and network["v_max"] != self.config.v_max:
-            # Weights of one support fit another, with all values stretched.
-            raise ConfigError(f"--v-max is {self.config.v_max:g}; the saved state needs {network['v_max']:g}")
-        if self.config.head == network.get("head") == "iqn" and network["atoms"] != self.config.quantiles:
-            # Weights fit any number, and what was learned was learned with one.
-            raise ConfigError(f"--quantiles is {self.config.quantiles}; the saved state needs {network['atoms']}")
+        # Weights of one support fit another with all values stretched, and implicit quantiles fit any number of them.
+        for head, name, setting in (("c51", "v_max", "v_max"), ("iqn", "atoms", "quantiles")):
+            own = getattr(self.config, setting)
+            if self.config.head == network.get("head") == head and network[name] != own:
+                raise ConfigError(f"{flag_of(setting)} is {own:g}; the saved state needs {network[name]:g}")
         if pace:
             self.pace.load_state(state)
         self.learner.load_state(learner)
