@@ -4,7 +4,8 @@ RUN/checkpoints/000004000000/     frames played, so that names sort by age
     state.json                    counters, generators, callbacks: plain JSON
     learner.safetensors           networks, moments and counters of the learner
     games.safetensors             the games in progress, of games that can be saved
-    weights.safetensors           the online network alone, with what is needed to rebuild it
+    weights.safetensors           the network to play with: the online one, or that of averaged weights if they are
+                                  kept; with what is needed to rebuild it
     SHA256SUMS                    of all these
     replay/                       only in the newest; shares files with the one before while that is still there
     rank-1/                       of learner 1, and so on, where torchrun runs several: all but the weights, which are
@@ -79,7 +80,7 @@ def load_learner(folder: Path) -> dict[str, Any]:
     return checkpoints.mapped(checkpoints.read(folder / "learner.safetensors"), _as_tensor)
 
 
-OF_ALL = ("online", "target", "optimizer")
+OF_ALL = ("online", "target", "average", "optimizer")
 """What all learners of a run have alike, by the names of `Learner.state`."""
 
 

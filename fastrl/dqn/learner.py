@@ -21,6 +21,7 @@ from torch import Tensor
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import cpu_count, keep_freed_memory
 from fastrl.config import DQNConfig
+from fastrl.dqn.average import AveragedWeights
 from fastrl.dqn.device import cuda_graph
 from fastrl.dqn.device.device import pick_precision
 from fastrl.dqn.device.inputs import fill, make_input
@@ -165,6 +166,9 @@ class Learner:
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._params: list[Tensor] = list(self.online.parameters())
         self._flat, self._flat_target = (FlatParameters(net.parameters()) for net in (self.online, self.target))
+        self._average: AveragedWeights | None = None
+        if config.average_updates:
+            self._average = AveragedWeights(self.online, self._flat, config.average_updates)
 
         self._specs = _specs(config.batch_size, self._obs_shape, self._obs_dtype, num_actions if masked else None)
         self._columns = Columns({k: v for k, v in self._specs.items() if "obs" not in k}, device, staged=self.delayed)
@@ -433,6 +437,20 @@ class Learner:
         self._check_obs(obs)
         return self._values(obs)
 
+    @property
+    def judged(self) -> QNetwork:
+        """The network that evaluations play and checkpoints hand on: of averaged weights, if they are kept."""
+        return self.online if self._average is None else self._average.network
+
+    def judged_q_values(self, obs: Frame) -> NDArray[np.float32]:
+        """Return what `q_values` does, by the network that is `judged`; averaged weights compute in float32."""
+        if self._average is None:
+            return self.q_values(obs)
+        self._check_obs(obs)
+        with torch.inference_mode():
+            values: NDArray[np.float32] = self._average.network(self._tensors_of(obs)).cpu().numpy()
+        return values
+
     def _values(self, obs: Frame, noise: Tensor | None = None) -> NDArray[np.float32]:
         if self._trunk is not None:
             self._trunk.take_over()  # its copies of the dense layer are those of the last update or action
@@ -531,6 +549,8 @@ class Learner:
                 self._copied = self.updates
                 # In place: compiled functions and CUDA graphs keep reading the same memory.
                 self._flat_target.values.copy_(self._flat.values)
+            if self._average is not None:
+                self._average.add(self.updates)
             if before:
                 self._tally.measure(before, self._params)
         # Two downloads take turns: the one used now was fetched an update ago.
@@ -587,6 +607,7 @@ class Learner:
         state = {
             "online": self.online.state_dict(),
             "target": self.target.state_dict(),
+            "average": None if self._average is None else self._average.state(),
             "optimizer": self._optimizer.state(),
             "head": self.config.head,
             "generator": self._generator.get_state() if self._draws else None,
@@ -615,6 +636,11 @@ class Learner:
         self.target.check_state(state["target"])
         self.online.load_state_dict(state["online"])
         self.target.load_state_dict(state["target"])
+        if self._average is not None:
+            if average := state.get("average"):
+                self._average.load_state(average)
+            else:  # it was not kept before
+                self._average.start()
         self._optimizer.load_state(state["optimizer"])
         self.updates = state["updates"]
         period = self.config.target_period_updates  # which older states were written with: they lack the last copy

@@ -73,7 +73,7 @@ class Evaluation(Callback):
 
         def act(stacks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             run.stop.check()  # an evaluation changes nothing that is saved: it may be left at any point
-            return run.learner.q_values(stacks)
+            return run.learner.judged_q_values(stacks)
 
         run.reporter.line(f"evaluating {counted(episodes, 'game')} ...")
         games = play_games(

@@ -284,7 +284,7 @@ class Loop:
             state["learners"] = self.peers.count
         return RunSnapshot(
             state=state,
-            weights=self.learner.online.state_dict() if self.peers.leads else None,
+            weights=self.learner.judged.state_dict() if self.peers.leads else None,
             learner=learner if self.peers.leads else checkpoint.own_part(learner),
             games=self.collector.state() if games else None,
             replay=self.buffer if replay else None,

@@ -32,7 +32,7 @@ class RunSnapshot:
     state: dict[str, Any]
     """JSON-able: counters, generators, callbacks; ``"network"`` holds the settings of the network."""
     weights: dict[str, Tensor] | None
-    """State of the online network; None in a part of a learner that is not the first."""
+    """State of the network to play with; None in a part of a learner that is not the first."""
     learner: dict[str, Any] | None = None
     """What `Learner.state` returned."""
     games: dict[str, Any] | None = None

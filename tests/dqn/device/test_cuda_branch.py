@@ -120,6 +120,7 @@ def test_what_waits_for_the_device_cannot_be_recorded(cuda, wait):
         {}, {"double": False}, {"head": "c51"}, {"head": "c51", "double": False}, {"head": "quantile"},
         {"munchausen": True}, {"head": "quantile", "munchausen": True}, {"noisy": True},
         {"head": "iqn", "quantiles": 5, "noisy": True}, {"target_tau": 0.25},
+        {"average_updates": 4},
     ], [False, True])),
 )  # fmt: skip
 def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer, settings, dueling):
@@ -128,9 +129,10 @@ def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer
     assert is_recorded(gpu)
     assert cuda.log["recordings"] == 2
     assert same(weights(gpu), weights(cpu))  # the recording left no trace
-    for got, expected in zip(learn(gpu, range(7)), learn(cpu, range(7)), strict=True):
+    for got, expected in zip(learn(gpu, range(12)), learn(cpu, range(12)), strict=True):
         np.testing.assert_array_equal(got, expected)
-    assert cuda.log["replays"] == 7
+    assert cuda.log["replays"] == 12
+    assert same(gpu.judged.state_dict(), cpu.judged.state_dict())
     assert same(gpu.target.state_dict(), cpu.target.state_dict())
     obs = batch(9).obs[: config.group_size]
     np.testing.assert_array_equal(gpu.act(obs), cpu.act(obs))
@@ -139,9 +141,10 @@ def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer
     resumed = make(config, seed=7), make(config.replace(compile=False), CPU, seed=9)
     for learner in resumed:
         learner.load_state(state)
-    errors = [learn(learner, range(7, 12)) for learner in (gpu, *resumed)]
+    errors = [learn(learner, range(12, 22)) for learner in (gpu, *resumed)]
     assert np.array_equal(errors[0], errors[1])
     assert np.array_equal(errors[0], errors[2])
+    assert same(gpu.judged.state_dict(), resumed[1].judged.state_dict())
     assert same(weights(gpu), weights(resumed[0]))
     assert same(weights(gpu), weights(resumed[1]))
 

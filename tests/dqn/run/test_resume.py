@@ -246,7 +246,7 @@ def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_a
         {"env_groups": 2, "prioritized": False, "samples_per_step": 0.5},
         {"optimizer": "rmsprop", "distributional": True},
         {"head": "quantile", "munchausen": True},
-        {"head": "iqn", "quantiles": 5, "noisy": True},
+        {"head": "iqn", "quantiles": 5, "noisy": True, "average_updates": 40},
         {
             "n_step_schedule": ((0, 4), (700, 2), (800, 1)),
             "gamma_schedule": ((0, 0.9), (600, 0.99)),
@@ -263,7 +263,7 @@ def test_a_checkpoint_that_a_thread_finishes_late_holds_the_moment_when_it_was_a
         "two groups, uniform",
         "rmsprop, distributional",
         "quantile, munchausen",
-        "iqn, noisy",
+        "iqn, noisy, averaged",
         "schedules",
         "ladder, tau",
         "compiled",
