@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from test_learner import ACTIONS, CPU, OBS, TINY, make, make_batch, same, weights
 
 from fastrl.dqn.average import EVERY_UPDATES, AveragedWeights
 from fastrl.dqn.flat import FlatParameters
 from fastrl.dqn.learner import Learner
 from fastrl.dqn.network import QNetwork
-from test_learner import ACTIONS, CPU, OBS, TINY, make, make_batch, same, weights
 
 AVERAGING = TINY.replace(average_updates=50)
 
