@@ -233,7 +233,7 @@ class DQNConfig(Rules, RunConfig):
     target_tau: Annotated[float, Between(0, 1)] = 0.0
     """Share of the way that the target network moves towards the online network after each update (Lillicrap et al.
     2016, algorithm 1). Replaces target_period_updates, target_period_end and target_period_steps. 0: it is copied."""
-    average_updates: Annotated[int, AtLeast(0)] = 0
+    average_updates: Annotated[int, Between(0, 25_000)] = 0
     """Evaluations play, and checkpoints hand on, the moving average of the network's weights over N updates (Polyak &
     Juditsky 1992), at first over a tenth of those made. Learning goes on as without it. 0: the last weights."""
     optimizer: Literal["adam", "rmsprop"] = "adam"

@@ -32,7 +32,7 @@ from fastrl.envs.frames import Frame, FrameDtype, in_words, per_array, stacked_s
 from fastrl.envs.masks import have_masks
 
 Weights = dict[str, NDArray[Any]]
-"""Of the online network, by the names of its state."""
+"""Of the network that acts, by the names of its state."""
 
 
 class Request(NamedTuple):

@@ -34,7 +34,7 @@ class TrainingRun(Protocol):
     folder: RunFolder
     """Where the run's files go: ``run.folder / "mine.png"``."""
     learner: Learner
-    """Networks and optimizer."""
+    """Networks and optimizer. `q_values` are of the network that learns, `judged_q_values` of what evaluations play."""
     buffer: PrioritizedReplayBuffer
     """The replay."""
     envs: Envs

@@ -84,6 +84,8 @@ class MaskedBatch(Batch, Protocol):
 class Learner:
     """Online and target network, optimizer and counters; greedy actions out, batches in.
 
+    With `average_updates` it keeps the moving average of the online network's weights too, which is `judged`.
+
     Parameters
     ----------
     config : DQNConfig
@@ -443,12 +445,15 @@ class Learner:
         return self.online if self._average is None else self._average.network
 
     def judged_q_values(self, obs: Frame) -> NDArray[np.float32]:
-        """Return what `q_values` does, by the network that is `judged`; averaged weights compute in float32."""
+        """Return what `q_values` does, by the network that is `judged`."""
         if self._average is None:
             return self.q_values(obs)
         self._check_obs(obs)
-        with torch.inference_mode():
-            values: NDArray[np.float32] = self._average.network(self._tensors_of(obs)).cpu().numpy()
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+        ):
+            values: NDArray[np.float32] = self._average.network(self._tensors_of(obs)).float().cpu().numpy()
         return values
 
     def _values(self, obs: Frame, noise: Tensor | None = None) -> NDArray[np.float32]:
@@ -550,7 +555,7 @@ class Learner:
                 # In place: compiled functions and CUDA graphs keep reading the same memory.
                 self._flat_target.values.copy_(self._flat.values)
             if self._average is not None:
-                self._average.add(self.updates)
+                self._average.add()
             if before:
                 self._tally.measure(before, self._params)
         # Two downloads take turns: the one used now was fetched an update ago.

@@ -35,6 +35,11 @@ ROOT = Path(__file__).parents[2]
 PARSED = [train.Arguments, DQNConfig, SarsaConfig, evaluate.Arguments, watch.Arguments, plot.Arguments]
 
 
+def test_the_command_refuses_a_flag_that_would_have_no_effect():
+    with pytest.raises(ConfigError, match=r"^--atoms is 99, and --head expected does not read it; give --head c51"):
+        train.main(["catch", "--atoms", "99"])
+
+
 def examples_of(module):
     """Return the words of each example in a module's docstring, without what explains it."""
     lines = module.__doc__.partition("\n\n")[2].splitlines()

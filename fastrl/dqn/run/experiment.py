@@ -347,6 +347,13 @@ class Run(Loop):
         if pace:
             self.pace.load_state(state)
         self.learner.load_state(learner)
+        kept = learner.get("average") is not None
+        if kept != bool(self.config.average_updates):
+            self.reporter.line(
+                "the average of the weights is dropped: --average-updates is 0"
+                if kept
+                else "the average of the weights begins here: the run has kept none (--average-updates)"
+            )
         # Older checkpoints lack the samples.
         self.samples = int(state.get("samples", self.learner.updates * self.config.batch_size))
         if not len(self.buffer):

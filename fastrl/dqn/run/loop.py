@@ -263,7 +263,7 @@ class Loop:
             If the state of a callback cannot be saved.
         """
         learner = self.learner.state()
-        if names := spoilt({key: learner[key] for key in ("online", "target", "optimizer")}):
+        if names := spoilt({key: learner[key] for key in checkpoint.OF_ALL}):
             raise self._not_finite(", ".join(names[:3]), {"weights": names})
         state = {
             "game": self.config.game,

@@ -120,7 +120,7 @@ def test_what_waits_for_the_device_cannot_be_recorded(cuda, wait):
         {}, {"double": False}, {"head": "c51"}, {"head": "c51", "double": False}, {"head": "quantile"},
         {"munchausen": True}, {"head": "quantile", "munchausen": True}, {"noisy": True},
         {"head": "iqn", "quantiles": 5, "noisy": True}, {"target_tau": 0.25},
-        {"average_updates": 4},
+        {"average_updates": 3},
     ], [False, True])),
 )  # fmt: skip
 def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer, settings, dueling):
@@ -144,7 +144,8 @@ def test_replayed_updates_are_the_eager_ones_of_a_cpu_to_the_bit(cuda, optimizer
     errors = [learn(learner, range(12, 22)) for learner in (gpu, *resumed)]
     assert np.array_equal(errors[0], errors[1])
     assert np.array_equal(errors[0], errors[2])
-    assert same(gpu.judged.state_dict(), resumed[1].judged.state_dict())
+    for learner in resumed:
+        assert same(gpu.judged.state_dict(), learner.judged.state_dict())
     assert same(weights(gpu), weights(resumed[0]))
     assert same(weights(gpu), weights(resumed[1]))
 

@@ -46,6 +46,10 @@ def assert_equal(whole: experiment.Run, resumed: experiment.Run) -> None:
     one, other = (checkpoint.load_learner(r.folder.find()) for r in (whole, resumed))
     for name in ("online", "target"):
         assert all(torch.equal(one[name][key], other[name][key]) for key in one[name]), name
+    if one["average"] is not None:
+        mine, its = (average.pop("weights") for average in (one["average"], other["average"]))
+        assert one["average"] == other["average"]
+        assert all(torch.equal(mine[key], its[key]) for key in mine)
     for i, moments in one["optimizer"]["moments"].items():
         assert all(torch.equal(moments[key], other["optimizer"]["moments"][i][key]) for key in moments)
     mine, its = whole.buffer._state(), resumed.buffer._state()
