@@ -912,8 +912,11 @@ class ReplayBuffer:
 
     def _before_fork(self) -> tuple[bool, bool]:
         """Take the lock, so that a child gets a whole buffer; return if it was had, and if a prefetched batch is."""
-        while not (whole := self._lock.acquire(timeout=FORK_PATIENCE_S)) and self._in_save:
-            pass  # a save is slow, but ends
+        whole, saving = False, True
+        while saving and not whole:  # a save is slow, but ends, maybe right after the lock was waited for in vain
+            saving = self._in_save
+            whole = self._lock.acquire(timeout=FORK_PATIENCE_S)
+            saving = saving or self._in_save
         return whole, whole and self._prefetcher.has_copied()
 
     def _after_fork_in_parent(self, noted: tuple[bool, bool] | None) -> None:

@@ -340,6 +340,37 @@ def test_a_fork_waits_for_a_save_however_long_it_takes(in_thread, monkeypatch, t
     assert forked(lambda: len(buffer.sample(8).index)) == 8
 
 
+@pytest.mark.parametrize("during", [(True, False), (False, True), (True, True)], ids=str)
+def test_a_save_that_begins_or_ends_as_patience_does_leaves_a_whole_buffer(monkeypatch, during):
+    buffer = filled()
+    waits = []
+
+    class Lock:
+        def acquire(self, timeout):
+            waits.append(buffer._in_save)
+            buffer._in_save = during[1]  # it begins or ends while this returns
+            return len(waits) == 2
+
+    monkeypatch.setattr(buffer, "_lock", Lock())
+    buffer._in_save = during[0]
+    assert buffer._before_fork() == (True, False)
+    assert waits == list(during)
+
+
+def test_a_call_that_is_no_save_is_waited_for_once(monkeypatch):
+    buffer = filled()
+    waits = []
+
+    class Lock:
+        def acquire(self, timeout):
+            waits.append(timeout)
+            return False
+
+    monkeypatch.setattr(buffer, "_lock", Lock())
+    assert buffer._before_fork() == (False, False)
+    assert waits == [buffers.FORK_PATIENCE_S]
+
+
 def test_buffers_wait_for_no_fork_once_they_are_gone():
     buffer = filled()
     key, known = id(buffer), weakref.ref(buffer)
