@@ -342,9 +342,7 @@ def main(arguments: list[str]) -> int:
     refuse_others(given, type(default), of=f"a run of {getattr(default, 'game', 'cartpole')}")
     if resume is not None and (moved := [name for name in ("runs_dir", "name") if name in given]):
         raise folder.RunFolder(resume).stays(moved[0], given[moved[0]])
-    config = _by_agent(default, agent, given).replace(**_one_group(given))
-    if isinstance(config, DQNConfig):
-        config.check_read(given)
+    config = _changed(_by_agent(default, agent, given), given)
     about = _about_agent(about, agent, default, config, resume)
     if resume is not None and agent is not None:
         _keeps_what_is_saved(agent, config, resume)

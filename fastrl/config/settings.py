@@ -234,8 +234,8 @@ class DQNConfig(Rules, RunConfig):
     """Share of the way that the target network moves towards the online network after each update (Lillicrap et al.
     2016, algorithm 1). Replaces target_period_updates, target_period_end and target_period_steps. 0: it is copied."""
     average_updates: Annotated[int, Between(0, 25_000)] = 0
-    """Evaluations play, and checkpoints hand on, the moving average of the network's weights over N updates (Polyak &
-    Juditsky 1992), at first over a tenth of those made. Learning goes on as without it. 0: the last weights."""
+    """Evaluations play by the moving average of the network's weights over N updates, early on over a tenth of those
+    made, and checkpoints save it to play with (Polyak & Juditsky 1992). Learning is the same. 0: the last weights."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """`rmsprop` is the centred version of Mnih et al. 2015."""
     learning_rate: Annotated[float, Above(0)] = 2.5e-4

@@ -45,7 +45,6 @@ class AveragedWeights:
         self._every = min(EVERY_UPDATES, reach)
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self._average = FlatParameters(self.network.parameters())
-        self.start()
 
     @torch.no_grad()
     def start(self) -> None:

@@ -235,9 +235,9 @@ class Learner:
             with arithmetic():
                 return network.behind(x, dense.get(network), taus, noise)
 
-        def q_values(obs: Obs, noise: Tensor | None = None) -> Tensor:
+        def q_values(network: QNetwork, obs: Obs, noise: Tensor | None = None) -> Tensor:
             with torch.no_grad():
-                return online.values(behind(online, features(online, obs), noise=noise))
+                return network.values(behind(network, features(network, obs), noise=noise))
 
         def act_behind(x: Tensor, noise: Tensor | None, mask: Tensor | None) -> Tensor:
             with torch.no_grad():
@@ -422,7 +422,7 @@ class Learner:
         self._check_mask(mask, count(obs))
         self._draw("acting_noise")
         if count(obs) != count(self._acting):
-            found = self._values(obs, self._draws.get("acting_noise"))
+            found = self._values(self.online, obs, self._draws.get("acting_noise"))
             greedy: NDArray[np.int64] = (found if mask is None else only_allowed(found, mask)).argmax(axis=1)
             return greedy
         if mask is not None and self._acting_mask is not None:
@@ -437,7 +437,7 @@ class Learner:
     def q_values(self, obs: Frame) -> NDArray[np.float32]:
         """Return Q [N, A] float32 of obs [N, *obs_shape], for any N; without noise, by the means of noisy layers."""
         self._check_obs(obs)
-        return self._values(obs)
+        return self._values(self.online, obs)
 
     @property
     def judged(self) -> QNetwork:
@@ -446,20 +446,13 @@ class Learner:
 
     def judged_q_values(self, obs: Frame) -> NDArray[np.float32]:
         """Return what `q_values` does, by the network that is `judged`."""
-        if self._average is None:
-            return self.q_values(obs)
         self._check_obs(obs)
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
-        ):
-            values: NDArray[np.float32] = self._average.network(self._tensors_of(obs)).float().cpu().numpy()
-        return values
+        return self._values(self.judged, obs)
 
-    def _values(self, obs: Frame, noise: Tensor | None = None) -> NDArray[np.float32]:
+    def _values(self, network: QNetwork, obs: Frame, noise: Tensor | None = None) -> NDArray[np.float32]:
         if self._trunk is not None:
             self._trunk.take_over()  # its copies of the dense layer are those of the last update or action
-        values: NDArray[np.float32] = self._q_values(self._tensors_of(obs), noise).cpu().numpy()
+        values: NDArray[np.float32] = self._q_values(network, self._tensors_of(obs), noise).cpu().numpy()
         return values
 
     def weights(self) -> dict[str, NDArray[Any]]:
