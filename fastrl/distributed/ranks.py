@@ -7,7 +7,9 @@ or checked, and objects are unpickled: see docs/distributed.md.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import select
 import signal
 import time
 import traceback
@@ -35,6 +37,9 @@ Result = TypeVar("Result")
 PATIENCE = timedelta(minutes=30)
 """Longest wait for another learner, which may compile, load a replay or finish a checkpoint meanwhile. One that is gone
 is noticed at once, by its closed connection; this is for a machine that has lost its network."""
+LOOK = timedelta(seconds=1)
+"""So long a collective waits before it looks whether the other processes of its machine are still there. In about one
+death of a hundred, one amid a message, gloo does not notice that the connection was closed (PyTorch 2.13)."""
 JOIN = timedelta(minutes=5)
 """Longest wait for all to come together."""
 MESSAGE_SECONDS = 2.0
@@ -95,6 +100,9 @@ class Ranks(Restarted):
         self._store: Any = dist.PrefixStore(  # type: ignore[attr-defined]
             f"fastrl/{number}/{launch.restarts}/{times}", self._agent
         )
+        self._due = self._timed = False
+        self._pending: Any = None  # what is waited for
+        self._neighbours: dict[int, int] = {}  # by the descriptor of a process of this machine, its rank
         cuda = device.type == "cuda"
         try:
             with self._heard():
@@ -106,10 +114,10 @@ class Ranks(Restarted):
                     timeout=PATIENCE,
                 )
             self._sum(torch.zeros(1, dtype=torch.int64))
+            self._watch_neighbours()
         except BaseException:
             self.close()
             raise
-        self._due = self._timed = False
 
     def close(self) -> None:
         """Close all connections, which ends what others wait for, and the threads that keep them.
@@ -117,9 +125,16 @@ class Ranks(Restarted):
         A thread of gloo's that lived on into the end of the interpreter could not let go of a tensor then, and the
         process would abort ("terminate called without an active exception"). They live as long as anything knows the
         group. Functions of `torch.distributed.nn` do, whose module is imported after it was made: it is their default.
+        Only a thread that still waits for a learner is left as it is: letting go of the group would wait for it.
         """
+        if self._pending is not None and not self._pending.is_completed():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+        self._pending = None
         with contextlib.suppress(RuntimeError, AssertionError, ValueError):
             dist.destroy_process_group()
+        for neighbour in self._neighbours:
+            os.close(neighbour)
+        self._neighbours = {}
 
     # --- what is divided ------------------------------------------------------------------------------
 
@@ -129,8 +144,7 @@ class Ranks(Restarted):
         return self._average
 
     def _average(self, gradients: Tensor) -> None:
-        with self._heard():
-            dist.all_reduce(gradients)
+        self._reduce(gradients)
         gradients.div_(self.count)
 
     def part(self, config: DQNConfig) -> DQNConfig:
@@ -202,8 +216,7 @@ class Ranks(Restarted):
         return [int(n) for n in sums]
 
     def _sum(self, numbers: Tensor) -> Tensor:
-        with self._heard():
-            dist.all_reduce(numbers)
+        self._reduce(numbers)
         return numbers
 
     def shared(self, make: Callable[[], Result]) -> Result:
@@ -216,8 +229,7 @@ class Ranks(Restarted):
     def least(self, number: float) -> float:
         """Return the least of the learners' numbers, float64."""
         mine = torch.tensor([number], dtype=torch.float64)
-        with self._heard():
-            dist.all_reduce(mine, op=dist.ReduceOp.MIN)
+        self._reduce(mine, dist.ReduceOp.MIN)
         return float(mine)
 
     def every(self, yes: bool) -> bool:
@@ -228,7 +240,43 @@ class Ranks(Restarted):
         """Wait until all have come here."""
         self.every(True)
 
+    def _reduce(self, numbers: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
+        """Reduce numbers over all learners, in place."""
+        with self._heard():
+            self._pending = dist.all_reduce(numbers, op=op, async_op=not numbers.is_cuda)  # NCCL looks by itself
+            if self._pending is None:
+                return
+            ended = 0
+            while not self._pending.is_completed():
+                with contextlib.suppress(RuntimeError):  # it takes longer than that, or it has failed
+                    self._pending.wait(LOOK)
+                if self._pending.is_completed():
+                    break
+                # What one has sent before it left, as all do in the end, arrives within the time of another look.
+                ended += bool(self._ended())
+                if ended > 1:
+                    raise RuntimeError(f"the process of learner {self._ended()[0]} has ended")
+            self._pending.wait()  # raises what it has failed with
+            self._pending = None
+
     # --- failures -------------------------------------------------------------------------------------
+
+    def _watch_neighbours(self) -> None:
+        """Hold a descriptor of each other process of this machine, from which the end of that can be seen."""
+        places: list[Any] = [None] * self.count
+        with self._heard():
+            dist.all_gather_object(places, (_processes(), os.getpid()))
+        for rank, (processes, number) in enumerate(places):
+            if rank != self.rank and processes is not None and processes == places[self.rank][0]:
+                with contextlib.suppress(OSError):  # an older kernel, a sandbox
+                    self._neighbours[os.pidfd_open(number)] = rank
+
+    def _ended(self) -> list[int]:
+        """Return the ranks of learners on this machine whose processes have ended."""
+        ends = select.poll()
+        for neighbour in self._neighbours:
+            ends.register(neighbour, select.POLLIN)
+        return sorted(self._neighbours[neighbour] for neighbour, _ in ends.poll(0))
 
     def failed(self, error: BaseException) -> None:
         """Tell the others why this learner ends; `PeerError` if the first one says the same."""
@@ -362,6 +410,15 @@ def joined(device: str) -> Iterator[Peers]:
         raise
     finally:
         ranks.close()
+
+
+def _processes() -> str | None:
+    """Return what is the same in all processes that know each other by their numbers; None where that is not known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def _agent_store() -> Any:

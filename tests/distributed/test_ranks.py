@@ -23,7 +23,7 @@ from rank_run import CONFIG, Job, error, learn, result
 from untrained import write_settings
 
 from fastrl.base.errors import ConfigError
-from fastrl.base.stop import Stop
+from fastrl.base.stop import TWICE_SECONDS, Stop
 from fastrl.config import PRESETS, with_agent
 from fastrl.distributed import ranks
 from fastrl.distributed.ranks import Ranks, joined
@@ -259,6 +259,46 @@ def test_a_killed_learner_ends_the_others_and_a_restart_resumes_from_what_all_ha
         assert same(result(folder, each), result(whole, each), but=["folder"])
         assert seen(folder, each) == seen(whole, each)
     assert rows(folder) == rows(whole)
+
+
+class LeavesAChild(Callback):
+    """Lets a process live on that has inherited the connections of this learner: they outlive it too."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def on_start(self, run):
+        if self.rank == 1 and os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+
+
+def test_a_killed_learner_whose_connections_stay_open_is_noticed_by_its_process(tmp_path):
+    folder = tmp_path / "run"
+    began = time.monotonic()
+    codes = Job().run(learn, folder, hooks=[LeavesAChild], signals={1: (300, signal.SIGKILL)})
+    assert codes == [3, -signal.SIGKILL]
+    assert time.monotonic() - began < 50
+    assert error(folder, 0).startswith(
+        "PeerError: another learner is gone without a message (RuntimeError: the process of learner 1 has ended)"
+    )
+
+
+def test_a_second_signal_leaves_a_learner_that_waits_for_one_that_hangs(tmp_path):
+    folder, job = tmp_path / "run", Job()
+    job.start(learn, folder, signals={1: (300, signal.SIGSTOP)})
+    one, other = job.processes
+    deadline = time.monotonic() + 120
+    while Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for _ in range(2):
+        time.sleep(2 * (ranks.LOOK.total_seconds() + TWICE_SECONDS))
+        os.kill(one.pid, signal.SIGINT)
+    one.join(30)
+    assert (one.exitcode is None, other.is_alive()) == (False, True)
+    assert error(folder, 0) == f"KeyboardInterrupt: {int(signal.SIGINT)}"
+    other.kill()
 
 
 def names_threads(rank, folder, **options):
