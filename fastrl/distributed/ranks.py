@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import time
 import traceback
@@ -28,6 +27,7 @@ from fastrl.base.launch import Launch, launched
 from fastrl.base.ranges import flag_of
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
+from fastrl.distributed.neighbours import Neighbours, Place
 from fastrl.dqn.device.device import pick_device
 from fastrl.dqn.optimizer import stability_term
 from fastrl.dqn.peers import ALONE, Peers, Turn
@@ -102,7 +102,7 @@ class Ranks(Restarted):
         )
         self._due = self._timed = False
         self._pending: Any = None  # what is waited for
-        self._neighbours: dict[int, int] = {}  # by the descriptor of a process of this machine, its rank
+        self._neighbours = Neighbours(self.rank)
         cuda = device.type == "cuda"
         try:
             with self._heard():
@@ -114,7 +114,10 @@ class Ranks(Restarted):
                     timeout=PATIENCE,
                 )
             self._sum(torch.zeros(1, dtype=torch.int64))
-            self._watch_neighbours()
+            with self._heard():
+                places: list[Any] = [None] * self.count
+                dist.all_gather_object(places, Place.mine())
+            self._neighbours.watch(places)
         except BaseException:
             self.close()
             raise
@@ -132,9 +135,7 @@ class Ranks(Restarted):
         self._pending = None
         with contextlib.suppress(RuntimeError, AssertionError, ValueError):
             dist.destroy_process_group()
-        for neighbour in self._neighbours:
-            os.close(neighbour)
-        self._neighbours = {}
+        self._neighbours.close()
 
     # --- what is divided ------------------------------------------------------------------------------
 
@@ -253,30 +254,14 @@ class Ranks(Restarted):
                 if self._pending.is_completed():
                     break
                 # What one has sent before it left, as all do in the end, arrives within the time of another look.
-                ended += bool(self._ended())
+                gone = self._neighbours.ended()
+                ended += bool(gone)
                 if ended > 1:
-                    raise RuntimeError(f"the process of learner {self._ended()[0]} has ended")
+                    raise RuntimeError(f"the process of learner {gone[0]} has ended")
             self._pending.wait()  # raises what it has failed with
             self._pending = None
 
     # --- failures -------------------------------------------------------------------------------------
-
-    def _watch_neighbours(self) -> None:
-        """Hold a descriptor of each other process of this machine, from which the end of that can be seen."""
-        places: list[Any] = [None] * self.count
-        with self._heard():
-            dist.all_gather_object(places, (_processes(), os.getpid()))
-        for rank, (processes, number) in enumerate(places):
-            if rank != self.rank and processes is not None and processes == places[self.rank][0]:
-                with contextlib.suppress(OSError):  # an older kernel, a sandbox
-                    self._neighbours[os.pidfd_open(number)] = rank
-
-    def _ended(self) -> list[int]:
-        """Return the ranks of learners on this machine whose processes have ended."""
-        ends = select.poll()
-        for neighbour in self._neighbours:
-            ends.register(neighbour, select.POLLIN)
-        return sorted(self._neighbours[neighbour] for neighbour, _ in ends.poll(0))
 
     def failed(self, error: BaseException) -> None:
         """Tell the others why this learner ends; `PeerError` if the first one says the same."""
@@ -410,15 +395,6 @@ def joined(device: str) -> Iterator[Peers]:
         raise
     finally:
         ranks.close()
-
-
-def _processes() -> str | None:
-    """Return what is the same in all processes that know each other by their numbers; None where that is not known."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
 
 
 def _agent_store() -> Any:
