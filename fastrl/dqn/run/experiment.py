@@ -265,7 +265,7 @@ class Run(Loop):
             peers=peers,
         )
         self._last.callback(self.saver.wait)
-        games_continue = found is not None and self._restore(found, mine, pace=replay.earlier is not None)
+        games_continue = found is not None and self._restore(found, mine, notes, pace=replay.earlier is not None)
         if not new and self.over:
             peers.shared(lambda: folder.ended(self.config, MAY_CHANGE, f"give a larger {self._longer}"))
         if config.collectors:
@@ -321,7 +321,7 @@ class Run(Loop):
         """The flag that lets a run go on that has ended."""
         return "--total-frames" if self.frames >= self.config.total_frames else "--total-samples"
 
-    def _restore(self, found: Path, mine: Path | None, *, pace: bool) -> bool:
+    def _restore(self, found: Path, mine: Path | None, notes: list[str], *, pace: bool) -> bool:
         """Take over a checkpoint but for its replay, the pace if asked; return whether the games continue.
 
         Parameters
@@ -330,6 +330,8 @@ class Run(Loop):
             The checkpoint.
         mine : Path or None
             This learner's part of it; None where other learners saved it.
+        notes : list of str
+            Gets what the user should know.
         pace : bool
             Whether the replay was loaded.
         """
@@ -349,7 +351,7 @@ class Run(Loop):
         self.learner.load_state(learner)
         kept = learner.get("average") is not None
         if kept != bool(self.config.average_updates):
-            self.reporter.line(
+            notes.append(
                 "the average of the weights is dropped: --average-updates is 0"
                 if kept
                 else "the average of the weights begins here: the run has kept none (--average-updates)"

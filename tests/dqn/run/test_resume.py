@@ -363,3 +363,20 @@ def test_the_command_goes_on_with_cartpole(tmp_path, capsys):
         else:
             with pytest.raises(ConfigError, match=reason):
                 train.main(["--resume", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (40, 0, "the average of the weights is dropped: --average-updates is 0"),
+        (0, 40, "the average of the weights begins here: the run has kept none (--average-updates)"),
+    ],
+)
+def test_a_run_resumes_with_and_without_an_average_of_its_weights(tmp_path, capsys, before, after, said):
+    config = CONFIG.replace(average_updates=before, total_frames=900)
+    play(tmp_path / "run", config=config)
+    changed = config.replace(average_updates=after, total_frames=1_400)
+    run = play(tmp_path / "run", config=changed, resume=True, quiet=False)
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert run.steps >= 1_400
+    assert (run.learner.state()["average"] is None) == (after == 0)
