@@ -28,7 +28,7 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from fastrl.base.commands import program
 from fastrl.base.console import print_nowhere, say, though_closed
-from fastrl.base.errors import ConfigError, PeerError, RunError
+from fastrl.base.errors import ConfigError, PeerError, RunError, exit_status
 from fastrl.base.launch import first_rank
 from fastrl.base.ranges import Field, fields_of, flag_of, spelled
 
@@ -277,17 +277,19 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         print_nowhere()
         status = 128 + signal.SIGPIPE
     except (ConfigError, ImportError) as error:
-        status = 2
+        status = exit_status(error)
         if not first_rank():
             _let_the_first_speak(status)
         _say_why(f"{prog}: error: {(isinstance(error, ImportError) and _hidden()) or error}")
     except PeerError as error:
+        status = exit_status(error)
         if first_rank():  # the learner that failed has said why, if it could
             _say_why(f"{prog}: error: {error}")
-        status = 1
+        elif status == 2:
+            _let_the_first_speak(status)
     except RunError as error:
         _say_why(f"{prog}: error: {error}")
-        status = 1
+        status = exit_status(error)
     except KeyboardInterrupt as asked:
         _say_why(f"{prog}: stopped at once; what was saved before is whole")
         status = 128 + (asked.args[0] if asked.args else signal.SIGINT)

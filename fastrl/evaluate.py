@@ -27,7 +27,7 @@ from fastrl.base.commands import program
 from fastrl.base.console import counted, say
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.files import require_place, write_atomically
-from fastrl.base.ranges import Above, AtLeast, Between, Printable, check
+from fastrl.base.ranges import Above, AtLeast, Between, Printable, check, flag_of
 from fastrl.base.stop import begun
 from fastrl.cli import read, show_help
 from fastrl.envs.levels import LEVELS, SOURCE, human_normalized
@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: not before the flags are r
     from fastrl.envs.rules import EvaluationRules
 
 PROG = program("evaluate")
+OF_COLLECTORS = ("ray_address", "collector_timeout")
+"""Flags that are read with collectors alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,11 @@ def main(arguments: list[str]) -> int:
     args = Arguments(**line.given)
     if line.word is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
+    if not args.collectors and (unread := [name for name in OF_COLLECTORS if name in line.given]):
+        raise ConfigError(
+            f"{flag_of(unread[0])} is {line.given[unread[0]]}, and --collectors 0 does not read it; give "
+            "--collectors N, or leave it out"
+        )
     from fastrl.dqn.agent import load_agent
 
     agent = load_agent(line.word, args.checkpoint, args.make_env)
@@ -132,7 +139,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{library}.gif"
     check_film(film)
     words = rules.describe(atari=is_atari(agent.game))
-    say(f"{agent.origin}: {counted(args.episodes, 'game')}, {words}")
+    say(f"{agent.named}: {counted(args.episodes, 'game')}, {words}")
     content = b""  # of the film, where it was made elsewhere
     try:
         if args.collectors:
@@ -160,7 +167,8 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
         say(f"human-normalised: {share:.1%}; random play scores {random:,g}, a human {human:,g} ({SOURCE})")
     if args.json:
         origin = os.path.abspath(agent.origin)
-        facts = {"game": played.game, "checkpoint": origin, "protocol": words, "env": played.backend}
+        facts = {"game": played.game, "checkpoint": origin, "averaged": agent.averaged, "protocol": words}
+        facts["env"] = played.backend
         scores = {"cut_off": played.cut_off, "human_normalized": share, "scores": played.scores.tolist()}
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)

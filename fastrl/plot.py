@@ -33,6 +33,7 @@ from fastrl.base.ranges import Above, AtLeast, Between, check
 from fastrl.base.stop import begun
 from fastrl.cli import read, show_help
 from fastrl.envs.levels import LEVELS, SOURCE
+from fastrl.envs.names import game_name
 from fastrl.runs.curves import (
     Band,
     Curve,
@@ -119,7 +120,7 @@ class Arguments:
     """Runs that make one line: `settings`, those that differ only in the seed; `each`, each by itself; `all`, all as
     seeds of one setting."""
     game: str | None = None
-    """Game of CSV files that have no config.json beside them (default: unknown)."""
+    """Game, in any spelling, of CSV files that have no config.json beside them (default: unknown)."""
     levels: bool = False
     """Draw the scores of random play and of a human."""
     published: bool = False
@@ -142,6 +143,8 @@ class Arguments:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.game is not None:
+            object.__setattr__(self, "game", _plain(self.game))
         if not all(2 <= side <= 20 for side in self.size):
             raise ConfigError(f"--size is {self.size[0]:g} {self.size[1]:g}; give two numbers between 2 and 20")
         for x in self.at:
@@ -209,8 +212,18 @@ def read_groups(words: Sequence[str], args: Arguments) -> list[list[MeasuredRun]
     return group_runs(runs, args.group)
 
 
+def _plain(game: str) -> str:
+    """Return the plain name of a game in any spelling; what is no Atari game stays as it is."""
+    if game in LEVELS:
+        return game
+    try:
+        return game_name(game)
+    except (ConfigError, ImportError):
+        return game
+
+
 def _table(groups: Sequence[Sequence[MeasuredRun]], labels: Sequence[str], args: Arguments) -> list[str]:
-    """Return the lines' values at the ``x`` asked for, as lines of text."""
+    """Return the lines' values at the ``x`` asked for, as lines of text, and why one is missing."""
     if not args.at:
         return []
     curves = [[_curve(run, args) for run in group] for group in groups]
@@ -219,7 +232,13 @@ def _table(groups: Sequence[Sequence[MeasuredRun]], labels: Sequence[str], args:
         found = [summary_at(group, x) for group in curves]
         cells.append([f"{x:,.10g}", *("-" if one is None else _in_words(one) for one in found)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    missing = []
+    for label, group in zip(labels, curves, strict=True):
+        low, high = max(curve.x[0] for curve in group), min(curve.x[-1] for curve in group)
+        if any(not low <= x <= high for x in args.at):
+            missing.append(f"-: {args.y} of {label} goes from {low:,.10g} to {high:,.10g} {args.x}")
+    return [*table, *missing]
 
 
 def _in_words(summary: tuple[float, float, float]) -> str:

@@ -18,7 +18,19 @@ class RunError(RuntimeError):
 
 
 class PeerError(RunError):
-    """A run cannot continue because another of its learners failed, which says why itself if it still can."""
+    """A run cannot continue because another of its learners failed, which says why itself if it still can.
+
+    Parameters
+    ----------
+    text : str
+        What is known of it.
+    status : int
+        Exit status of that learner's command.
+    """
+
+    def __init__(self, text: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class NoWindowError(ConfigError):
@@ -27,6 +39,13 @@ class NoWindowError(ConfigError):
 
 class DamageError(ConfigError):
     """A file is not what was written."""
+
+
+def exit_status(error: BaseException) -> int:
+    """Return the status of a command that ends with this error: 2 for a mistake of the user's, otherwise 1."""
+    if isinstance(error, PeerError):
+        return error.status
+    return 2 if isinstance(error, ConfigError | ImportError) else 1
 
 
 LONGEST = 300

@@ -94,6 +94,7 @@ class Stop:
         self._quiet = quiet
         self._asked = 0.0
         self._end = ""  # of the work that a stop has to wait for
+        self._answered = False
         self._before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -118,6 +119,13 @@ class Stop:
             yield
         finally:
             self._end = before
+
+    def comes_after(self, end: str) -> None:
+        """Answer the signal that has asked, if one has, by what the stop waits for, as of `after`; once."""
+        if self and not self._answered and not self._quiet:
+            self._answered = True
+            with contextlib.suppress(RuntimeError):  # the signal came in the middle of another message
+                say(f"stop heard; it comes after {end} (a second signal leaves at once, without saving)")
 
     def __enter__(self) -> Self:
         begun()
@@ -144,6 +152,5 @@ class Stop:
             self.signal, self._asked = number, time.monotonic()
             expect_a_reader(False)
             time.sleep(TWIN_SECONDS)
-            if self._end and not self._quiet:
-                with contextlib.suppress(RuntimeError):  # the signal came in the middle of another message
-                    say(f"stop heard; it comes after {self._end} (a second signal leaves at once, without saving)")
+            if self._end:
+                self.comes_after(self._end)

@@ -53,6 +53,8 @@ last on it stays. Empty: no schedule."""
 WholeSchedule = tuple[tuple[int, int], ...]
 """A `Schedule` whose values are whole numbers."""
 
+MOST_COLLECTORS = 10_000
+
 REPLACES = {
     "n_step_schedule": ("n_step", "n_step_end", "n_step_steps"),
     "gamma_schedule": ("gamma",),
@@ -62,7 +64,10 @@ REPLACES = {
     "target_tau": ("target_period_updates", "target_period_end", "target_period_steps"),
 }
 """Settings that, where they are not off, stand for others: these are then not read."""
-READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+SOME = range(1, MOST_COLLECTORS + 1)
+"""Numbers of collectors, where there are any."""
+READ_WITH: dict[str, tuple[str, tuple[Any, ...] | range]] = {
+    "double": ("munchausen", (False,)),
     "atoms": ("head", ("c51",)),
     "v_max": ("head", ("c51",)),
     "quantiles": ("head", ("quantile", "iqn")),
@@ -70,6 +75,11 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "alpha": ("prioritized", (True,)),
     "beta_start": ("prioritized", (True,)),
     "beta_end": ("prioritized", (True,)),
+    "ray_address": ("collectors", SOME),
+    "chunk_steps": ("collectors", SOME),
+    "weights_every_steps": ("collectors", SOME),
+    "collectors_in_order": ("collectors", SOME),
+    "collector_timeout": ("collectors", SOME),
 }
 """Settings that are read only where another one has one of these values."""
 SLOPES = {
@@ -131,7 +141,7 @@ class DQNConfig(Rules, RunConfig):
     """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
 
     # Collectors
-    collectors: Annotated[int, Between(0, 10_000)] = 0
+    collectors: Annotated[int, Between(0, MOST_COLLECTORS)] = 0
     """Processes that play games, on this machine or on a cluster; each plays `num_envs` (0: play in this process).
     Needs the extra `distributed`."""
     ray_address: Annotated[str | None, Printable()] = None
@@ -234,8 +244,9 @@ class DQNConfig(Rules, RunConfig):
     """Share of the way that the target network moves towards the online network after each update (Lillicrap et al.
     2016, algorithm 1). Replaces target_period_updates, target_period_end and target_period_steps. 0: it is copied."""
     average_updates: Annotated[int, Between(0, 25_000)] = 0
-    """Evaluations play by the moving average of the network's weights over N updates, early on over a tenth of those
-    made, and checkpoints save it to play with (Polyak & Juditsky 1992). Learning is the same. 0: the last weights."""
+    """Evaluations play by the moving average of the network's weights over N updates, at most 25,000, early on over a
+    tenth of those made, and checkpoints save it to play with (Polyak & Juditsky 1992). Learning is the same. 0: the
+    last weights."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """`rmsprop` is the centred version of Mnih et al. 2015."""
     learning_rate: Annotated[float, Above(0)] = 2.5e-4
@@ -379,14 +390,11 @@ class DQNConfig(Rules, RunConfig):
                     "too, or leave it out"
                 )
         for name, (other, values) in READ_WITH.items():
-            if name in given and (value := getattr(self, other)) not in values:
-                flag = flag_of(other)
-                has, needed = f"{flag} {value}", f"{flag} {' or '.join(map(str, values))}"
-                if value is False:
-                    has, needed = f"--no-{flag[2:]}", flag
+            if name in given and getattr(self, other) not in values:
+                needed = f"{flag_of(other)} N" if isinstance(values, range) else _as_flag(other, *values)
                 raise ConfigError(
-                    f"{flag_of(name)} is {getattr(self, name)}, and {has} does not read it; give {needed}, or leave it "
-                    "out"
+                    f"{_is_given(name, getattr(self, name))}, and {_as_flag(other, getattr(self, other))} does not "
+                    f"read it; give {needed}, or leave it out"
                 )
 
     @property
@@ -462,6 +470,19 @@ class DQNConfig(Rules, RunConfig):
     def epsilon_points(self) -> Schedule:
         """The schedule of epsilon, also where the three other settings give it."""
         return self.epsilon_schedule or ((0, self.epsilon_start), (self.epsilon_decay_steps, self.epsilon_end))
+
+
+def _as_flag(name: str, *values: Any) -> str:
+    """Return a setting as a command line gives it: ``--head quantile or iqn``, ``--no-prioritized``."""
+    flag = flag_of(name)
+    if isinstance(values[0], bool):
+        return flag if values[0] else f"--no-{flag[2:]}"
+    return f"{flag} {' or '.join(map(str, values))}"
+
+
+def _is_given(name: str, value: Any) -> str:
+    """Return what the command line says of a setting: ``--atoms is 51``, ``--no-double is given``."""
+    return f"{_as_flag(name, value)} is given" if isinstance(value, bool) else f"{flag_of(name)} is {value}"
 
 
 Value = TypeVar("Value", int, float)

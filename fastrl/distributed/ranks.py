@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # or a later import, of torch.compile, keeps the connections: see `Ranks.close`
 from torch import Tensor
 
-from fastrl.base.errors import ConfigError, PeerError, Stopped, in_words
+from fastrl.base.errors import ConfigError, PeerError, Stopped, exit_status, in_words
 from fastrl.base.launch import Launch, launched
 from fastrl.base.ranges import flag_of
 from fastrl.base.stop import Stop
@@ -101,7 +101,8 @@ class Ranks(Restarted):
             f"fastrl/{number}/{launch.restarts}/{times}", self._agent
         )
         self._due = self._timed = False
-        self._pending: Any = None  # what is waited for
+        self._own: Stop | None = None  # asked by signals that this process gets
+        self._pending: Any = None  # the message that is waited for, or the last one that failed
         self._neighbours = Neighbours(self.rank)
         cuda = device.type == "cuda"
         try:
@@ -113,8 +114,6 @@ class Ranks(Restarted):
                     world_size=self.count,
                     timeout=PATIENCE,
                 )
-            self._sum(torch.zeros(1, dtype=torch.int64))
-            with self._heard():
                 places: list[Any] = [None] * self.count
                 dist.all_gather_object(places, Place.mine())
             self._neighbours.watch(places)
@@ -169,6 +168,7 @@ class Ranks(Restarted):
 
     def agreed(self, stop: Stop) -> Stop:
         """Return a stop that holds for all learners at the same step."""
+        self._own = stop
         return SharedStop(stop, self)
 
     def turn(self, mine: Turn, stop: Stop) -> Turn:
@@ -244,33 +244,37 @@ class Ranks(Restarted):
     def _reduce(self, numbers: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
         """Reduce numbers over all learners, in place."""
         with self._heard():
-            self._pending = dist.all_reduce(numbers, op=op, async_op=not numbers.is_cuda)  # NCCL looks by itself
-            if self._pending is None:
-                return
-            ended = 0
-            while not self._pending.is_completed():
-                with contextlib.suppress(RuntimeError):  # it takes longer than that, or it has failed
-                    self._pending.wait(LOOK)
-                if self._pending.is_completed():
-                    break
-                # What one has sent before it left, as all do in the end, arrives within the time of another look.
-                gone = self._neighbours.ended()
-                ended += bool(gone)
-                if ended > 1:
+            if numbers.is_cuda:  # NCCL has a watchdog
+                dist.all_reduce(numbers, op=op)
+            else:
+                self._pending = dist.all_reduce(numbers, op=op, async_op=True)
+                self._wait_for_pending()
+
+    def _wait_for_pending(self) -> None:
+        """Wait for a message by gloo, but not for processes of this machine that have ended."""
+        gone: list[int] = []
+        while not self._pending.is_completed():
+            with contextlib.suppress(RuntimeError):  # it takes longer than that, or it has failed
+                self._pending.wait(LOOK)
+            if not self._pending.is_completed():
+                if self._own is not None:
+                    self._own.comes_after("the step of another learner, which is late")
+                if gone:  # for a whole look: what they had sent, as all do before they leave in order, has arrived
                     raise RuntimeError(f"the process of learner {gone[0]} has ended")
-            self._pending.wait()  # raises what it has failed with
-            self._pending = None
+                gone = self._neighbours.ended()
+        self._pending.wait()  # raises what it has failed with
+        self._pending = None
 
     # --- failures -------------------------------------------------------------------------------------
 
     def failed(self, error: BaseException) -> None:
         """Tell the others why this learner ends; `PeerError` if the first one says the same."""
-        says = in_words(error)
+        says, status = in_words(error), exit_status(error)
         with contextlib.suppress(RuntimeError):
-            self._store.compare_set("error", "", f"learner {self.rank} ended the run ({says})")
+            self._store.compare_set("error", "", f"{status} learner {self.rank} ended the run ({says})")
             self._store.set(f"error {self.rank}", says)
         if not self.leads and isinstance(error, ConfigError) and self._said("error 0") == says:
-            raise PeerError(says) from error
+            raise PeerError(says, status) from error
 
     @contextlib.contextmanager
     def _heard(self) -> Iterator[None]:
@@ -286,8 +290,9 @@ class Ranks(Restarted):
         The frames of that one hold the connections, and would keep them, with their threads, as long as it is known.
         """
         traceback.clear_frames(error.__traceback__)
-        if says := self._said("error"):
-            return PeerError(says)
+        if said := self._said("error"):
+            status, _, says = said.partition(" ")
+            return PeerError(says, int(status))
         return PeerError(
             f"another learner is gone without a message ({in_words(error)}): it was killed, or its machine or the "
             "network failed"

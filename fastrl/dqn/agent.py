@@ -46,6 +46,13 @@ class Agent:
     """Folder for films of it."""
     masked: bool = False
     """Whether it was trained with action masks; False too where an older version saved it."""
+    averaged: bool = False
+    """Whether its weights are a moving average of those that learned; False too where an older version saved it."""
+
+    @property
+    def named(self) -> str:
+        """Where it was read from, and what its weights are if not the last ones."""
+        return f"{self.origin}, averaged weights" if self.averaged else str(self.origin)
 
 
 def load_agent(run_or_game: str | os.PathLike[str], checkpoint: str = "newest", make_env: str | None = None) -> Agent:
@@ -74,7 +81,7 @@ def load_agent(run_or_game: str | os.PathLike[str], checkpoint: str = "newest", 
                 f"--make-env is {make_env!r}; give my_module:make_env, for runs of custom environments alone: "
                 f"{run_or_game} plays {agent.game}"
             )
-        agent = dataclasses.replace(agent, game=make_env, about=f"{make_env}, {agent.origin}")
+        agent = dataclasses.replace(agent, game=make_env, about=f"{make_env}, {agent.named}")
     if is_custom(agent.game):
         load(agent.game)
     return agent
@@ -122,16 +129,19 @@ def greedy(network: QNetwork) -> Act:
 def _trained(run: Path, checkpoint: str) -> Agent:
     config = folder.load_dqn_config(run)
     saved = RunFolder(run).find(checkpoint)
-    return Agent(
+    state = load_state(saved)
+    agent = Agent(
         game=config.game,
         network=load_network(saved / "weights.safetensors"),
         stack=config.stack,
         rules=EvaluationRules(max_steps=config.max_episode_steps, **config.rules()),
         origin=saved,
-        about=f"{config.game}, {saved}",
+        about="",
         films=run / "pictures",
-        masked=bool(load_state(saved).get("masked", False)),
+        masked=bool(state.get("masked", False)),
+        averaged=bool(state.get("averaged", False)),
     )
+    return dataclasses.replace(agent, about=f"{config.game}, {agent.named}")
 
 
 def _shipped(name: str, checkpoint: str) -> Agent:

@@ -161,6 +161,10 @@ class TestPublished:
         assert {"random -20.7", "human 14.6"} < set(found)
         assert not any("CleanRL" in text for text in found)
 
+    @pytest.mark.parametrize("game", ["Breakout", "ALE/Breakout-v5", "breakout"])
+    def test_the_game_of_a_table_has_any_spelling(self, make, game):
+        assert "CleanRL C51" in texts(figure_of(make("a", game=None) / "metrics.csv", "--game", game, "--published"))
+
     def test_names_beside_the_curves_do_not_overlap(self, make):
         names = figure_of(make("a"), "--published").axes[0].texts
         at_the_edge = sorted(name.xy[1] for name in names if name.xy[0] == 50e6)
@@ -172,6 +176,7 @@ class TestPublished:
         [
             ({"game": "catch"}, ["--published"], "--published draws .* Wang et al. 2016 does not say of catch; leave"),
             ({"game": None}, ["--levels"], "--levels is for one game.*or --game"),
+            ({"game": None}, ["--levels", "--game", "Brakeout"], "Wang et al. 2016 does not say of Brakeout; leave"),
             ({}, ["--levels", "--y", "updates"], "--levels is about scores, and --y is updates"),
         ],
     )

@@ -65,6 +65,16 @@ def test_two_heads_at_once_are_refused(head, distributional, flag):
          "--quantiles is 8, and --head expected does not read it; give --head quantile or iqn, or leave it out"),
         ({"alpha": 0.5, "prioritized": False},
          "--alpha is 0.5, and --no-prioritized does not read it; give --prioritized, or leave it out"),
+        ({"double": True},
+         "--double is given, and --munchausen does not read it; give --no-munchausen, or leave it out"),
+        ({"double": False},
+         "--no-double is given, and --munchausen does not read it; give --no-munchausen, or leave it out"),
+        ({"chunk_steps": 8},
+         "--chunk-steps is 8, and --collectors 0 does not read it; give --collectors N, or leave it out"),
+        ({"collectors_in_order": True},
+         "--collectors-in-order is given, and --collectors 0 does not read it; give --collectors N, or leave it out"),
+        ({"ray_address": "auto", "collectors": 0},
+         "--ray-address is auto, and --collectors 0 does not read it; give --collectors N, or leave it out"),
         ({"target_period_steps": 9, "target_period_end": None},
          "--target-period-steps is 9, and --target-period-end is not given; give --target-period-end N too, or leave "
          "it out"),
@@ -78,6 +88,17 @@ def test_a_flag_that_would_have_no_effect_is_refused(given, told):
     with pytest.raises(ConfigError) as error:
         config_for("breakout", "cpu", **given)
     assert str(error.value) == told
+
+
+def test_settings_of_collectors_are_read_with_collectors():
+    given = {"chunk_steps": 8, "weights_every_steps": 900, "collectors_in_order": True, "collector_timeout": 5.0}
+    config = config_for("breakout", "cpu", collectors=2, **given)
+    assert {name: getattr(config, name) for name in given} == given
+
+
+def test_double_is_read_without_munchausen():
+    assert config_for("breakout", "cpu", munchausen=False, double=True).double
+    assert not config_for("catch", "cpu", double=False).double
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -284,9 +285,18 @@ def test_a_killed_learner_whose_connections_stay_open_is_noticed_by_its_process(
     )
 
 
+def learns_aloud(rank, folder, **options):
+    """Learn, and keep what is printed."""
+    with (
+        folder.with_name(f"said-{rank}.txt").open("w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+    ):
+        learn(rank, folder, quiet=False, **options)
+
+
 def test_a_second_signal_leaves_a_learner_that_waits_for_one_that_hangs(tmp_path):
     folder, job = tmp_path / "run", Job()
-    job.start(learn, folder, signals={1: (300, signal.SIGSTOP)})
+    job.start(learns_aloud, folder, signals={1: (300, signal.SIGSTOP)})
     one, other = job.processes
     deadline = time.monotonic() + 120
     while Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
@@ -296,8 +306,11 @@ def test_a_second_signal_leaves_a_learner_that_waits_for_one_that_hangs(tmp_path
         time.sleep(2 * (ranks.LOOK.total_seconds() + TWICE_SECONDS))
         os.kill(one.pid, signal.SIGINT)
     one.join(30)
-    assert (one.exitcode is None, other.is_alive()) == (False, True)
+    assert one.exitcode is not None
+    assert other.is_alive()
     assert error(folder, 0) == f"KeyboardInterrupt: {int(signal.SIGINT)}"
+    told = "stop heard; it comes after the step of another learner, which is late (a second signal leaves at once"
+    assert (tmp_path / "said-0.txt").read_text(encoding="utf-8").count(told) == 1
     other.kill()
 
 
@@ -363,6 +376,17 @@ def test_a_restart_before_the_first_checkpoint_sets_the_run_aside_and_starts_ane
     assert job.run(learn, folder, changes=changes) == [0, 0]
     assert (tmp_path / "run-failed-1" / "config.json").exists()
     assert result(folder, 1)["counts"][0] >= 600
+
+
+def test_a_run_without_a_name_that_starts_anew_keeps_the_one_it_was_given(tmp_path):
+    folder, job = tmp_path / "run", Job()
+    changes = {"total_frames": 600, "name": None}
+    job.run(learn, folder, changes=changes, signals={0: (100, signal.SIGKILL)})
+    [begun] = (path for path in tmp_path.iterdir() if path.is_dir())
+    time.sleep(1.1)  # such names have seconds
+    assert job.run(learn, folder, changes=changes) == [0, 0]
+    assert {path for path in tmp_path.iterdir() if path.is_dir()} == {begun, Path(f"{begun}-failed-1")}
+    assert str(result(folder, 0)["folder"]) == str(begun)
 
 
 def test_a_job_of_one_process_resumes_after_a_restart_too(tmp_path):

@@ -113,24 +113,28 @@ def test_torchrun_restarts_a_job_whose_learner_was_killed_and_it_resumes(tmp_pat
     assert frames(folder) == sorted(set(frames(folder)))
 
 
-def test_a_batch_that_learners_cannot_share_is_refused_in_one_line(tmp_path):
-    job = Torchrun(tmp_path, *CATCH, "--batch-size", "33", "--runs-dir", str(tmp_path / "runs"))
+def leaves_with_a_mistake(job, told):
+    """Check that the first learner alone says a mistake, and that it is the cause that torchrun names."""
     assert job.wait() != 0
     [line] = [line for line in job.said.splitlines() if "error: " in line]
-    assert line.endswith("--batch-size is 33, which 2 learners cannot share evenly; give 32 or 34")
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_mistyped_flag_is_said_once_and_is_the_cause_that_torchrun_names(tmp_path):
-    job = Torchrun(tmp_path, *CATCH, "--bach-size", "32", "--runs-dir", str(tmp_path / "runs"))
-    assert job.wait() != 0
-    [line] = [line for line in job.said.splitlines() if "error: " in line]
-    assert line.endswith(
-        "--bach-size is no flag of this command; did you mean --batch-size? --help lists the flags and their values"
-    )
+    assert line.endswith(told)
     found = re.findall(r"^  rank +: (\d) .*\n  exitcode +: (-?\d+)", job.said, re.MULTILINE)
     assert dict(found)["0"] == "2"
     assert found[-1][0] == "0"  # the root cause, which torchrun prints last
     # torchrun ends the other one as soon as it sees that, which may be amid its imports.
     assert dict(found)["1"] in {"2", str(128 + signal.SIGTERM), str(-signal.SIGTERM)}
+
+
+def test_a_batch_that_learners_cannot_share_is_refused_in_one_line(tmp_path):
+    job = Torchrun(tmp_path, *CATCH, "--batch-size", "33", "--runs-dir", str(tmp_path / "runs"))
+    leaves_with_a_mistake(job, "--batch-size is 33, which 2 learners cannot share evenly; give 32 or 34")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistyped_flag_is_said_once(tmp_path):
+    job = Torchrun(tmp_path, *CATCH, "--bach-size", "32", "--runs-dir", str(tmp_path / "runs"))
+    leaves_with_a_mistake(
+        job,
+        "--bach-size is no flag of this command; did you mean --batch-size? --help lists the flags and their values",
+    )
     assert not (tmp_path / "runs").exists()

@@ -96,6 +96,7 @@ def learn(
     resume: bool = False,
     hooks: Any = (),
     signals: dict[int, tuple[int, int]] | None = None,
+    quiet: bool = True,
 ) -> None:
     """Train in a folder, on games in NumPy, and write down what came of it, also of an error.
 
@@ -113,14 +114,16 @@ def learn(
         Make callbacks, given the rank.
     signals : dict
         By rank: frames at which it gets a signal, and that.
+    quiet : bool
+        Whether it prints nothing.
     """
-    config = CONFIG.replace(runs_dir=str(folder.parent), name=folder.name, **(changes or {}))
+    config = CONFIG.replace(**{"runs_dir": str(folder.parent), "name": folder.name} | (changes or {}))
     at, number = (signals or {}).get(rank, (-1, 0))
     witness = Witness(folder.with_name(f"{folder.name}-{rank}.batches"), at=at, number=number)
     try:
         with patch.object(collector, "build_envs", lambda config, seed: NumberGames(config.group_size, seed)):
             callbacks = [witness, *(hook(rank) for hook in hooks)]
-            run = experiment.train(config, callbacks, resume=folder if resume else None, quiet=True)
+            run = experiment.train(config, callbacks, resume=folder if resume else None, quiet=quiet)
     except BaseException as error:
         ended(folder, rank).with_suffix(".txt").write_text(f"{type(error).__name__}: {error}")
         raise

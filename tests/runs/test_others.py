@@ -220,11 +220,13 @@ def test_a_baseline_stands_beside_runs_in_one_command(tmp_path, capsys):
     folder = write(tmp_path / "sb3", one=PROGRESS, two=PROGRESS.replace("2.5", "4.5"))
     words = [*map(str, runs), f"SB3={folder}", "--their-frames-per-step", "0.2", "--at", "200", "1000", "1e6"]
     assert plot.main([*words, "--out", str(tmp_path / "both"), "--published"]) == 0
-    header, first, second, third, *files = capsys.readouterr().out.splitlines()
+    header, first, second, third, mine, theirs, *files = capsys.readouterr().out.splitlines()
     assert header.split() == ["frames", "mine,", "2", "seeds", "SB3,", "2", "seeds"]
     assert first.split() == ["200", "2.0", "1.5"]
     assert second.split() == ["1,000", "-", "-"]
     assert third.split() == ["1,000,000", "-", "-"]
+    assert mine == "-: score of mine, 2 seeds goes from 100 to 300 frames"
+    assert theirs == "-: score of SB3, 2 seeds goes from 200 to 400 frames"
     assert files == [str(tmp_path / "both.png"), str(tmp_path / "both.svg")]
     groups = plot.read_groups([*map(str, runs), f"SB3={folder}"], plot.Arguments(their_frames_per_step=0.2))
     assert [[run.game for run in group] for group in groups] == [["breakout"] * 2] * 2  # as the runs say

@@ -94,8 +94,7 @@ def train(
     """
     with Stop(quiet=quiet or not first_rank()) as own, joined(config.device) as peers:
         stop = peers.agreed(own)
-        if (begun := _begun_before(peers, quiet=quiet)) is not None:
-            config, resume = load_dqn_config(begun), begun
+        config, resume = _or_begun_before(config, resume, peers, quiet=quiet)
         try:
             with stop.after(_then_compiled("the start of the run", config)):
                 run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
@@ -401,27 +400,32 @@ class Run(Loop):
         self._last.close()
 
 
-def _begun_before(peers: Peers, *, quiet: bool) -> Path | None:
-    """Return the folder of the run to resume, if torchrun has started its processes anew; None if they are new.
+def _or_begun_before(
+    config: DQNConfig, resume: str | os.PathLike[str] | None, peers: Peers, *, quiet: bool
+) -> tuple[DQNConfig, str | os.PathLike[str] | None]:
+    """Return settings and the run to resume: those given, or those of the run that torchrun has started anew.
 
-    A run that was started and has no checkpoint yet is set aside, and starts anew.
+    A run without a checkpoint to resume from is set aside, and another one begins under its name.
     """
 
-    def find() -> Path | None:
+    def find() -> tuple[Path | None, bool]:
         path = peers.remembered()
         if path is None or not path.exists():
-            return None
+            return None, False
         if RunFolder(path).numbered():
-            return path
+            return path, True
         number = 1
         while (aside := path.with_name(f"{path.name}-failed-{number}")).exists():
             number += 1
         os.replace(path, aside)
         if not quiet:
-            console.say(f"{path} had no checkpoint yet: it is set aside as {aside}, and the run starts anew")
-        return None
+            console.say(f"{path} had no checkpoint to resume from: it is set aside as {aside}, and the run starts anew")
+        return path, False
 
-    return peers.shared(find)
+    begun, resumable = peers.shared(find)
+    if begun is None:
+        return config, resume
+    return (load_dqn_config(begun), begun) if resumable else (config.replace(name=begun.name), None)
 
 
 def _place(config: DQNConfig, resume: str | os.PathLike[str] | None, peers: Peers) -> RunFolder:

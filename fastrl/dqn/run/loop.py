@@ -269,6 +269,7 @@ class Loop:
             "game": self.config.game,
             "network": self.learner.online.settings,
             "masked": have_masks(self.envs),
+            "averaged": self.learner.judged is not self.learner.online,
             "steps": self.steps,
             "frames": self.frames,
             "seconds": self.seconds,

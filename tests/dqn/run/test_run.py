@@ -16,7 +16,7 @@ import torch
 from number_run import rows
 from quick_run import QUICK, start
 
-from fastrl import evaluate, train
+from fastrl import evaluate, train, watch
 from fastrl.base.errors import ConfigError
 from fastrl.config import PRESETS, with_agent
 from fastrl.dqn import checkpoint
@@ -217,6 +217,29 @@ def test_evaluate_prints_the_protocol_and_the_scores(finished, capsys):
     figures = finished[0].folder / "figures.json"
     assert evaluate.main([path, "--episodes", "2", "--checkpoint", "best", "--json", str(figures)]) == 0
     assert len(json.loads(figures.read_text())["scores"]) == 2
+
+
+@pytest.mark.parametrize("average_updates", [0, 100])
+def test_evaluate_and_watch_say_whether_weights_are_averages(tmp_path, capsys, average_updates):
+    ended = start(QUICK.replace(total_frames=1_500, average_updates=average_updates), tmp_path)
+    figures = tmp_path / "figures.json"
+    path = str(ended.folder)
+    for name in ("newest", "best"):
+        capsys.readouterr()
+        evaluate.main([path, "--episodes", "1", "--checkpoint", name, "--json", str(figures)])
+        assert ("averaged weights" in capsys.readouterr().out) == bool(average_updates)
+        assert json.loads(figures.read_text())["averaged"] == bool(average_updates)
+    watch.main([path, "--episodes", "1", "--no-window"])
+    assert ("averaged weights" in capsys.readouterr().out) == bool(average_updates)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--ray-address", "auto"), ("--collector-timeout", "5.0")])
+def test_evaluate_refuses_flags_of_collectors_without_collectors(finished, flag, value):
+    with pytest.raises(ConfigError) as refused:
+        evaluate.main([str(finished[0].folder), flag, value])
+    assert str(refused.value) == (
+        f"{flag} is {value}, and --collectors 0 does not read it; give --collectors N, or leave it out"
+    )
 
 
 def catch_command(tmp_path, *flags):
