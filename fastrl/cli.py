@@ -21,7 +21,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
@@ -203,7 +203,7 @@ def _off(field: Field) -> list[str]:
 # --- help ---------------------------------------------------------------------------------------------
 
 
-def show_help(usage: str, doc: str | None, *defaults: Any, about: str = "") -> NoReturn:
+def show_help(usage: str, doc: str | None, *defaults: Any, about: str = "", without: Collection[str] = ()) -> NoReturn:
     """Print the help of a command and leave with status 0.
 
     Parameters
@@ -216,13 +216,15 @@ def show_help(usage: str, doc: str | None, *defaults: Any, about: str = "") -> N
         Instances; their fields are the flags, with their values as defaults.
     about : str
         What these defaults are.
+    without : collection of str
+        Names of fields that have no effect here.
     """
     purpose, _, _ = (doc or "").partition("\n\n")
     helps: dict[str, str] = {}
     for default in defaults:
         texts = texts_of(type(default))
         helps |= {name: _with_default(text, getattr(default, name)) for name, text in texts.items()}
-    fields = [field for default in defaults for field in fields_of(type(default))]
+    fields = [field for default in defaults for field in fields_of(type(default)) if field.name not in without]
     parser = _parser(
         fields, helps, usage=f"{usage} [flags]", description=f"{purpose} {about}", formatter_class=_Formatter
     )

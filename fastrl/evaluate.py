@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before the imports, which take a moment: a signal 
 
 import json
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,11 +29,11 @@ from fastrl.base.console import counted, say
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.files import require_place, write_atomically
 from fastrl.base.ranges import Above, AtLeast, Between, Printable, check, flag_of
-from fastrl.base.stop import begun
+from fastrl.base.stop import begun, interrupted_by_signals
 from fastrl.cli import read, show_help
 from fastrl.envs.levels import LEVELS, SOURCE, human_normalized
 from fastrl.envs.names import is_atari, is_custom
-from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
+from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, PROTOCOLS, ProtocolName, refuse_rules_of_atari
 from fastrl.film.video import check_film, write_content, write_film
 from fastrl.play import games
 from fastrl.play.acting import telling
@@ -115,7 +116,11 @@ def main(arguments: list[str]) -> int:
 
     agent = load_agent(line.word, args.checkpoint, args.make_env)
     begun()
-    evaluate(agent, args)
+    try:
+        with interrupted_by_signals():
+            evaluate(agent, args)
+    except KeyboardInterrupt as asked:
+        return 128 + (asked.args[0] if asked.args else signal.SIGINT)
     return 0
 
 
@@ -123,6 +128,9 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     """Play and print; return the games."""
     from fastrl.dqn.agent import greedy, rules_for
 
+    if not is_atari(agent.game):
+        asked = {name: getattr(args, name, None) for name in ("protocol", *PROTOCOLS["deepmind"])}
+        refuse_rules_of_atari({name: rule for name, rule in asked.items() if rule is not None}, agent.game)
     if agent.game == "catch" and args.env == "gymnasium":
         raise ConfigError("--env is 'gymnasium', which has no catch; give envpool")
     rules = rules_for(

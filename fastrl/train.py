@@ -380,7 +380,9 @@ def _show_help(game: str | None, given: dict[str, Any], resume: Path | None, age
     default = _by_agent(default, agent, {})
     if "protocol" in given and isinstance(default, DQNConfig):
         default = default.replace(protocol=given["protocol"])
-    show_help(f"{PROG} {word}", __doc__, Arguments(agent=cast(AgentName | None, agent)), default, about=about)
+    others = Arguments(agent=cast(AgentName | None, agent))
+    without = ("agent",) if isinstance(default, SarsaConfig) else ()
+    show_help(f"{PROG} {word}", __doc__, others, default, about=about, without=without)
 
 
 def _default(

@@ -76,6 +76,28 @@ def begun() -> None:
         Start._now.__exit__()
 
 
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Within, each of the three signals raises KeyboardInterrupt with its number, wherever the program is.
+
+    One that is ignored stays so. Outside the main thread no signal arrives, and none is caught.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before: dict[int, Any] = {}
+    for number in map(int, SIGNALS):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not the main thread
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Stop:
     """Within ``with Stop() as stop:``, ``stop.signal`` is the signal that asked to stop, or None.
 
@@ -149,7 +171,7 @@ class Stop:
         if self and time.monotonic() - self._asked > TWICE_SECONDS:
             raise KeyboardInterrupt(number)
         if not self:
-            self.signal, self._asked = number, time.monotonic()
+            self.signal, self._asked, self._answered = number, time.monotonic(), False
             expect_a_reader(False)
             time.sleep(TWIN_SECONDS)
             if self._end:

@@ -28,7 +28,7 @@ from fastrl.base.ranges import (
     flag_of,
     spelled,
 )
-from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
+from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules, refuse_rules_of_atari
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -72,7 +72,9 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...] | range]] = {
     "v_max": ("head", ("c51",)),
     "quantiles": ("head", ("quantile", "iqn")),
     "width": ("trunk", tuple(trunk for trunk in get_args(Trunk) if trunk != "vector")),
+    "huber_delta": ("head", ("expected", "quantile", "iqn")),
     "alpha": ("prioritized", (True,)),
+    "priority_eps": ("prioritized", (True,)),
     "beta_start": ("prioritized", (True,)),
     "beta_end": ("prioritized", (True,)),
     "ray_address": ("collectors", SOME),
@@ -389,6 +391,8 @@ class DQNConfig(Rules, RunConfig):
                     f"{flag_of(name)} is {getattr(self, name)}, and {flag_of(end)} is not given; give {flag_of(end)} N "
                     "too, or leave it out"
                 )
+        if self.game == "catch" or ":" in self.game:
+            refuse_rules_of_atari({name: getattr(self, name) for name in given}, self.game)
         for name, (other, values) in READ_WITH.items():
             if name in given and getattr(self, other) not in values:
                 needed = f"{flag_of(other)} N" if isinstance(values, range) else _as_flag(other, *values)

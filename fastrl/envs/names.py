@@ -38,7 +38,7 @@ def game_names() -> list[str]:
 
 
 def game_name(game: str) -> str:
-    """Return the plain name of a game in any spelling: ``ALE/SpaceInvaders-v5`` gives ``space_invaders``.
+    """Return the plain name of a game in any spelling: ``Space Invaders`` and ``ALE/SpaceInvaders-v5`` are one.
 
     The ids of Gymnasium with other rules, such as ``SpaceInvadersNoFrameskip-v4``, are spellings too:
     `differing_rules` says what they stand for.
@@ -51,6 +51,8 @@ def game_name(game: str) -> str:
         spellings |= dict.fromkeys((name, task.split("-")[0].lower(), task.lower(), f"ale/{task}".lower()), name)
     if game.lower() in spellings:
         return spellings[game.lower()]
+    if found := {spelling.replace("_", ""): name for spelling, name in spellings.items()}.get(_letters(game)):
+        return found
     known = _GYMNASIUM_ATARI.fullmatch(game)
     if known and (plain := spellings.get(known["game"].lower(), "catch")) != "catch":
         if not known["ram"]:
@@ -66,6 +68,11 @@ def game_name(game: str) -> str:
 _GYMNASIUM_ATARI = re.compile(
     r"(?P<ale>ale/)?(?P<game>\w+?)(?P<ram>-ram)?(?P<kind>noframeskip|deterministic)?-v(?P<version>[045])", re.IGNORECASE
 )
+
+
+def _letters(game: str) -> str:
+    """Return a name as people write it, without what differs: ``Q*bert`` and ``Space Invaders``."""
+    return re.sub(r"[ _*'-]", "", game.lower())
 
 
 def differing_rules(game: str, rules: Rules) -> str:

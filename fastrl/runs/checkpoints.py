@@ -73,10 +73,11 @@ def hidden(final: Path) -> Path:
 
 
 def new_partial(final: Path) -> Path:
-    """Make that hidden folder, and return it."""
+    """Make that hidden folder, and return it; never the folder of the run, which may have been moved."""
     partial = hidden(final)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.parent.mkdir(exist_ok=True)
+    partial.mkdir()
     return partial
 
 

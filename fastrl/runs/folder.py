@@ -300,10 +300,20 @@ class RunFolder:
             return "start anew with another --name: it has no checkpoint to resume from, but its best network"
         return f"start anew with another --name, or delete {shlex.quote(str(self))}: it has no checkpoint yet"
 
+    @property
+    def gone(self) -> bool:
+        """Whether the folder of this run, which is going on, was moved or deleted."""
+        return self._lock is not None and not os.path.exists(self / "config.json")
+
     def unwritable(self, error: BaseException) -> RunError | None:
         """Return the error that says what to do where another says that this folder takes no files, else None."""
         if not isinstance(error, OSError):
             return None
+        if self.gone:
+            return RunError(
+                f"{self} is gone, moved or deleted, and with it what was learned since its last checkpoint; a run that "
+                f"was moved resumes with: {command_line(program('train'), '--resume', 'NEW_PLACE')}"
+            )
         inside = str(error.filename).startswith(str(self))
         if not no_room(error) and not (inside and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)):
             return None

@@ -10,7 +10,7 @@ import csv
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,6 +165,12 @@ def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) 
         for name in wanted:
             every[0].require(name)
     forms = {id(table): _form(table, theirs, y) for table in every}
+    for word, each in tables.items():
+        if other := next((table for table in each if forms[id(table)] != forms[id(each[0])]), None):
+            raise ConfigError(
+                f"{word} is {each[0].path} and {other.path}, tables of different columns, which are no seeds of one "
+                f"setting; name the files of one kind, such as {word.partition('=')[0]}={each[0].path}"
+            )
     if every and theirs.frames_per_step is None:
         raise ConfigError(
             f"it is not said how many frames a step of {next(iter(tables)).partition('=')[0]} has; give "
@@ -178,7 +184,9 @@ def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) 
 
 def _paths(word: str) -> list[Path]:
     name, _, files = word.partition("=")
-    pattern = os.path.join(files, "*.csv") if os.path.isdir(files) else files
+    pattern = os.path.join(escape(files), "*.csv") if os.path.isdir(files) else files
+    if os.path.exists(files) and pattern == files:
+        pattern = escape(files)
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True)) if os.path.isfile(path)]
     if not paths:
         raise ConfigError(f"{word} matches no file; give {name}= and a CSV file, a folder of them, or a pattern with *")

@@ -65,6 +65,11 @@ def test_two_heads_at_once_are_refused(head, distributional, flag):
          "--quantiles is 8, and --head expected does not read it; give --head quantile or iqn, or leave it out"),
         ({"alpha": 0.5, "prioritized": False},
          "--alpha is 0.5, and --no-prioritized does not read it; give --prioritized, or leave it out"),
+        ({"head": "c51", "huber_delta": 0.1},
+         "--huber-delta is 0.1, and --head c51 does not read it; give --head expected or quantile or iqn, or leave it "
+         "out"),
+        ({"priority_eps": 0.1, "prioritized": False},
+         "--priority-eps is 0.1, and --no-prioritized does not read it; give --prioritized, or leave it out"),
         ({"double": True},
          "--double is given, and --munchausen does not read it; give --no-munchausen, or leave it out"),
         ({"double": False},
@@ -88,6 +93,18 @@ def test_a_flag_that_would_have_no_effect_is_refused(given, told):
     with pytest.raises(ConfigError) as error:
         config_for("breakout", "cpu", **given)
     assert str(error.value) == told
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("protocol", "machado"), ("repeat_action_probability", 0.25), ("episodic_life", False), ("fire_reset", True),
+    ("full_action_set", True), ("noop_max", 5),
+])  # fmt: skip
+def test_rules_of_atari_are_refused_for_other_games(name, value):
+    with pytest.raises(ConfigError) as refused:
+        config_for("catch", "cpu", **{name: value})
+    flag = f"--{name.replace('_', '-')}"
+    assert str(refused.value) == f"{flag} is {value!r}, a rule of Atari games, and catch is none; leave it out"
+    assert getattr(config_for("pong", "cpu", **{name: value}), name) == value
 
 
 def test_settings_of_collectors_are_read_with_collectors():

@@ -40,6 +40,14 @@ def test_ids_of_gymnasium_name_the_game(kind, version):
     assert game_name(f"ALE/SpaceInvaders{kind}-v5") == "space_invaders"
 
 
+@pytest.mark.parametrize(("name", "plain"), [
+    ("Space Invaders", "space_invaders"), ("space-invaders", "space_invaders"), ("Q*bert", "qbert"),
+    ("Up'n Down", "up_n_down"), ("CATCH", "catch"),
+])  # fmt: skip
+def test_names_as_people_write_them(name, plain):
+    assert game_name(name) == plain
+
+
 @pytest.mark.parametrize("name", ["CatchNoFrameskip-v4", "ALE/Catch-v5", "Breakout-v6", "Breakout-v45"])
 def test_what_only_looks_like_such_an_id_is_none(name):
     with pytest.raises(ConfigError, match=f"game is '{name}', which EnvPool does not have"):

@@ -75,6 +75,7 @@ def test_the_name_of_a_run_that_is_going_on_names_its_process(tmp_path):
 
 def test_no_message_tells_to_delete_the_best_network(tmp_path):
     config = DQNConfig(game="catch", runs_dir=str(tmp_path), name="a")
+    (tmp_path / "a").mkdir()
     checkpoints.write_checkpoint(tmp_path / "a", "best", {"frames": 1}, {"a": np.arange(3)})
     with pytest.raises(
         ConfigError, match=r"exists already; give another --name; it has no checkpoint to resume from, but"
@@ -170,6 +171,21 @@ def test_a_resume_is_advised_where_there_is_a_checkpoint(folder, monkeypatch):
     assert str(folder.unwritable(full)).endswith(
         f"; free some space, then resume with: python -m fastrl.train --resume {folder}"
     )
+
+
+def test_a_folder_that_was_moved_is_named_and_not_made_again(tmp_path):
+    config = DQNConfig(game="catch", runs_dir=str(tmp_path / "runs"), name="a")
+    with contextlib.closing(RunFolder.new(config, "catch")) as folder:
+        assert not folder.gone
+        folder.open(config, new=True)
+        assert not folder.gone
+        folder.path.rename(tmp_path / "moved")
+        assert folder.gone
+        error = FileNotFoundError(errno.ENOENT, "no such file", str(folder / "metrics.csv"))
+        assert str(folder.unwritable(error)).startswith(f"{folder} is gone, moved or deleted, and with it what was")
+        with pytest.raises(FileNotFoundError):
+            small_checkpoint(folder.path)
+        assert not folder.path.exists()
 
 
 def test_the_command_that_resumes_is_quoted_absolute_and_the_users_own(tmp_path, monkeypatch):

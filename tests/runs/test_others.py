@@ -233,6 +233,24 @@ def test_a_baseline_stands_beside_runs_in_one_command(tmp_path, capsys):
     assert curve_of(groups[1][1], FRAMES, SCORE).y.tolist() == [1.5, 4.5]
 
 
+def test_files_of_two_kinds_are_no_seeds_of_one_line(tmp_path):
+    folder = write(tmp_path / "sb3", monitor=MONITOR, progress=PROGRESS)
+    with pytest.raises(ConfigError) as refused:
+        read_others([f"SB3={folder}"], Theirs(frames_per_step=4), SCORE, None)
+    assert str(refused.value) == (
+        f"SB3={folder} is {folder}/monitor.csv and {folder}/progress.csv, tables of different columns, which are no "
+        f"seeds of one setting; name the files of one kind, such as SB3={folder}/monitor.csv"
+    )
+    read_others([f"SB3={folder}/monitor.csv"], Theirs(frames_per_step=4), SCORE, None)
+
+
+@pytest.mark.parametrize("files", ["br[1]", "br[1]/a.csv", "br[[]1]/*.csv"])
+def test_brackets_in_a_path_that_exists_are_no_pattern(tmp_path, files):
+    write(tmp_path / "br[1]", a=PROGRESS)
+    [run] = read_others([word := f"SB3={tmp_path}/{files}"], Theirs(frames_per_step=4), SCORE, None)[word]
+    assert run.path == tmp_path / "br[1]" / "a.csv"
+
+
 def test_flags_for_files_that_are_not_given_are_named(tmp_path):
     folder = record(tmp_path, "a")
     with pytest.raises(ConfigError, match="--their-rows is for other programs' files, and none is given"):

@@ -18,6 +18,7 @@ from fastrl.config import DQNConfig
 from fastrl.dqn.collector import build_envs
 from fastrl.dqn.device.device import gpu_free_bytes
 from fastrl.dqn.device.store import DeviceStore
+from fastrl.dqn.network import build_network
 from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.run.replay_plan import (
     DEFAULT_CAPACITY,
@@ -31,13 +32,18 @@ from fastrl.dqn.run.replay_plan import (
     plan_replay,
     refusal,
 )
-from fastrl.envs.frames import listed, per_array
+from fastrl.envs.frames import listed, per_array, stacked_shape
 from fastrl.envs.masks import ACTION_MASK, have_masks
 from fastrl.envs.step import Envs, frame_bytes
 from fastrl.replay import Lz4Store, MakeStore, PrioritizedReplayBuffer
 from fastrl.replay.saves import segments
 from fastrl.replay.stores.mapped import MmapStore
 from fastrl.runs.checkpoints import REPLAY
+
+MOMENTS = 2
+"""Arrays of the size of the weights that each optimizer keeps."""
+SMALL_FILES = 64 * 1024
+"""Bytes of a checkpoint's other files, and of what is left empty in the blocks of all."""
 
 
 class FoundReplay(NamedTuple):
@@ -217,6 +223,7 @@ def _other_games(path: Path, games: int, config: DQNConfig) -> ConfigError | Non
 
 def require_disk(
     config: DQNConfig,
+    envs: Envs,
     buffer: PrioritizedReplayBuffer,
     steps: int,
     run_folder: Path,
@@ -227,8 +234,8 @@ def require_disk(
 
     Parameters
     ----------
-    config, buffer : DQNConfig, PrioritizedReplayBuffer
-        Settings of the run, and its replay.
+    config, envs, buffer : DQNConfig, Envs, PrioritizedReplayBuffer
+        Settings of the run, its games and its replay.
     steps : int
         Agent steps played so far.
     run_folder : Path
@@ -256,10 +263,20 @@ def require_disk(
         held=len(buffer),
         steps=steps // peers.count,
         share_files=not one_file and has_hard_links(run_folder),
+        beside=_bytes_beside(config, envs),
     )
     if error := disk_refusal(plan, run_folder):
         raise error
     return describe_disk(plan)
+
+
+def _bytes_beside(config: DQNConfig, envs: Envs) -> int:
+    """Return about how many bytes a checkpoint takes without the replay."""
+    with torch.device("meta"):
+        network = build_network(config, stacked_shape(config.stack, envs.frame_shape), envs.num_actions)
+    weights = sum(4 * each.numel() for each in network.parameters())
+    networks = 3 + bool(config.average_updates)  # to play with, online, target, average
+    return (networks + MOMENTS) * weights + SMALL_FILES
 
 
 def _bytes_below(folder: Path) -> int:

@@ -222,7 +222,7 @@ class Run(Loop):
             )
         if config.collectors:
             notes += check_rings(part, replay.buffer.settings["capacity"])
-        replay_words = replay.words + require_disk(part, replay.buffer, steps, folder.path, replay.earlier, peers)
+        replay_words = replay.words + require_disk(part, envs, replay.buffer, steps, folder.path, replay.earlier, peers)
         obs_shape = stacked_shape(config.stack, envs.frame_shape)
         # Before anything is written, since what is chosen belongs to the settings.
         chosen, arithmetic = peers.shared(
@@ -383,8 +383,8 @@ class Run(Loop):
                 except Stopped:
                     self.reporter.line("stopped during the evaluation")
         except Exception as error:
-            # What was learned is spoilt, or a checkpoint would need all learners.
-            if not isinstance(error, NotFiniteError) and not self.peers.several:
+            # What was learned is spoilt, a checkpoint would need all learners, or there is no place for it.
+            if not (isinstance(error, NotFiniteError) or self.peers.several or self.folder.gone):
                 keeps = self.config.checkpoint_replay
 
                 def take(replay: bool) -> RunSnapshot:  # without games, which stand in the middle of a step
@@ -432,8 +432,9 @@ def _place(config: DQNConfig, resume: str | os.PathLike[str] | None, peers: Peer
     """Return the run's folder, which the first learner names; nothing is written yet."""
 
     def name() -> tuple[str, str]:
-        peers.part(config)  # refuses what cannot be divided, for all
         folder = RunFolder.new(config, config.game) if resume is None else RunFolder(resume)
+        if resume is None:
+            peers.part(config)  # refuses what cannot be divided, for all
         return os.fspath(folder), os.path.abspath(folder)
 
     named_here, elsewhere = peers.shared(name)

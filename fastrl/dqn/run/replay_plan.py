@@ -320,16 +320,27 @@ class DiskPlan(NamedTuple):
         Bytes that they take at most.
     free : int
         Bytes that they may take.
+    networks : int
+        Bytes of `needed` that are not the replay's.
     """
 
     needed: int
     free: int
+    networks: int = 0
 
 
 def plan_disk(
-    config: DQNConfig, frame_bytes: int, capacity: int, disk_free: int, *, held: int, steps: int, share_files: bool
+    config: DQNConfig,
+    frame_bytes: int,
+    capacity: int,
+    disk_free: int,
+    *,
+    held: int,
+    steps: int,
+    share_files: bool,
+    beside: int = 0,
 ) -> DiskPlan:
-    """Work out how much disk the checkpoints with the replay take at most.
+    """Work out how much disk the checkpoints, one of which has the replay, take at most.
 
     While a checkpoint is written, the one before is still there.
 
@@ -347,12 +358,23 @@ def plan_disk(
         Agent steps played so far.
     share_files : bool
         Whether a save shares files of frames with the one before; otherwise each is written whole.
+    beside : int
+        Bytes of a checkpoint without the replay.
     """
-    rows = min(capacity, held + most_rows(config.total_steps - steps))
-    added = min(rows, most_rows(config.checkpoint_every_frames // config.frame_skip)) if share_files else rows
-    # A file goes when all of its rows are overwritten, so files hold more than the rows of the ring.
-    on_disk = int(rows * (1 + segments.LARGEST + segments.SMALL)) + added
-    return DiskPlan(on_disk * (frame_bytes + BYTES_BESIDE_FRAME), disk_free)
+    to_come = max(0, config.total_steps - steps)
+    rows = min(capacity, held + most_rows(to_come))
+    written, overwritten = rows, 0
+    if share_files:
+        piece = segments.PIECE // frame_bytes
+        largest, small = max(piece, int(rows * segments.LARGEST)), max(piece, int(rows * segments.SMALL))
+        # A save writes small files of the one before again. A file of another size goes when all of its rows are
+        # overwritten, so files hold more than the rows of the ring.
+        written = min(rows, small + most_rows(config.checkpoint_every_frames // config.frame_skip))
+        overwritten = largest if largest < rows else 0
+    on_disk = (rows + overwritten + written) * frame_bytes + 2 * rows * BYTES_BESIDE_FRAME
+    # Besides those to keep there are the best one, one by the clock and the one that is being written.
+    checkpoints = 3 + min(config.keep_checkpoints, to_come * config.frame_skip // config.checkpoint_every_frames)
+    return DiskPlan(on_disk + checkpoints * beside, disk_free, checkpoints * beside)
 
 
 def describe_disk(plan: DiskPlan) -> str:
@@ -364,11 +386,13 @@ def disk_refusal(plan: DiskPlan, run_folder: Path) -> ConfigError | None:
     """Return the error to raise where the disk of a run's folder has too little room; None where it has enough."""
     if plan.free >= plan.needed:
         return None
-    elsewhere = "" if run_folder.exists() else "another --runs-dir or "  # a resumed run stays where it is
+    remedies = [] if run_folder.exists() else ["another --runs-dir"]  # a resumed run stays where it is
+    if plan.free > plan.networks:
+        remedies.append("a smaller --capacity")
+    give = f"give {' or '.join(remedies)}, " if remedies else ""
     return ConfigError(
         f"{run_folder} needs up to {_size(plan.needed)} of disk for checkpoints with the replay, "
-        f"{_size(plan.free)} are free; free some, give {elsewhere}a smaller --capacity, or leave the replay out with "
-        "--no-checkpoint-replay"
+        f"{_size(plan.free)} are free; free some, {give}or leave the replay out with --no-checkpoint-replay"
     )
 
 

@@ -19,6 +19,7 @@ from fastrl.dqn.device.store import DeviceStore
 from fastrl.dqn.run import build
 from fastrl.dqn.run.replay_plan import BYTES_BESIDE_FRAME
 from fastrl.replay import Lz4Store, PrioritizedReplayBuffer, RamStore
+from fastrl.replay.saves import segments
 from fastrl.replay.stores.mapped import MmapStore
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -251,29 +252,32 @@ def test_what_disk_checkpoints_need_is_said_and_asked_for(monkeypatch, tmp_path)
         return free
 
     monkeypatch.setattr(build, "free_disk_bytes", free_disk_bytes)
-    need = (1_078 + 250) * ROW  # what is held, a file of overwritten rows and a small one; and a clock's rows
+    monkeypatch.setattr(build, "_bytes_beside", lambda config, envs: 1_000)
+    monkeypatch.setattr(segments, "PIECE", FRAME)
+    rows = 1_000 + 62 + 15 + 250  # what is held, a file of overwritten rows and a small one; and a clock's rows
+    need = rows * FRAME + 2 * 1_000 * BYTES_BESIDE_FRAME + 6 * 1_000  # networks of three, best, timed and the next
     run = tmp_path / "run"
     free = need
-    assert build.require_disk(config, buffer, 0, run, None) == "; up to 9.0 MiB of disk for checkpoints with it"
+    assert build.require_disk(config, ENVS, buffer, 0, run, None) == "; up to 9.0 MiB of disk for checkpoints with it"
     free = need - 1
     with pytest.raises(ConfigError, match=rf"{run} needs up to 9.0 MiB of disk .*, 9.0 MiB are free; free some"):
-        build.require_disk(config, buffer, 0, run, None)
+        build.require_disk(config, ENVS, buffer, 0, run, None)
     assert asked == [run, run]
     for name in ("000000000800", "damaged-000000001600"):
         (run / "checkpoints" / name / "replay").mkdir(parents=True)
     (run / "checkpoints" / "damaged-000000001600" / "replay" / "frames").write_bytes(b"x")
     with pytest.raises(ConfigError):
-        build.require_disk(config, buffer, 0, run, None)
+        build.require_disk(config, ENVS, buffer, 0, run, None)
     replay = run / "checkpoints" / "000000000800" / "replay"
     (replay / "frames").write_bytes(b"x")  # what lies there will give way
-    build.require_disk(config, buffer, 0, run, replay)
+    build.require_disk(config, ENVS, buffer, 0, run, replay)
     with pytest.raises(ConfigError):  # of a single file nothing can be shared
-        build.require_disk(config, buffer, 0, run, replay / "frames")
+        build.require_disk(config, ENVS, buffer, 0, run, replay / "frames")
     with monkeypatch.context() as m:  # nor on a file system where a file has one name
         m.setattr(build, "has_hard_links", lambda path: False)
         with pytest.raises(ConfigError):
-            build.require_disk(config, buffer, 0, run, replay)
-    free = (200 + 15 + 200) * ROW
-    build.require_disk(config, buffer, config.total_steps - 160, run, None)  # no more rows come
+            build.require_disk(config, ENVS, buffer, 0, run, replay)
+    free = (200 + 12 + 200) * FRAME + 2 * 200 * BYTES_BESIDE_FRAME + 3 * 1_000
+    build.require_disk(config, ENVS, buffer, config.total_steps - 160, run, None)  # no more rows come
     free = 0
-    assert build.require_disk(config.replace(checkpoint_replay=False), buffer, 0, run, None) == ""
+    assert build.require_disk(config.replace(checkpoint_replay=False), ENVS, buffer, 0, run, None) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,21 @@ def test_a_full_disk_ends_a_run_with_what_to_do_and_costs_nothing_that_was_saved
     filler.unlink()
     assert play(small_disk / "run", config=SMALL, resume=True).frames >= SMALL.total_frames
     assert int(whole(small_disk / "run").name) > int(found.name)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_folder_that_is_moved_or_deleted_ends_the_run_with_one_line_and_does_not_come_back(tmp_path, deleted):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move(_):
+        shutil.rmtree(folder) if deleted else folder.rename(moved)
+
+    with pytest.raises(RunError, match=f"{folder} is gone, moved or deleted, .* resumes with: .* --resume NEW_PLACE"):
+        play(folder, config=SMALL, hooks=[At(450, move)])
+    assert not folder.exists()
+    if not deleted:
+        assert play(moved, config=SMALL, resume=True).frames >= SMALL.total_frames
 
 
 @pytest.mark.parametrize("first", ["the thread", "the loop", "a game"])

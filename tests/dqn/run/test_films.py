@@ -479,14 +479,15 @@ def test_watch_says_why_it_shows_nothing(drawn_run, capsys, monkeypatch):
         watch.main([str(drawn_run), "--window"])
 
 
-def test_a_stopped_evaluation_says_why_it_gives_no_score(drawn_run, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_evaluation_says_why_it_gives_no_score(drawn_run, tmp_path, capsys, monkeypatch, number):
     def stopped(*args, **options):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(10)
 
     monkeypatch.setattr(evaluate.games, "play_games", stopped)
     scores = tmp_path / "scores.json"
-    with pytest.raises(KeyboardInterrupt):
-        evaluate.main([str(drawn_run), "--json", str(scores)])
+    assert evaluate.main([str(drawn_run), "--json", str(scores)]) == 128 + number
     assert "the short ones end first" in capsys.readouterr().out
     assert not scores.exists()
 

@@ -22,6 +22,7 @@ from fastrl.dqn.run.replay_plan import (
     plan_replay,
     refusal,
 )
+from fastrl.replay.saves import segments
 
 FRAME, COMPRESSED, BESIDE = 7_056, 1_000, BYTES_BESIDE_FRAME
 ROW, SMALL = FRAME + BESIDE, COMPRESSED + BESIDE
@@ -365,24 +366,43 @@ def test_the_memory_with_room_for_the_fewest_rows_is_the_one_that_limits():
 
 
 @pytest.mark.parametrize(
-    ("held", "steps", "every_frames", "share_files", "rows"),
+    ("held", "steps", "every_frames", "share_files", "frames"),
     [
-        (0, 0, 400, True, 1_078 + 125),  # a full ring, a sixteenth and a sixty-fourth; and a clock's rows
-        (0, 0, 400, False, 1_078 + 1_000),  # two whole saves
-        (0, 0, 1_000_000, True, 1_078 + 1_000),  # a clock longer than the ring
-        (0, 900, 400, True, 134 + 125),  # 125 rows are still to come
-        (200, 900, 400, True, 350 + 125),
-        (200, 1_000, 400, True, 215 + 125),  # no more rows come
-        (200, 1_001, 400, False, 215 + 200),
-        (1_000, 1_000, 400, True, 1_078 + 125),
+        # A ring of a few files: full, with one of overwritten rows (a sixteenth) and a small one (a 64th) that is
+        # written again with the rows between two checkpoints.
+        (0, 0, 400, True, 1_000 + 62 + 15 + 125),
+        (0, 0, 400, False, 1_000 + 1_000),  # two whole saves
+        (0, 0, 1_000_000, True, 1_000 + 62 + 1_000),  # more rows between two checkpoints than the ring has
+        (0, 900, 400, True, 125 + 7 + 125),  # 125 rows are still to come
+        (200, 900, 400, True, 325 + 20 + 5 + 125),
+        (200, 1_000, 400, True, 200 + 12 + 3 + 125),  # no more rows come
+        (200, 1_001, 400, False, 200 + 200),
+        (1_000, 1_000, 400, True, 1_000 + 62 + 15 + 125),
     ],
 )
 def test_the_disk_is_for_the_rows_to_come_and_for_two_saves_that_may_share_files(
-    held, steps, every_frames, share_files, rows
+    monkeypatch, held, steps, every_frames, share_files, frames
 ):
+    monkeypatch.setattr(segments, "PIECE", FRAME)
     config = CONFIG.replace(checkpoint_every_frames=every_frames)
     plan = plan_disk(config, FRAME, 1_000, 5, held=held, steps=steps, share_files=share_files)
-    assert plan == DiskPlan(rows * ROW, 5)
+    rows = min(1_000, held + max(0, 1_000 - steps) * 5 // 4)
+    assert plan == DiskPlan(frames * FRAME + 2 * rows * BESIDE, 5)
+
+
+def test_a_replay_of_less_than_a_piece_is_written_whole_each_time():
+    plan = plan_disk(CONFIG, FRAME, 1_000, 5, held=0, steps=0, share_files=True)
+    assert segments.PIECE > 1_000 * FRAME
+    assert plan.needed == 2 * 1_000 * ROW
+
+
+@pytest.mark.parametrize(("keep", "frames", "checkpoints"), [(4, 4_000, 7), (100, 4_000, 13), (4, 800, 5)])
+def test_the_disk_is_for_the_networks_of_all_checkpoints_too(keep, frames, checkpoints):
+    config = CONFIG.replace(keep_checkpoints=keep, checkpoint_every_frames=400, total_frames=frames)
+    with_networks, without = (
+        plan_disk(config, FRAME, 1_000, 5, held=0, steps=0, share_files=True, beside=bytes_) for bytes_ in (10**9, 0)
+    )
+    assert with_networks.needed - without.needed == with_networks.networks == checkpoints * 10**9
 
 
 def test_a_disk_is_refused_by_one_byte_and_the_words_name_both_sizes():
@@ -394,6 +414,13 @@ def test_a_disk_is_refused_by_one_byte_and_the_words_name_both_sizes():
         "runs/a needs up to 3.0 GiB of disk for checkpoints with the replay, 3.0 GiB are free; free some, give another "
         "--runs-dir or a smaller --capacity, or leave the replay out with --no-checkpoint-replay"
     )
+
+
+def test_a_smaller_replay_is_no_remedy_where_the_networks_alone_have_no_room():
+    plan = DiskPlan(3 * GIB, 2 * GIB, 2 * GIB)
+    assert "free some, give another --runs-dir, or leave the replay out" in str(disk_refusal(plan, Path("a")))
+    assert "free some, or leave the replay out" in str(disk_refusal(plan, Path("/")))
+    assert "or a smaller --capacity, or leave" in str(disk_refusal(plan._replace(networks=GIB), Path("a")))
 
 
 def test_the_plan_asks_the_machine_nothing():

@@ -233,6 +233,15 @@ def test_evaluate_and_watch_say_whether_weights_are_averages(tmp_path, capsys, a
     assert ("averaged weights" in capsys.readouterr().out) == bool(average_updates)
 
 
+@pytest.mark.parametrize("changes", [{}, {"average_updates": 100}, {"optimizer": "rmsprop"}])
+def test_the_networks_of_a_checkpoint_take_what_is_asked_of_the_disk_for_them(tmp_path, changes):
+    ended = start(QUICK.replace(total_frames=1_000, hidden=512, **changes), tmp_path)
+    [newest, *_] = sorted((ended.folder / "checkpoints").glob("0*"), reverse=True)
+    taken = sum(path.stat().st_size for path in newest.iterdir() if path.is_file())
+    asked = build._bytes_beside(ended.config, ended.envs)
+    assert asked - build.SMALL_FILES < taken < asked
+
+
 @pytest.mark.parametrize(("flag", "value"), [("--ray-address", "auto"), ("--collector-timeout", "5.0")])
 def test_evaluate_refuses_flags_of_collectors_without_collectors(finished, flag, value):
     with pytest.raises(ConfigError) as refused:
@@ -240,6 +249,11 @@ def test_evaluate_refuses_flags_of_collectors_without_collectors(finished, flag,
     assert str(refused.value) == (
         f"{flag} is {value}, and --collectors 0 does not read it; give --collectors N, or leave it out"
     )
+
+
+def test_evaluate_refuses_rules_of_atari_for_other_games(finished):
+    with pytest.raises(ConfigError, match=r"--protocol is 'machado', a rule of Atari games, and catch is none; leave"):
+        evaluate.main([str(finished[0].folder), "--protocol", "machado"])
 
 
 def catch_command(tmp_path, *flags):

@@ -26,6 +26,7 @@ WEIGHTS = {"w": torch.zeros(2)}
 
 
 def draft(run, frames, buffer, earlier=None):
+    run.mkdir(exist_ok=True)
     state = {"network": {}, "frames": frames}
     snapshot = RunSnapshot(state=state, weights=WEIGHTS, learner={"frames": frames}, replay=buffer)
     return Draft(RunFolder(run), f"{frames:012d}", snapshot, earlier)

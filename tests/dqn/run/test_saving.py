@@ -175,7 +175,7 @@ def test_a_run_that_fails_waits_for_the_checkpoint_in_progress(tmp_path):
 def test_too_small_a_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "free_disk_bytes", lambda path: 1_000)
     with pytest.raises(
-        ConfigError, match=r"run needs up to 1.5 MiB of disk .* give another --runs-dir or .*--no-check"
+        ConfigError, match=r"run needs up to 4.4 MiB of disk .* give another --runs-dir, or .*--no-check"
     ):
         start(QUICK, tmp_path)
     assert list(tmp_path.iterdir()) == []
