@@ -297,7 +297,8 @@ def test_a_full_disk_ends_a_run_with_what_to_do_and_costs_nothing_that_was_saved
 def test_a_folder_that_is_moved_or_deleted_ends_the_run_with_one_line_and_does_not_come_back(tmp_path, deleted):
     folder, moved = tmp_path / "run", tmp_path / "moved"
 
-    def move(_):
+    def move(run):
+        run.settle()  # a thread that writes would make again what is deleted
         shutil.rmtree(folder) if deleted else folder.rename(moved)
 
     with pytest.raises(RunError, match=f"{folder} is gone, moved or deleted, .* resumes with: .* --resume NEW_PLACE"):
