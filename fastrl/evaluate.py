@@ -28,12 +28,12 @@ from fastrl.base.commands import program
 from fastrl.base.console import counted, say
 from fastrl.base.errors import ConfigError, RunError
 from fastrl.base.files import require_place, write_atomically
-from fastrl.base.ranges import Above, AtLeast, Between, Printable, check, flag_of
+from fastrl.base.ranges import Above, AtLeast, Between, Printable, ReadWith, check, refuse_unread
 from fastrl.base.stop import begun, interrupted_by_signals
 from fastrl.cli import read, show_help
 from fastrl.envs.levels import LEVELS, SOURCE, human_normalized
 from fastrl.envs.names import is_atari, is_custom
-from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, PROTOCOLS, ProtocolName, refuse_rules_of_atari
+from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName, refuse_rules_of_atari
 from fastrl.film.video import check_film, write_content, write_film
 from fastrl.play import games
 from fastrl.play.acting import telling
@@ -43,8 +43,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import: not before the flags are r
     from fastrl.envs.rules import EvaluationRules
 
 PROG = program("evaluate")
-OF_COLLECTORS = ("ray_address", "collector_timeout")
-"""Flags that are read with collectors alone."""
+READ_WITH: dict[str, ReadWith] = dict.fromkeys(("ray_address", "collector_timeout"), ("collectors", AtLeast(1)))
+"""Flags that are read only where another one has such a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +107,7 @@ def main(arguments: list[str]) -> int:
     args = Arguments(**line.given)
     if line.word is None:
         raise ConfigError(f"neither a run nor a game is given; try {PROG} runs/NAME")
-    if not args.collectors and (unread := [name for name in OF_COLLECTORS if name in line.given]):
-        raise ConfigError(
-            f"{flag_of(unread[0])} is {line.given[unread[0]]}, and --collectors 0 does not read it; give "
-            "--collectors N, or leave it out"
-        )
+    refuse_unread(args, line.given, READ_WITH)
     from fastrl.dqn.agent import load_agent
 
     agent = load_agent(line.word, args.checkpoint, args.make_env)
@@ -129,8 +125,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     from fastrl.dqn.agent import greedy, rules_for
 
     if not is_atari(agent.game):
-        asked = {name: getattr(args, name, None) for name in ("protocol", *PROTOCOLS["deepmind"])}
-        refuse_rules_of_atari({name: rule for name, rule in asked.items() if rule is not None}, agent.game)
+        refuse_rules_of_atari({name: value for name, value in vars(args).items() if value is not None}, agent.game)
     if agent.game == "catch" and args.env == "gymnasium":
         raise ConfigError("--env is 'gymnasium', which has no catch; give envpool")
     rules = rules_for(
@@ -175,8 +170,13 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
         say(f"human-normalised: {share:.1%}; random play scores {random:,g}, a human {human:,g} ({SOURCE})")
     if args.json:
         origin = os.path.abspath(agent.origin)
-        facts = {"game": played.game, "checkpoint": origin, "averaged": agent.averaged, "protocol": words}
-        facts["env"] = played.backend
+        facts = {
+            "game": played.game,
+            "checkpoint": origin,
+            "averaged": agent.averaged,
+            "protocol": words,
+            "env": played.backend,
+        }
         scores = {"cut_off": played.cut_off, "human_normalized": share, "scores": played.scores.tolist()}
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ import itertools
 import math
 import numbers
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
@@ -125,6 +126,39 @@ def _is_number(value: Any, kind: type) -> bool:
 def flag_of(name: str) -> str:
     """Return the flag of a command line that sets a field, by the field's name."""
     return f"--{name.replace('_', '-')}"
+
+
+def as_flag(name: str, *values: Any) -> str:
+    """Return a field as a command line gives it: ``--head quantile or iqn``, ``--no-prioritized``."""
+    flag = flag_of(name)
+    if isinstance(values[0], bool):
+        return flag if values[0] else f"--no-{flag[2:]}"
+    return f"{flag} {' or '.join(map(str, values))}"
+
+
+ReadWith = tuple[str, tuple[Any, ...] | AtLeast]
+"""Another field, and what it has to be: one of some values, or at least a number."""
+
+
+def refuse_unread(settings: Any, given: Collection[str], read_with: Mapping[str, ReadWith]) -> None:
+    """Raise ConfigError for a field, among those given by name, that has no effect beside another one.
+
+    Parameters
+    ----------
+    settings : dataclass
+        All fields.
+    given : collection of str
+        Names of those that were given.
+    read_with : mapping of str to ReadWith
+        By name, what a field is read with.
+    """
+    for name, (other, wanted) in read_with.items():
+        value, found = getattr(settings, name), getattr(settings, other)
+        if name not in given or (wanted.allows(found) if isinstance(wanted, AtLeast) else found in wanted):
+            continue
+        said = f"{as_flag(name, value)} is given" if isinstance(value, bool) else f"{flag_of(name)} is {value}"
+        needed = f"{flag_of(other)} N" if isinstance(wanted, AtLeast) else as_flag(other, *wanted)
+        raise ConfigError(f"{said}, and {as_flag(other, found)} does not read it; give {needed}, or leave it out")
 
 
 def spelled(value: Any) -> str:

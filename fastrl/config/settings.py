@@ -23,11 +23,14 @@ from fastrl.base.ranges import (
     OneFolder,
     Points,
     Printable,
+    ReadWith,
     as_tuples,
     check,
     flag_of,
+    refuse_unread,
     spelled,
 )
+from fastrl.envs.names import is_atari
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules, refuse_rules_of_atari
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -53,8 +56,6 @@ last on it stays. Empty: no schedule."""
 WholeSchedule = tuple[tuple[int, int], ...]
 """A `Schedule` whose values are whole numbers."""
 
-MOST_COLLECTORS = 10_000
-
 REPLACES = {
     "n_step_schedule": ("n_step", "n_step_end", "n_step_steps"),
     "gamma_schedule": ("gamma",),
@@ -64,9 +65,7 @@ REPLACES = {
     "target_tau": ("target_period_updates", "target_period_end", "target_period_steps"),
 }
 """Settings that, where they are not off, stand for others: these are then not read."""
-SOME = range(1, MOST_COLLECTORS + 1)
-"""Numbers of collectors, where there are any."""
-READ_WITH: dict[str, tuple[str, tuple[Any, ...] | range]] = {
+READ_WITH: dict[str, ReadWith] = {
     "double": ("munchausen", (False,)),
     "atoms": ("head", ("c51",)),
     "v_max": ("head", ("c51",)),
@@ -77,11 +76,11 @@ READ_WITH: dict[str, tuple[str, tuple[Any, ...] | range]] = {
     "priority_eps": ("prioritized", (True,)),
     "beta_start": ("prioritized", (True,)),
     "beta_end": ("prioritized", (True,)),
-    "ray_address": ("collectors", SOME),
-    "chunk_steps": ("collectors", SOME),
-    "weights_every_steps": ("collectors", SOME),
-    "collectors_in_order": ("collectors", SOME),
-    "collector_timeout": ("collectors", SOME),
+    "ray_address": ("collectors", AtLeast(1)),
+    "chunk_steps": ("collectors", AtLeast(1)),
+    "weights_every_steps": ("collectors", AtLeast(1)),
+    "collectors_in_order": ("collectors", AtLeast(1)),
+    "collector_timeout": ("collectors", AtLeast(1)),
 }
 """Settings that are read only where another one has one of these values."""
 SLOPES = {
@@ -143,7 +142,7 @@ class DQNConfig(Rules, RunConfig):
     """Each game starts the run with 0 to N random actions, to keep games out of lockstep."""
 
     # Collectors
-    collectors: Annotated[int, Between(0, MOST_COLLECTORS)] = 0
+    collectors: Annotated[int, Between(0, 10_000)] = 0
     """Processes that play games, on this machine or on a cluster; each plays `num_envs` (0: play in this process).
     Needs the extra `distributed`."""
     ray_address: Annotated[str | None, Printable()] = None
@@ -391,15 +390,9 @@ class DQNConfig(Rules, RunConfig):
                     f"{flag_of(name)} is {getattr(self, name)}, and {flag_of(end)} is not given; give {flag_of(end)} N "
                     "too, or leave it out"
                 )
-        if self.game == "catch" or ":" in self.game:
+        if not is_atari(self.game):
             refuse_rules_of_atari({name: getattr(self, name) for name in given}, self.game)
-        for name, (other, values) in READ_WITH.items():
-            if name in given and getattr(self, other) not in values:
-                needed = f"{flag_of(other)} N" if isinstance(values, range) else _as_flag(other, *values)
-                raise ConfigError(
-                    f"{_is_given(name, getattr(self, name))}, and {_as_flag(other, getattr(self, other))} does not "
-                    f"read it; give {needed}, or leave it out"
-                )
+        refuse_unread(self, given, READ_WITH)
 
     @property
     def group_size(self) -> int:
@@ -474,19 +467,6 @@ class DQNConfig(Rules, RunConfig):
     def epsilon_points(self) -> Schedule:
         """The schedule of epsilon, also where the three other settings give it."""
         return self.epsilon_schedule or ((0, self.epsilon_start), (self.epsilon_decay_steps, self.epsilon_end))
-
-
-def _as_flag(name: str, *values: Any) -> str:
-    """Return a setting as a command line gives it: ``--head quantile or iqn``, ``--no-prioritized``."""
-    flag = flag_of(name)
-    if isinstance(values[0], bool):
-        return flag if values[0] else f"--no-{flag[2:]}"
-    return f"{flag} {' or '.join(map(str, values))}"
-
-
-def _is_given(name: str, value: Any) -> str:
-    """Return what the command line says of a setting: ``--atoms is 51``, ``--no-double is given``."""
-    return f"{_as_flag(name, value)} is given" if isinstance(value, bool) else f"{flag_of(name)} is {value}"
 
 
 Value = TypeVar("Value", int, float)

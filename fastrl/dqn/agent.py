@@ -40,14 +40,20 @@ class Agent:
     """By which it was trained."""
     origin: Path
     """Where it was read from."""
-    about: str
-    """What is known of it, in one line."""
     films: Path
     """Folder for films of it."""
     masked: bool = False
     """Whether it was trained with action masks; False too where an older version saved it."""
     averaged: bool = False
     """Whether its weights are a moving average of those that learned; False too where an older version saved it."""
+
+    card: str = ""
+    """What is known of one that ships, in one line."""
+
+    @property
+    def about(self) -> str:
+        """What is known of it, in one line."""
+        return self.card or f"{self.game}, {self.named}"
 
     @property
     def named(self) -> str:
@@ -81,7 +87,7 @@ def load_agent(run_or_game: str | os.PathLike[str], checkpoint: str = "newest", 
                 f"--make-env is {make_env!r}; give my_module:make_env, for runs of custom environments alone: "
                 f"{run_or_game} plays {agent.game}"
             )
-        agent = dataclasses.replace(agent, game=make_env, about=f"{make_env}, {agent.named}")
+        agent = dataclasses.replace(agent, game=make_env)
     if is_custom(agent.game):
         load(agent.game)
     return agent
@@ -130,18 +136,16 @@ def _trained(run: Path, checkpoint: str) -> Agent:
     config = folder.load_dqn_config(run)
     saved = RunFolder(run).find(checkpoint)
     state = load_state(saved)
-    agent = Agent(
+    return Agent(
         game=config.game,
         network=load_network(saved / "weights.safetensors"),
         stack=config.stack,
         rules=EvaluationRules(max_steps=config.max_episode_steps, **config.rules()),
         origin=saved,
-        about="",
         films=run / "pictures",
         masked=bool(state.get("masked", False)),
         averaged=bool(state.get("averaged", False)),
     )
-    return dataclasses.replace(agent, about=f"{config.game}, {agent.named}")
 
 
 def _shipped(name: str, checkpoint: str) -> Agent:
@@ -168,6 +172,6 @@ def _shipped(name: str, checkpoint: str) -> Agent:
         stack=card.network["obs_shape"][0],
         rules=EvaluationRules(**card.rules | {"frame_skip": card.frame_skip}),
         origin=pretrained.WEIGHTS / f"{game}.safetensors",
-        about=card.describe(),
+        card=card.describe(),
         films=Path(),
     )

@@ -99,9 +99,9 @@ class EvaluationRules(Rules):
 
 
 def refuse_rules_of_atari(given: Mapping[str, Any], game: str) -> None:
-    """Raise ConfigError for a rule among values given by name that has no effect: on a game that is none of Atari's."""
+    """Raise ConfigError if one of these values, by name, is a rule of Atari games; the game is of another kind."""
     for name in ("protocol", *PROTOCOLS["deepmind"]):
         if name in given:
             raise ConfigError(
-                f"{flag_of(name)} is {given[name]!r}, a rule of Atari games, and {game} is none; leave it out"
+                f"{flag_of(name)} is {given[name]!r}, a rule of Atari games, and {game} is not one; leave it out"
             )

@@ -184,9 +184,9 @@ def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) 
 
 def _paths(word: str) -> list[Path]:
     name, _, files = word.partition("=")
-    pattern = os.path.join(escape(files), "*.csv") if os.path.isdir(files) else files
-    if os.path.exists(files) and pattern == files:
-        pattern = escape(files)
+    pattern = escape(files) if os.path.exists(files) else files
+    if os.path.isdir(files):
+        pattern = os.path.join(pattern, "*.csv")
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True)) if os.path.isfile(path)]
     if not paths:
         raise ConfigError(f"{word} matches no file; give {name}= and a CSV file, a folder of them, or a pattern with *")

@@ -103,7 +103,7 @@ def test_rules_of_atari_are_refused_for_other_games(name, value):
     with pytest.raises(ConfigError) as refused:
         config_for("catch", "cpu", **{name: value})
     flag = f"--{name.replace('_', '-')}"
-    assert str(refused.value) == f"{flag} is {value!r}, a rule of Atari games, and catch is none; leave it out"
+    assert str(refused.value) == f"{flag} is {value!r}, a rule of Atari games, and catch is not one; leave it out"
     assert getattr(config_for("pong", "cpu", **{name: value}), name) == value
 
 

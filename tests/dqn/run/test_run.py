@@ -252,7 +252,9 @@ def test_evaluate_refuses_flags_of_collectors_without_collectors(finished, flag,
 
 
 def test_evaluate_refuses_rules_of_atari_for_other_games(finished):
-    with pytest.raises(ConfigError, match=r"--protocol is 'machado', a rule of Atari games, and catch is none; leave"):
+    with pytest.raises(
+        ConfigError, match=r"--protocol is 'machado', a rule of Atari games, and catch is not one; leave"
+    ):
         evaluate.main([str(finished[0].folder), "--protocol", "machado"])
 
 
