@@ -62,9 +62,9 @@ from fastrl.config import DQNConfig, from_record, to_record
 from fastrl.dqn.checkpoint import load_state
 from fastrl.dqn.collector import build_envs
 from fastrl.dqn.device.device import pick_device, pick_precision
-from fastrl.dqn.run.build import compressed_bytes, lz4_installed
+from fastrl.dqn.run.build import bytes_beside_replay, compressed_bytes, lz4_installed
 from fastrl.dqn.run.replay_plan import ReplayPlan, plan_disk, plan_replay, refusal
-from fastrl.envs.step import frame_bytes
+from fastrl.envs.step import Envs, frame_bytes
 from fastrl.runs import checkpoints
 from fastrl.runs.curves import MeasuredRun, curve_of, filled, read_run
 from fastrl.runs.folder import RunFolder, load_dqn_config
@@ -300,7 +300,7 @@ def check_room(study: Study) -> None:
     Raises
     ------
     ConfigError
-        If memory or disk is too small for the arms that run at once.
+        If memory or disk is too small for the arms that run at once, or an arm's trunk does not fit its game.
     """
     if reason := why_no_place(study.folder / "new"):
         raise ConfigError(f"{study.table}: folder is {study.folder}, where no run can be made ({reason}); give another")
@@ -308,15 +308,20 @@ def check_room(study: Study) -> None:
     jobs = min(study.jobs, len(waiting))
     free = available_bytes()
     disk, links = free_disk_bytes(study.folder), has_hard_links(study.folder)
-    needs, sizes = [], dict[Any, int]()
+    needs, games = [], dict[Any, Envs]()
     for arm in waiting:
         config = arm.config
         kind = (config.game, *config.rules().values())
-        if kind not in sizes:
-            sizes[kind] = _frame_bytes(config)
+        if kind not in games:
+            games[kind] = _closed_envs(config)
+        row_bytes = frame_bytes(games[kind])
+        try:
+            beside = bytes_beside_replay(config, games[kind])
+        except ConfigError as error:
+            raise ConfigError(f"{study.table}: arm {arm.key}: {error}") from error
         plan = plan_replay(
             config,
-            sizes[kind],
+            row_bytes,
             None if free is None else free // jobs,
             None,
             lz4_installed=lz4_installed(),
@@ -328,9 +333,11 @@ def check_room(study: Study) -> None:
         arm.fix("capacity", plan.capacity)
         arm.fix("frame_store", plan.store)
         arm.fix("precision", pick_precision(config.precision, pick_device("cpu")))
-        needs.append(plan.capacity * sizes[kind] if plan.store == "mmap" else 0)  # a file that goes with the process
+        needs.append(plan.capacity * row_bytes if plan.store == "mmap" else 0)  # a file that goes with the process
         if config.checkpoint_replay:
-            needed = plan_disk(config, sizes[kind], plan.capacity, disk, held=0, steps=0, share_files=links).needed
+            needed = plan_disk(
+                config, row_bytes, plan.capacity, disk, held=0, steps=0, share_files=links, beside=beside
+            ).needed
             there = sum(path.stat().st_size for path in arm.folder.path.rglob("*") if path.is_file())
             needs[-1] += max(0, needed - there)
     if (needed := sum(sorted(needs)[-jobs:])) > disk:
@@ -341,12 +348,11 @@ def check_room(study: Study) -> None:
         )
 
 
-def _frame_bytes(config: DQNConfig) -> int:
+def _closed_envs(config: DQNConfig) -> Envs:
+    """Return environments that only say what they show and which actions there are."""
     envs = build_envs(config.replace(num_envs=1, env_groups=1), seed=0)
-    try:
-        return frame_bytes(envs)
-    finally:
-        envs.close()
+    envs.close()
+    return envs
 
 
 def _too_small(plan: ReplayPlan) -> ConfigError | None:

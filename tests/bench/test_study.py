@@ -24,6 +24,7 @@ import study
 from fastrl.base.errors import ConfigError
 from fastrl.base.machine import cpu_count
 from fastrl.dqn.agent import load_agent
+from fastrl.envs.step import frame_bytes
 from fastrl.runs.folder import RunFolder, load_dqn_config
 
 ROOT = Path(__file__).parents[2]
@@ -89,16 +90,15 @@ def begin(arm, *, frames=1_000, ended_at=-1):
 
 def test_a_study_trains_its_arms_goes_on_after_one_that_fails_and_writes_a_table_and_pictures(table):
     path = table(
-        '[[arm]]\nname = "broken"\nflags = { trunk = "nature" }\n'
+        '[[arm]]\nname = "broken"\nflags = { learning_rate = 1e30 }\n'
         '[[arm]]\nname = "one"\nseeds = [1, 2]\n[[arm]]\nname = "short"\nflags = { total_samples = 4_000 }\n'
     )
     process = command(path)
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 1, said
-    assert "broken-s1 failed with status 2: " in said
-    assert "--trunk" in said
+    assert "broken-s1 failed with status 1: " in said
+    assert "not finite" in said
     assert "1 of 4 runs failed" in said
-    assert not Path("runs/quick/broken-s1").exists()
     found = rows()
     assert {(row["arm"], row["seed"]) for row in found} == {("one", "1"), ("one", "2"), ("short", "1")}
     for name, frames, samples in (("one-s1", 3_008, 10_688), ("short-s1", 1_344, 4_032)):
@@ -305,8 +305,8 @@ def test_another_kind_of_processor_is_refused(table):
 @pytest.mark.usefixtures("two_cores")
 def test_memory_for_the_arms_that_run_at_once_is_asked_first(table, monkeypatch):
     arms = '[[arm]]\nname = "one"\nseeds = [1, 2]\nflags = { total_frames = 100_000_000, capacity = 1_000_000 }\n'
-    frame_bytes = study._frame_bytes(study.read_table(table()).arms[0].config)
-    monkeypatch.setattr(study, "available_bytes", lambda: int(1.5e6 * (frame_bytes + 32)))
+    row_bytes = frame_bytes(study._closed_envs(study.read_table(table()).arms[0].config))
+    monkeypatch.setattr(study, "available_bytes", lambda: int(1.5e6 * (row_bytes + 32)))
     monkeypatch.setattr(study, "compressed_bytes", lambda config: 10_000)
     study.check_room(study.read_table(table(arms), jobs=1))
     with pytest.raises(ConfigError, match=r"arms.toml: arm one-s1, 2 at once: --capacity is 1,000,000, which takes"):
@@ -332,10 +332,27 @@ def test_disk_for_the_arms_that_run_at_once_is_asked_first(table, monkeypatch):
     study.check_room(study.read_table(table(arms, without), jobs=2))
 
 
+def test_an_arm_whose_trunk_does_not_fit_the_game_is_refused_before_any_runs(table):
+    wanted = study.read_table(table(ARM + '[[arm]]\nname = "broken"\nflags = { trunk = "nature" }\n'))
+    with pytest.raises(ConfigError, match=r"arms.toml: arm broken-s1: --trunk is 'nature', whose .* give --trunk"):
+        study.check_room(wanted)
+    assert not any(arm.folder.path.exists() for arm in wanted.arms)
+
+
+def test_the_networks_of_a_checkpoint_count_in_the_disk_for_arms(table, monkeypatch):
+    arms = '[[arm]]\nname = "wide"\nseeds = [1]\nflags = { hidden = 4_096 }\n'
+    # Two streams of 4,096 units on 50 inputs, four times, and Adam's two moments.
+    most = 6 * 4 * (2 * 51 * 4_096)
+    monkeypatch.setattr(study, "free_disk_bytes", lambda path: most)
+    study.check_room(study.read_table(table()))
+    with pytest.raises(ConfigError, match=r"1 at once need up to .* of disk for checkpoints with the replay"):
+        study.check_room(study.read_table(table(arms)))
+
+
 @pytest.mark.usefixtures("two_cores")
 def test_frames_in_files_of_the_arms_that_run_at_once_take_their_disk_too(table, monkeypatch):
     arms, common = '[[arm]]\nname = "one"\nseeds = [1, 2]\n', QUICK + 'frame_store = "mmap"\n'
-    one = 3_750 * study._frame_bytes(study.read_table(table(arms)).arms[0].config)
+    one = 3_750 * frame_bytes(study._closed_envs(study.read_table(table(arms)).arms[0].config))
     monkeypatch.setattr(study, "free_disk_bytes", lambda path: free)
     free, without = 4 * one, common + "checkpoint_replay = false\n"
     wanted = study.read_table(table(arms, without), jobs=2)
@@ -451,7 +468,7 @@ def test_speed_is_measured_in_turns_and_gives_the_minutes_from_then_on(table, ca
 
 
 def test_an_arm_that_cannot_be_timed_is_said_with_its_reason(table, capsys):
-    path = table('[[arm]]\nname = "one"\n[[arm]]\nname = "broken"\nflags = { trunk = "nature" }\n')
+    path = table('[[arm]]\nname = "one"\n[[arm]]\nname = "broken"\nflags = { learning_rate = 1e30 }\n')
     assert study.main([str(path), "--speed", "--rounds", "1", "--seconds", "0.05"]) == 1
     assert "broken could not be timed: ConfigError: --trunk is 'nature'" in capsys.readouterr().out
     assert list(json.loads(Path("runs/quick/speed.json").read_text())["arms"]) == ["one"]

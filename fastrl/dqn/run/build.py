@@ -263,14 +263,14 @@ def require_disk(
         held=len(buffer),
         steps=steps // peers.count,
         share_files=not one_file and has_hard_links(run_folder),
-        beside=_bytes_beside(config, envs),
+        beside=bytes_beside_replay(config, envs),
     )
     if error := disk_refusal(plan, run_folder):
         raise error
     return describe_disk(plan)
 
 
-def _bytes_beside(config: DQNConfig, envs: Envs) -> int:
+def bytes_beside_replay(config: DQNConfig, envs: Envs) -> int:
     """Return about how many bytes a checkpoint takes without the replay."""
     with torch.device("meta"):
         network = build_network(config, stacked_shape(config.stack, envs.frame_shape), envs.num_actions)

@@ -252,7 +252,7 @@ def test_what_disk_checkpoints_need_is_said_and_asked_for(monkeypatch, tmp_path)
         return free
 
     monkeypatch.setattr(build, "free_disk_bytes", free_disk_bytes)
-    monkeypatch.setattr(build, "_bytes_beside", lambda config, envs: 1_000)
+    monkeypatch.setattr(build, "bytes_beside_replay", lambda config, envs: 1_000)
     monkeypatch.setattr(segments, "PIECE", FRAME)
     rows = 1_000 + 62 + 15 + 250  # what is held, a file of overwritten rows and a small one; and a clock's rows
     need = rows * FRAME + 2 * 1_000 * BYTES_BESIDE_FRAME + 6 * 1_000  # networks of three, best, timed and the next

@@ -238,7 +238,7 @@ def test_the_networks_of_a_checkpoint_take_what_is_asked_of_the_disk_for_them(tm
     ended = start(QUICK.replace(total_frames=1_000, hidden=512, **changes), tmp_path)
     [newest, *_] = sorted((ended.folder / "checkpoints").glob("0*"), reverse=True)
     taken = sum(path.stat().st_size for path in newest.iterdir() if path.is_file())
-    asked = build._bytes_beside(ended.config, ended.envs)
+    asked = build.bytes_beside_replay(ended.config, ended.envs)
     assert asked - build.SMALL_FILES < taken < asked
 
 
