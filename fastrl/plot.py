@@ -47,7 +47,7 @@ from fastrl.runs.curves import (
     spoken,
     summary_at,
 )
-from fastrl.runs.others import Theirs, is_others, read_others
+from fastrl.runs.others import TheirRun, Theirs, is_others, read_others
 
 if TYPE_CHECKING:  # Matplotlib is optional, and slow to import: not before the flags are read
     from matplotlib.axes import Axes
@@ -191,7 +191,7 @@ def read_groups(words: Sequence[str], args: Arguments) -> list[list[MeasuredRun]
     Parameters
     ----------
     words : sequence of str
-        Folders of runs, CSV files of their form, and ``NAME=FILES`` of other programs (`read_others`).
+        Folders of runs, CSV files of their form, and ``NAME=FILES`` (`read_others`).
     args : Arguments
         What is drawn.
 
@@ -202,13 +202,13 @@ def read_groups(words: Sequence[str], args: Arguments) -> list[list[MeasuredRun]
     """
     own = {word: read_run(Path(word), args.game) for word in words if not is_others(word)}
     theirs = Theirs(*(getattr(args, flag) for flag in THEIRS))
-    if len(own) == len(words) and theirs != Theirs():
-        flag = next(flag for flag in THEIRS if getattr(args, flag) is not None).replace("_", "-")
-        raise ConfigError(f"--{flag} is for other programs' files, and none is given; add NAME=FILES, or leave it out")
     games = {run.game for run in own.values()}
     game = args.game or (games.pop() if len(games) == 1 else None)
-    others = read_others([word for word in words if word not in own], theirs, args.columns[1], game)
-    runs = [run for word in words for run in ([own[word]] if word in own else others[word])]
+    named = read_others([word for word in words if word not in own], theirs, args.columns[1], game)
+    if theirs != Theirs() and not any(isinstance(run, TheirRun) for each in named.values() for run in each):
+        flag = next(flag for flag in THEIRS if getattr(args, flag) is not None).replace("_", "-")
+        raise ConfigError(f"--{flag} is for other programs' files, and none is given; add NAME=FILES, or leave it out")
+    runs = [run for word in words for run in ([own[word]] if word in own else named[word])]
     return group_runs(runs, args.group)
 
 

@@ -1,12 +1,13 @@
-"""CSV files that other programs wrote, read as runs: their steps become frames, their scores those of metrics.csv.
+"""Files by a name for their line. Those of other programs: steps become frames, scores those of metrics.csv.
 
-Known by their columns are Stable-Baselines3's progress.csv and monitor.csv, and what TensorBoard exports. Of all other
-files the user names the columns.
+Known by their columns are metrics.csv itself, Stable-Baselines3's progress.csv and monitor.csv, and what TensorBoard
+exports. Of all other files the user names the columns.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 
 from fastrl.base.console import printable
 from fastrl.base.errors import ConfigError
-from fastrl.runs.curves import Floats, MeasuredRun, whole_rows
+from fastrl.runs.curves import Floats, MeasuredRun, read_run, whole_rows
 
 FRAMES, SCORE, EVALUATION, MINUTES = "frames", "games/return_mean_100", "evaluation/return_mean", "time/minutes"
 GAMES = 100
@@ -116,7 +117,10 @@ class _Form(NamedTuple):
     """Whether the column of steps has the length of a game in each row."""
 
 
+OWN = _Form(frozenset({FRAMES, SCORE}), {})
+"""metrics.csv, and files of its form: read as they are."""
 FORMS = (
+    OWN,
     # Stable-Baselines3's logger: a row per rollout or evaluation.
     _Form(
         frozenset({"time/total_timesteps"}),
@@ -133,7 +137,7 @@ FORMS = (
 
 
 def is_others(word: str) -> bool:
-    """Whether a word of the command line, ``NAME=FILES``, stands for other people's files."""
+    """Whether a word of the command line is ``NAME=FILES``."""
     name, equals, files = word.partition("=")
     return bool(name and equals and files) and os.sep not in name and not os.path.exists(word)
 
@@ -144,7 +148,7 @@ def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) 
     Parameters
     ----------
     words : iterable of str
-        FILES is a file, a folder of CSV files, or a pattern with ``*``.
+        FILES is a file, a folder of CSV files, or a pattern with ``*`` of files or of runs' folders.
     theirs : Theirs
         What is in the files. Its columns are read from those that have them; others must be of a known program.
     y : str
@@ -171,9 +175,10 @@ def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) 
                 f"{word} is {each[0].path} and {other.path}, tables of different columns, which are no seeds of one "
                 f"setting; name the files of one kind, such as {word.partition('=')[0]}={each[0].path}"
             )
-    if every and theirs.frames_per_step is None:
+    others = [word for word, each in tables.items() if forms[id(each[0])] is not OWN]
+    if others and theirs.frames_per_step is None:
         raise ConfigError(
-            f"it is not said how many frames a step of {next(iter(tables)).partition('=')[0]} has; give "
+            f"it is not said how many frames a step of {others[0].partition('=')[0]} has; give "
             "--their-frames-per-step 4 for Atari with a frame skip of 4, or 1 if the files count frames"
         )
     return {
@@ -187,13 +192,16 @@ def _paths(word: str) -> list[Path]:
     pattern = escape(files) if os.path.exists(files) else files
     if os.path.isdir(files):
         pattern = os.path.join(pattern, "*.csv")
-    paths = [Path(path) for path in sorted(glob(pattern, recursive=True)) if os.path.isfile(path)]
+    found = [Path(path) for path in sorted(glob(pattern, recursive=True))]
+    paths = [each for path in found if os.path.isfile(each := path / "metrics.csv" if path.is_dir() else path)]
     if not paths:
         raise ConfigError(f"{word} matches no file; give {name}= and a CSV file, a folder of them, or a pattern with *")
     return paths
 
 
 def _run(name: str, table: _Table, form: _Form, theirs: Theirs, y: str, game: str | None) -> MeasuredRun:
+    if form is OWN:
+        return dataclasses.replace(read_run(table.path, game), line=name)
     assert theirs.frames_per_step is not None
     columns = {ours: table[column] for ours, column in form.names.items() if column in table.columns}
     steps = columns[FRAMES].cumsum() if form.counts_games else columns[FRAMES]

@@ -251,6 +251,22 @@ def test_brackets_in_a_path_that_exists_are_no_pattern(tmp_path, files):
     assert run.path == tmp_path / "br[1]" / "a.csv"
 
 
+@pytest.mark.parametrize("files", ["runs/a-s*", "runs/a-s*/metrics.csv", "thinned", "thinned/a-s*.csv"])
+def test_own_runs_and_their_csv_files_are_known_too(tmp_path, monkeypatch, files):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs", "thinned"):
+        (tmp_path / folder).mkdir()
+    for seed in (1, 2):
+        run = record(tmp_path / "runs", f"a-s{seed}", seed=seed)
+        (tmp_path / "thinned" / f"a-s{seed}.csv").write_text((run / "metrics.csv").read_text())
+    words = [f"mine={files}"]
+    groups = plot.read_groups(words, plot.Arguments())
+    assert [[curve_of(run, FRAMES, SCORE).y.tolist() for run in group] for group in groups] == [[[1, 2, 4]] * 2]
+    assert name_groups(groups) == ["mine, 2 seeds"]
+    with pytest.raises(ConfigError, match="--their-rows is for other programs' files, and none is given"):
+        plot.main([*words, "--their-rows", "3"])
+
+
 def test_flags_for_files_that_are_not_given_are_named(tmp_path):
     folder = record(tmp_path, "a")
     with pytest.raises(ConfigError, match="--their-rows is for other programs' files, and none is given"):
