@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from fastrl.base.commands import program
-from fastrl.base.console import print_nowhere, say, though_closed
+from fastrl.base.console import complain, print_nowhere, say, though_closed
 from fastrl.base.errors import ConfigError, PeerError, RunError, exit_status
 from fastrl.base.launch import first_rank
 from fastrl.base.ranges import Field, fields_of, flag_of, spelled
@@ -282,18 +281,18 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         status = exit_status(error)
         if not first_rank():
             _let_the_first_speak(status)
-        _say_why(f"{prog}: error: {(isinstance(error, ImportError) and _hidden()) or error}")
+        complain(f"{prog}: error: {(isinstance(error, ImportError) and _hidden()) or error}")
     except PeerError as error:
         status = exit_status(error)
         if first_rank():  # the learner that failed has said why, if it could
-            _say_why(f"{prog}: error: {error}")
+            complain(f"{prog}: error: {error}")
         elif status == 2:
             _let_the_first_speak(status)
     except RunError as error:
-        _say_why(f"{prog}: error: {error}")
+        complain(f"{prog}: error: {error}")
         status = exit_status(error)
     except KeyboardInterrupt as asked:
-        _say_why(f"{prog}: stopped at once; what was saved before is whole")
+        complain(f"{prog}: stopped at once; what was saved before is whole")
         status = 128 + (asked.args[0] if asked.args else signal.SIGINT)
     sys.exit(status)
 
@@ -317,8 +316,3 @@ def _let_the_first_speak(status: int) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(status))
     time.sleep(PATIENCE_SECONDS)
-
-
-def _say_why(text: str) -> None:
-    with contextlib.suppress(OSError):  # of a terminal that was closed
-        print(text, file=sys.stderr)

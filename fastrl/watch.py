@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy.typing as npt
 
 from fastrl.base.commands import program
-from fastrl.base.console import say
+from fastrl.base.console import counted, say
 from fastrl.base.errors import ConfigError, NoWindowError, RunError, Stopped
 from fastrl.base.machine import has_display
 from fastrl.base.ranges import AtLeast, Between, check
 from fastrl.base.stop import Stop
 from fastrl.cli import read, show_help
-from fastrl.envs.names import is_custom
-from fastrl.envs.rules import ProtocolName
+from fastrl.envs.names import is_atari, is_custom
+from fastrl.envs.rules import ProtocolName, refuse_rules_of_atari
 from fastrl.film.video import PICTURES_PER_SECOND, check_film, write_film
 from fastrl.play import games
 from fastrl.play.acting import telling
@@ -85,6 +85,8 @@ def main(arguments: list[str]) -> int:
     from fastrl.dqn.agent import load_agent
 
     agent = load_agent(line.word, args.checkpoint, args.make_env)
+    if args.protocol is not None and not is_atari(agent.game):
+        refuse_rules_of_atari({"protocol": args.protocol}, agent.game)
     torch.set_num_threads(1)  # with one observation at a time, more threads cost more in waiting than they save
     return watch(agent, args)
 
@@ -120,7 +122,8 @@ def _watch(agent: Agent, args: Arguments, window: Window | None) -> int:
     with Stop() as stop:
         try:
             for number, game in enumerate(_play(agent, args, window, stop), start=1):
-                say(f"game {number}: {game.mean:,g} points in {game.lengths[0]:,} steps")
+                points = f"{game.mean:,g} point{'s' * (game.mean != 1)}"
+                say(f"game {number}: {points} in {counted(int(game.lengths[0]), 'step')}")
                 best = game if best is None or game.mean > best.mean else best
         except Stopped:
             say("stopped")

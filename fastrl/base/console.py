@@ -52,6 +52,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def complain(text: str) -> None:
+    """Print a message on stderr, if that is still there."""
+    with contextlib.suppress(OSError):  # of a terminal that was closed
+        print(text, file=sys.stderr)
+
+
 def say(text: str) -> None:
     """Print a message; none is lost to letters that stdout has no code for."""
     with though_closed():

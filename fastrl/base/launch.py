@@ -23,17 +23,14 @@ class Launch:
     """Its number on this machine."""
     local_count: int
     """Processes on this machine."""
-    restarts: int
-    """How often torchrun has started all of them anew."""
 
 
 def launched() -> Launch | None:
     """Return what torchrun says of this process; None if it did not start it."""
     if JOB not in os.environ:
         return None
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
-    rank, count, local_rank, local_count, restarts = (int(os.environ[name]) for name in names)
-    return Launch(rank, count, local_rank, local_count, restarts)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Launch(*(int(os.environ[name]) for name in names))
 
 
 def first_rank() -> bool:

@@ -12,7 +12,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,8 @@ LOOK = timedelta(seconds=1)
 death of a hundred, one amid a message, gloo does not notice that the connection was closed (PyTorch 2.13)."""
 JOIN = timedelta(minutes=5)
 """Longest wait for all to come together."""
+ASK_SECONDS = 0.05
+"""Between two looks whether they have."""
 MESSAGE_SECONDS = 2.0
 """Time for the message of a learner that failed to arrive."""
 SIGN_SECONDS = 0.5
@@ -84,22 +87,19 @@ class Ranks(Restarted):
         Where they learn.
     number : int
         Of the run in this process: a program may train several, one after another.
+    stop : Stop
+        Asked by signals that this process gets; they end the wait for the others.
 
     Raises
     ------
     PeerError
-        By every method that hears of others, if one of them is gone.
+        If the others do not come, and by every method that hears of others, if one of them is gone.
     """
 
-    def __init__(self, launch: Launch, device: torch.device, number: int) -> None:
+    def __init__(self, launch: Launch, device: torch.device, number: int, stop: Stop) -> None:
         super().__init__(number)
         self.rank, self.count, self.local_count = launch.rank, launch.count, launch.local_count
-        # Whatever starts anew needs keys of its own: gloo would connect to addresses of processes that are gone.
-        # torchrun counts restarts after failures, and not those after a change of machines.
-        times = self._agent.add(f"fastrl/{number}/{launch.restarts}/{launch.rank}", 1)
-        self._store: Any = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"fastrl/{number}/{launch.restarts}/{times}", self._agent
-        )
+        self._store: Any = _part_of(self._agent, f"fastrl/{number}")
         self._due = self._timed = False
         self._own: Stop | None = None  # asked by signals that this process gets
         self._pending: Any = None  # the message that is waited for, or the last one that failed
@@ -107,6 +107,7 @@ class Ranks(Restarted):
         cuda = device.type == "cuda"
         try:
             with self._heard():
+                self._store = _part_of(self._store, self._meet(stop))
                 dist.init_process_group(
                     "cpu:gloo,cuda:nccl" if cuda else "gloo",
                     store=self._store,
@@ -120,6 +121,51 @@ class Ranks(Restarted):
         except BaseException:
             self.close()
             raise
+
+    def _meet(self, stop: Stop) -> str:
+        """Return a name that all learners of this start know and those of no other.
+
+        Whatever starts anew needs keys of its own: gloo would connect to addresses of processes that are gone. What
+        torchrun counts does not tell starts apart: each machine counts the failures of its own learners. So each
+        learner leaves a word of its own, and the first one answers with the name, also to words of an earlier start,
+        until all of this start have confirmed it.
+        """
+        mine = uuid.uuid4().hex
+        if not self.leads:
+            self._store.set(f"word {self.rank}", mine)
+            self._come({0: f"answer {mine}"}, stop)
+            name = str(self._store.get(f"answer {mine}").decode())
+            self._store.set(f"{name} confirmed {self.rank}", "")
+            self._come({0: f"{name} begins"}, stop)
+            return name
+        answered = dict[int, bytes]()
+
+        def answer() -> None:
+            for rank in range(1, self.count):
+                if self._store.check([f"word {rank}"]):
+                    word = self._store.get(f"word {rank}")
+                    if word != answered.get(rank):
+                        self._store.set(f"answer {word.decode()}", mine)
+                        answered[rank] = word
+
+        self._come({rank: f"{mine} confirmed {rank}" for rank in range(1, self.count)}, stop, answer)
+        self._store.set(f"{mine} begins", "")
+        return mine
+
+    def _come(self, keys: Mapping[int, str], stop: Stop, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait until other learners, by their numbers, have set these keys."""
+        until = time.monotonic() + JOIN.total_seconds()
+        while not self._store.check(list(keys.values())):
+            meanwhile()
+            if stop:
+                raise KeyboardInterrupt(stop.signal)
+            if time.monotonic() > until:
+                missing = ", ".join(str(rank) for rank, key in keys.items() if not self._store.check([key]))
+                raise PeerError(
+                    f"learner {missing} did not come within {JOIN.total_seconds():g} seconds; see what torchrun says "
+                    "on all machines, and start it anew"
+                )
+            time.sleep(ASK_SECONDS)
 
     def close(self) -> None:
         """Close all connections, which ends what others wait for, and the threads that keep them.
@@ -281,6 +327,8 @@ class Ranks(Restarted):
         """Turn the error of a connection into one that says what became of the other side."""
         try:
             yield
+        except PeerError:
+            raise
         except RuntimeError as error:
             raise self._gone(error) from error
 
@@ -357,18 +405,22 @@ _runs = 0  # that this process has begun
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Peers]:
+def joined(device: str, stop: Stop) -> Iterator[Peers]:
     """Come together with the other learners that torchrun has started; without torchrun there is this one.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
         As of the setting: on GPUs each learner of a machine has one of its own.
+    stop : Stop
+        Asked by signals that this process gets.
 
     Raises
     ------
     ConfigError
         If there are fewer GPUs.
+    KeyboardInterrupt
+        With the number of a signal that came before the others did.
     PeerError
         If the others do not come, or one of them is gone.
     """
@@ -390,7 +442,7 @@ def joined(device: str) -> Iterator[Peers]:
                 f"--nproc-per-node {gpus}, or --device cpu"
             )
         torch.cuda.set_device(launch.local_rank)
-    ranks = Ranks(launch, where, number)
+    ranks = Ranks(launch, where, number, stop)
     try:
         yield ranks
     except PeerError:
@@ -400,6 +452,11 @@ def joined(device: str) -> Iterator[Peers]:
         raise
     finally:
         ranks.close()
+
+
+def _part_of(store: Any, name: str) -> Any:
+    """Return a store whose keys are those of this name."""
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 def _agent_store() -> Any:

@@ -6,12 +6,15 @@ never left hidden. So the terminal stays whole, even after `kill -9` or Ctrl-Z.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, Final
 
 from fastrl.base.console import showable, though_closed
@@ -107,7 +110,7 @@ class Rows(Plain):
 
     def _shares(self, width: int, ascii_only: bool) -> Iterator[Text]:
         """Yield a bar of all stages and what its colours, or shades, mean."""
-        shades = "#=+-:." if ascii_only else "█▓▒░"
+        shades = "#=+-:.~*" if ascii_only else "█▓▒░▞▪·▌"
         styles = zip(itertools.cycle(shades), itertools.cycle(COLOURS), strict=False)
         stages = [
             (name, share, *style) for (name, share), style in zip(self.extras.shares.items(), styles, strict=False)
@@ -153,11 +156,28 @@ class Panel(Rows):
         self._live = Live(self, console=self._console, auto_refresh=False, vertical_overflow="crop")
         self._live.start()
         self._console.show_cursor(True)
+        self._continued = False
+        self._before: Any = None  # what heard SIGCONT
+        with contextlib.suppress(ValueError, AttributeError):  # not the main thread, not Unix
+            self._before = signal.signal(signal.SIGCONT, self._note_pause)
 
     def draw(self) -> None:
         with though_closed():
+            if self._continued:
+                self._continued = False
+                self._below_the_shell()
             self._forget_wrapped_rows()
             self._live.refresh()
+
+    def _note_pause(self, number: int, frame: FrameType | None) -> None:
+        self._continued = True
+
+    def _below_the_shell(self) -> None:
+        """Leave what the shell printed after a Ctrl-Z, and forget the rate, which the pause would lower."""
+        self._console.file.write("\n" * len(self._drawn))
+        self._drawn = []
+        while len(self._marks) > 1:
+            self._marks.popleft()
 
     def line(self, text: str) -> None:
         with though_closed():
@@ -165,6 +185,8 @@ class Panel(Rows):
             self._console.print(showable(text), markup=False, highlight=False)
 
     def close(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGCONT, self._before)
         with though_closed():
             self._forget_wrapped_rows()
             self._live.stop()

@@ -19,7 +19,7 @@ def started(monkeypatch, tmp_path):
     """Let this process be one of four on two machines, whose torchrun was called with these words."""
 
     def by(*words, argv=("train.py", "breakout"), rank=1):
-        set_launch(monkeypatch, rank=rank, count=4, local_rank=rank, local_count=2, restarts=3)
+        set_launch(monkeypatch, rank=rank, count=4, local_rank=rank, local_count=2)
         monkeypatch.setattr(sys, "argv", list(argv))
         place = tmp_path / str(os.getppid())
         place.mkdir(exist_ok=True)
@@ -36,7 +36,7 @@ def test_numbers_are_those_of_torchrun(monkeypatch, started):
     assert launch.first_rank()
     assert launch.launcher() == []
     started()
-    assert launch.launched() == launch.Launch(rank=1, count=4, local_rank=1, local_count=2, restarts=3)
+    assert launch.launched() == launch.Launch(rank=1, count=4, local_rank=1, local_count=2)
     assert not launch.first_rank()
     started(rank=0)
     assert launch.first_rank()

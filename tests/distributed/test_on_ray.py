@@ -98,7 +98,11 @@ class Training:
 
     def actors(self, method: str = "") -> list[int]:
         """Processes of collectors, of this run; those that are in a method, such as ``collect_as``."""
-        names = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        return self.below(r"ray::Ray(Actor|Player)" + (rf"\.{method}\b" if method else ""))
+
+    def below(self, pattern: str) -> list[int]:
+        """Processes below this run's whose command begins like that."""
+        names = subprocess.run(["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
         lines = [line.split(None, 2) for line in names.splitlines()[1:]]
         parents = {int(pid): int(parent) for pid, parent, _ in lines}
 
@@ -107,8 +111,7 @@ class Training:
                 pid = parents[pid]
             return pid == self.process.pid
 
-        title = r"ray::Ray(Actor|Player)" + (rf"\.{method}\b" if method else "")
-        return [int(pid) for pid, _, words in lines if re.match(title, words) and ours(int(pid))]
+        return [int(pid) for pid, _, words in lines if re.match(pattern, words) and ours(int(pid))]
 
 
 @pytest.fixture
@@ -166,6 +169,16 @@ def test_a_signal_to_the_whole_process_group_saves_the_run_too(endless):
     assert "resume with" in endless.said
     assert endless.actors() == []
     assert any((endless.folder / "checkpoints").iterdir())
+
+
+def test_a_run_whose_ray_ends_it_says_how_to_go_on(endless):
+    [raylet] = endless.below(r"\S*/raylet/raylet ")
+    os.kill(raylet, signal.SIGKILL)
+    assert endless.wait() == 1
+    end, words = time.monotonic() + 10, "the run's process was killed, or Ray ended it; resume with: "
+    while words not in endless.said:  # another process says it
+        assert time.monotonic() < end, endless.said
+        time.sleep(0.05)
 
 
 def test_a_stopped_collector_is_replaced(endless):

@@ -21,6 +21,7 @@ import torch
 from by_torchrun import set_launch
 from number_run import batches, rows
 from rank_run import CONFIG, Job, error, learn, result
+from torch.distributed import TCPStore
 from untrained import write_settings
 
 from fastrl.base.errors import ConfigError
@@ -343,11 +344,12 @@ import torch
 from torch.distributed import TCPStore
 
 from fastrl.base.launch import launched
+from fastrl.base.stop import Stop
 from fastrl.distributed.ranks import Ranks
 
 store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 os.environ["MASTER_PORT"] = str(store.port)
-ranks = Ranks(launched(), torch.device("cpu"), 0)
+ranks = Ranks(launched(), torch.device("cpu"), 0, Stop())
 import torch._dynamo  # as a run does, which compiles
 
 print("opened", [task for task in Path("/proc/self/task").iterdir() if "gloo" in (task / "comm").read_text()] != [])
@@ -359,7 +361,7 @@ print("left", [name for task in Path("/proc/self/task").iterdir() if "gloo" in (
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are found in /proc")
 def test_what_is_imported_while_learners_are_connected_does_not_keep_their_connections():
     environment = {
-        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GLOO_SOCKET_IFNAME": "lo", "RANK": "0", "LOCAL_RANK": "0",
         "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
@@ -523,7 +525,7 @@ class CountsCheckpoints(Callback):
 def test_without_torchrun_a_learner_is_alone_and_agrees_with_itself(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     stop, turn = Stop(), Turn(3, 5, True)
-    with joined("cpu") as peers:
+    with joined("cpu", stop) as peers:
         assert peers is ALONE
         assert peers.leads
         assert not peers.several
@@ -534,6 +536,53 @@ def test_without_torchrun_a_learner_is_alone_and_agrees_with_itself(monkeypatch)
         assert peers.shared(lambda: 7) == 7
         assert peers.remembered() is None
     assert not torch.distributed.is_initialized()
+
+
+# --- how they come together -----------------------------------------------------------------------------
+
+
+def one_comes(rank, folder):
+    if rank == 1:
+        sys.exit(3)
+    learn(rank, folder)
+
+
+def test_a_start_in_which_a_learner_never_came_leaves_nothing_that_the_next_one_takes_for_its_own(tmp_path):
+    folder, job = tmp_path / "run", Job()
+    for _ in range(2):
+        job.start(one_comes, folder)
+        one, other = job.processes
+        other.join(60)
+        time.sleep(0.5)
+        one.terminate()
+        one.join(60)
+        assert one.exitcode not in (0, None)
+        assert other.exitcode == 3
+    assert job.run(learn, folder, changes={"total_frames": 600}) == [0, 0]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
+
+
+def late(rank, folder):
+    ranks.JOIN = timedelta(seconds=1 + rank)
+    if rank != 1:
+        learn(rank, folder)
+
+
+def test_learners_that_do_not_come_are_named(tmp_path):
+    assert Job(3).run(late, tmp_path / "run") == [3, 0, 3]
+    assert error(tmp_path / "run", 0) == (
+        "PeerError: learner 1 did not come within 1 seconds; see what torchrun says on all machines, and start it anew"
+    )
+
+
+def test_a_signal_ends_the_wait_for_the_others(second_of_two, monkeypatch):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    stop = Stop()
+    threading.Timer(0.3, lambda: setattr(stop, "signal", signal.SIGTERM)).start()
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        joined("cpu", stop).__enter__()
+    assert interrupt.value.args == (signal.SIGTERM,)
 
 
 # --- what cannot be joined, and what does not answer ----------------------------------------------------
@@ -571,13 +620,13 @@ def test_more_learners_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="is 2, and this machine has 1 GPUs; give --nproc-per-node 1, or --device"):
-        joined("auto").__enter__()
+        joined("auto", Stop()).__enter__()
 
 
 def test_a_store_that_does_not_answer_is_named(second_of_two, monkeypatch):
     monkeypatch.setattr(ranks, "JOIN", timedelta(seconds=1))
     with pytest.raises(ConfigError, match=f"nothing answers at 127.0.0.1:{second_of_two}, .*; give torchrun --master"):
-        joined("cpu").__enter__()
+        joined("cpu", Stop()).__enter__()
 
 
 def test_a_folder_that_another_machine_does_not_see_is_refused(tmp_path, monkeypatch):

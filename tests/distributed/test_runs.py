@@ -13,9 +13,11 @@ from fake_engine import PEACE, TROUBLE, FakeEngine
 from number_run import CONFIG, batches, play, rows
 
 from fastrl.base.errors import ConfigError
+from fastrl.base.stop import Stop
 from fastrl.distributed import engine
 from fastrl.distributed.collectors import Collectors
 from fastrl.dqn.callbacks import Callback
+from fastrl.dqn.run.experiment import Run
 
 CONFIG = CONFIG.replace(collectors=3, num_envs=4, chunk_steps=4, weights_every_steps=150)
 
@@ -119,6 +121,17 @@ def test_another_number_of_collectors_is_refused_with_the_number_to_give_or_goes
     assert run.frames >= 2_000
     assert run.buffer.settings["num_envs"] == 16
     assert len(run.buffer) < 1_000
+
+
+def test_a_run_without_the_collectors_it_had_says_how_many_games_to_give_or_goes_on_without_the_replay(tmp_path):
+    play_on(tmp_path / "run", config=CONFIG.replace(total_frames=1_500))
+    alone = CONFIG.replace(total_frames=2_000, collectors=0)
+    with pytest.raises(ConfigError, match=r"--num-envs is 4, and .* of 12 games; give --num-envs 12, or resume with"):
+        Run(alone, [], Stop(), resume=tmp_path / "run", quiet=True)
+    run = Run(alone.replace(checkpoint_replay=False), [], Stop(), resume=tmp_path / "run", quiet=True)
+    assert run.buffer.settings["num_envs"] == 4
+    assert len(run.buffer) == 0
+    run.close()
 
 
 def test_groups_are_refused():

@@ -22,14 +22,20 @@ CATCH = ["catch", "--no-compile", "--no-films", "--device", "cpu", "--precision"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")]
 
 
-class Torchrun:
-    """A job of two processes."""
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
-    def __init__(self, folder: Path, *arguments: str, flags: tuple[str, ...] = ()) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.flags = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), *flags]
+
+class Torchrun:
+    """A job of two processes, or what one of two machines has of it."""
+
+    def __init__(
+        self, folder: Path, *arguments: str, flags: tuple[str, ...] = (), place: tuple[str, ...] | None = None
+    ) -> None:
+        alone = ("--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()))
+        self.flags = [*(place or alone), *flags]
         words = [sys.executable, "-m", "torch.distributed.run", *self.flags, "-m", "fastrl.train", *arguments]
         self.log = folder / f"log-{time.monotonic_ns()}"
         environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -57,6 +63,12 @@ class Torchrun:
 
     def learner(self, rank: int) -> int:
         """Return the process of a learner."""
+        found = self.find(rank)
+        assert found is not None, "there is no such process"
+        return found
+
+    def find(self, rank: int) -> int | None:
+        """Return the process of a learner; None if it is not here."""
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
@@ -65,7 +77,7 @@ class Torchrun:
                 continue
             if parent == self.process.pid and f"RANK={rank}".encode() in environment:
                 return int(path.name)
-        raise AssertionError("there is no such process")
+        return None
 
 
 def frames(folder: Path) -> list[int]:
@@ -108,9 +120,42 @@ def test_torchrun_restarts_a_job_whose_learner_was_killed_and_it_resumes(tmp_pat
     job.process.send_signal(signal.SIGTERM)
     assert job.wait(40) != 0
     assert "another learner is gone without a message" in job.said
+    assert re.search(r"is lost; unless torchrun starts it anew, resume with: .* --resume ", job.said)
     assert "stopped after" in job.said
     assert len((folder / "commands.txt").read_text().splitlines()) == 2
     assert frames(folder) == sorted(set(frames(folder)))
+
+
+def test_two_machines_start_anew_together_though_only_one_of_them_lost_a_learner(tmp_path):
+    folder, end = tmp_path / "run", f"127.0.0.1:{free_port()}"
+    place = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "two",
+             "--rdzv-endpoint", end)  # fmt: skip
+    arguments = [*CATCH, "--total-frames", "100000000", "--checkpoint-every-frames", "1000",
+                 "--log-every-frames", "500", "--name", "run", "--runs-dir", str(tmp_path)]  # fmt: skip
+    jobs = [Torchrun(tmp_path, *arguments, flags=("--max-restarts", "2"), place=place) for _ in range(2)]
+
+    def said() -> str:
+        return "".join(job.said for job in jobs)
+
+    def saved() -> int:
+        return max((int(path.name) for path in (folder / "checkpoints").glob("0*")), default=0)
+
+    try:
+        for restart in (1, 2):
+            newest = max((int(path.name) for path in (folder / "checkpoints").glob("0*")), default=0)
+            jobs[0].until(
+                lambda at=newest: [path for path in (folder / "checkpoints").glob("0*") if int(path.name) > at]
+            )
+            [(job, learner)] = [(job, pid) for job in jobs if (pid := job.find(1))]
+            os.kill(learner, signal.SIGKILL)
+            job.until(lambda times=restart: len(re.findall(r"resuming after [\d,]+ frames", said())) == times)
+        resumed = int(re.findall(r"resuming after ([\d,]+) frames", said())[-1].replace(",", ""))
+        jobs[0].until(lambda: max(frames(folder), default=0) >= resumed + 2_000)
+    finally:
+        for job in jobs:
+            job.process.send_signal(signal.SIGTERM)
+        assert 0 not in [job.wait(60) for job in jobs]
+    assert "stopped after" in said()
 
 
 def leaves_with_a_mistake(job, told):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-def set_launch(monkeypatch, *, rank, count, local_rank, local_count, restarts=0):
+def set_launch(monkeypatch, *, rank, count, local_rank, local_count):
     """Let this process be number `rank` of `count`, number `local_rank` of `local_count` on its machine."""
     numbers = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_count}
-    for name, value in (numbers | {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": restarts}).items():
+    for name, value in (numbers | {"TORCHELASTIC_RUN_ID": "x"}).items():
         monkeypatch.setenv(name, str(value))

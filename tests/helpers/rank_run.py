@@ -37,7 +37,7 @@ class Job:
     """
 
     def __init__(self, count: int = 2) -> None:
-        self.count, self.restarts = count, 0
+        self.count = count
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.processes: list[Any] = []
 
@@ -53,7 +53,6 @@ class Job:
         ]
         for process in self.processes:
             process.start()
-        self.restarts += 1
 
     def wait(self, seconds: float = 180) -> list[int]:
         """Wait for all processes and return their exit statuses."""
@@ -72,9 +71,9 @@ class Job:
     def _environment(self, rank: int) -> dict[str, str]:
         return {
             "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": str(self.restarts), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(self.store.port), "GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank),
-            "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.count), "LOCAL_WORLD_SIZE": str(self.count),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "GLOO_SOCKET_IFNAME": "lo",
+            "RANK": str(rank), "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self.count), "LOCAL_WORLD_SIZE": str(self.count),
         }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -198,6 +199,31 @@ def test_no_color_means_none(open_panel, clock):
     assert re.search(r"\x1b\[[0-9;]*3[1-7]m", coloured.got())
     assert not re.search(r"\x1b\[[0-9;]*3[1-7]m", plain.got())
     assert last_picture(plain, 6)[3].endswith("▓")  # shades tell stages apart all the same
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_stages_are_told_apart_without_colours(open_panel, clock, encoding):
+    panel = open_panel(width=120, environment={"NO_COLOR": "1"}, encoding=encoding)
+    panel.extras.shares = dict.fromkeys("abcdefgh", 0.125)
+    panel.show(1, {})
+    legend = last_picture(panel, 3)[-1].split()
+    assert legend[1::3] == list("abcdefgh")
+    assert len(set(legend[0::3])) == 8
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCONT"), reason="Ctrl-Z is Unix's")
+def test_what_the_shell_printed_after_ctrl_z_stays_and_the_rate_begins_anew(open_panel, clock):
+    panel = open_panel()
+    play(panel, clock)
+    before, rows = panel.got(), len(panel._drawn)
+    os.kill(os.getpid(), signal.SIGCONT)
+    clock[0] += 3_600
+    panel.show(1_000, FIELDS)
+    assert panel.got()[len(before) :].startswith("\n" * rows)
+    assert panel.rate == 0
+    clock[0] += 2
+    panel.show(1_600, FIELDS)
+    assert panel.rate == 300
 
 
 def test_a_terminal_without_unicode_gets_ascii(open_panel, clock):

@@ -167,8 +167,8 @@ def load_replay(
             )
         for name, value in own.items():
             if saved[name] != value:
-                if name == "num_envs" and (refused := _other_games(path, saved[name], config)):
-                    raise refused
+                if name == "num_envs":
+                    raise _other_games(path, saved[name], config)
                 if name == "alpha" and 0 in (saved[name], value) and config.alpha:
                     was, flag = (
                         ("--no-prioritized", "--prioritized") if value else ("--prioritized", "--no-prioritized")
@@ -196,7 +196,7 @@ def load_replay(
 
 def _is_left_out(path: Path, config: DQNConfig, notes: list[str]) -> bool:
     """Whether a saved replay of another number of games is not loaded, because the run keeps none any more."""
-    if config.checkpoint_replay or not config.collectors:
+    if config.checkpoint_replay:
         return False
     try:
         games = PrioritizedReplayBuffer.saved_settings(path)["num_envs"]
@@ -208,14 +208,16 @@ def _is_left_out(path: Path, config: DQNConfig, notes: list[str]) -> bool:
     return True
 
 
-def _other_games(path: Path, games: int, config: DQNConfig) -> ConfigError | None:
-    """Return the error for a replay of another number of games, where the number of collectors is the reason."""
+def _other_games(path: Path, games: int, config: DQNConfig) -> ConfigError:
+    """Return the error for a replay of another number of games."""
     if not config.collectors:
-        return None
-    fits = games % config.num_envs == 0
-    remedy = f"--collectors {games // config.num_envs}" if fits else f"--collectors 1 --num-envs {games}"
+        given, remedy = f"--num-envs is {config.num_envs}", f"--num-envs {games}"
+    else:
+        given = f"--collectors is {config.collectors}, with {config.num_envs} games each"
+        fits = games % config.num_envs == 0
+        remedy = f"--collectors {games // config.num_envs}" if fits else f"--collectors 1 --num-envs {games}"
     return ConfigError(
-        f"--collectors is {config.collectors}, with {config.num_envs} games each, and {path} holds the replay of "
+        f"{given}, and {path} holds the replay of "
         f"{games} games; give {remedy}, or resume with an empty replay by --no-checkpoint-replay (and none "
         "is saved from there on, until a resume gives --checkpoint-replay)"
     )

@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastrl.base import console
+from fastrl.base.console import complain
 from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
+from fastrl.base.last_words import last_words
 from fastrl.base.launch import first_rank
 from fastrl.base.ranges import flag_of
 from fastrl.base.stop import Stop
@@ -92,7 +94,7 @@ def train(
     RunError
         If the folder takes no more files, a loss or a weight is not finite, or a custom environment fails.
     """
-    with Stop(quiet=quiet or not first_rank()) as own, joined(config.device) as peers:
+    with Stop(quiet=quiet or not first_rank()) as own, joined(config.device, own) as peers:
         stop = peers.agreed(own)
         config, resume = _or_begun_before(config, resume, peers, quiet=quiet)
         try:
@@ -100,8 +102,10 @@ def train(
                 run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
         except Stopped as asked:  # while collectors were starting: nothing is written yet
             raise KeyboardInterrupt(own.signal) from asked
+        ends = f"the run's process was killed, or Ray ended it; resume with: {run.folder.resume_command}"
+        by_ray = config.collectors and peers.leads and not quiet
         try:
-            with run.reporter:
+            with run.reporter, last_words(ends) if by_ray else contextlib.nullcontext():
                 run.play()
         except KeyboardInterrupt:
             run.saver.give_up()
@@ -291,7 +295,8 @@ class Run(Loop):
             arithmetic = f" in {learner.precision}{' (this GPU has no bfloat16)' if no else ''}"
         side_by_side = f"{config.num_envs} games side by side"
         if config.collectors:
-            side_by_side += f" in each of {config.collectors} collectors"
+            many = config.collectors > 1
+            side_by_side += f" in each of {config.collectors} collectors" if many else " in one collector"
         games = f"{config.game} on {device}{arithmetic}, {side_by_side}{rules}"
         each = f"; all of this in each of {peers.count} learners" if peers.several else ""
         self.reporter.line(f"{games}; {replay_words}{each}; {folder}")
@@ -302,10 +307,10 @@ class Run(Loop):
         if found is not None:
             self._say_what_is_resumed(found, games_continue)
         if longer:
+            beta = f", beta goes from {self.beta:.2f} to {config.beta_end:.2f} over what is left"
             self.reporter.line(
                 f"the run has {config.total_frames:,} frames now; epsilon ({self.epsilon:.2f}), n-step and learning "
-                f"rate stay on the course they had, beta goes from {self.beta:.2f} to {config.beta_end:.2f} over what "
-                "is left"
+                f"rate stay on the course they had{beta if self.beta != config.beta_end else ''}"
             )
 
     def _say_what_is_resumed(self, found: Path, games_continue: bool) -> None:
@@ -390,7 +395,13 @@ class Run(Loop):
                 def take(replay: bool) -> RunSnapshot:  # without games, which stand in the middle of a step
                     return self.snapshot(replay=replay and keeps, rescue=True)
 
-                self.saver.rescue(error, f"{self.frames:012d}", take, self.reporter.line)
+                tell = complain if isinstance(error, BrokenPipeError) else self.reporter.line
+                self.saver.rescue(error, f"{self.frames:012d}", take, tell)
+            elif self.peers.several and self.peers.leads and (saved := self.folder.numbered()):
+                self.reporter.line(
+                    f"{type(error).__name__} ended the run; what was learned after checkpoint {saved[-1].name} is "
+                    f"lost; unless torchrun starts it anew, resume with: {self.folder.resume_command}"
+                )
             if refused := self.folder.unwritable(error):
                 raise refused from error
             raise
@@ -462,7 +473,8 @@ def _newest(folder: RunFolder, config: DQNConfig, peers: Peers) -> tuple[Path, P
                 "with empty replays by --no-checkpoint-replay (and none is saved from there on, until a resume gives "
                 "--checkpoint-replay)"
             )
-        return found.name, False, [*notes, f"{found} was saved by {by}: {there} start with empty replays"]
+        start = "starts with an empty replay" if now == 1 else "start with empty replays"
+        return found.name, False, [*notes, f"{found} was saved by {by}: {there} {start}"]
 
     name, same, notes = peers.shared(find)
     found = folder.checkpoints / name

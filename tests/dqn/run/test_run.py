@@ -242,6 +242,13 @@ def test_the_networks_of_a_checkpoint_take_what_is_asked_of_the_disk_for_them(tm
     assert asked - build.SMALL_FILES < taken < asked
 
 
+def test_watch_refuses_a_protocol_for_other_games(finished):
+    with pytest.raises(
+        ConfigError, match=r"--protocol is 'machado', a rule of Atari games, and catch is not one; leave"
+    ):
+        watch.main([str(finished[0].folder), "--protocol", "machado", "--no-window"])
+
+
 @pytest.mark.parametrize(("flag", "value"), [("--ray-address", "auto"), ("--collector-timeout", "5.0")])
 def test_evaluate_refuses_flags_of_collectors_without_collectors(finished, flag, value):
     with pytest.raises(ConfigError) as refused:
@@ -282,6 +289,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     total = str(frames + 1_000)
     assert train.main(["--resume", str(tmp_path / "stopped"), "--total-frames", total, "--final-episodes", "2"]) == 0
     assert int(RunFolder(tmp_path / "stopped").find().name) >= frames + 1_000
+
+
+def test_a_run_whose_reader_leaves_saves_and_says_on_stderr_how_to_go_on(tmp_path):
+    with subprocess.Popen(
+        catch_command(tmp_path, "--total-frames", "10000000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while "side by side" not in process.stdout.readline():  # the last line before play
+            assert process.poll() is None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+    assert "BrokenPipeError ended the run; what was learned is saved; resume with: " in said
+    assert "--resume " + str(tmp_path / "stopped") in said
+    assert RunFolder(tmp_path / "stopped").find()
 
 
 def test_cartpole_run_prints_how_many_learners_solve_it_and_films_one(tmp_path, capsys):
