@@ -42,7 +42,7 @@ PACE = (
 
 _PLAIN = {
     "head": "expected", "double": False, "dueling": False, "prioritized": False, "munchausen": False, "noisy": False,
-    "n_step": 1, "n_step_end": None,
+    "n_step": 1, "n_step_end": None, "average_updates": 0,
 }  # fmt: skip
 _ADAM: dict[str, Any] = {"optimizer": "adam"}
 _RMSPROP = {
@@ -52,6 +52,7 @@ _RMSPROP = {
 _C51 = {"head": "c51", "atoms": 51, "v_max": 10.0}
 _DUELING = _ADAM | {
     "head": "expected", "double": True, "dueling": True, "prioritized": True, "munchausen": False, "noisy": False,
+    "average_updates": 0,
 }  # fmt: skip
 _RAINBOW = _PLAIN | _ADAM | _C51 | {
     "double": True, "dueling": True, "prioritized": True, "alpha": 0.5, "beta_start": 0.4, "beta_end": 1.0,

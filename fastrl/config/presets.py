@@ -71,6 +71,7 @@ PRESETS: dict[str, Preset] = {
             batch_size=64,
             learn_start_steps=10_000,
             target_period_updates=100,
+            average_updates=2_500,
             learning_rate=1e-3,
             learning_rate_end=2.5e-4,
             learning_rate_warmup_steps=20_000,

@@ -15,17 +15,18 @@ from fastrl.config import AGENTS, PRESETS, AgentName, DQNConfig, custom_preset, 
 FIELDS = {field.name for field in dataclasses.fields(DQNConfig)}
 ALGORITHM = (
     "head", "double", "dueling", "prioritized", "munchausen", "noisy", "n_step", "n_step_end", "optimizer",
+    "average_updates",
 )  # fmt: skip
 CPU = PRESETS["cpu"].config
 WHOLE = {  # what the papers say, by `ALGORITHM`
-    "dqn2015": ("expected", False, False, False, False, False, 1, None, "rmsprop"),
-    "double": ("expected", True, False, False, False, False, 1, None, "rmsprop"),
-    "dueling": ("expected", True, True, True, False, False, 3, 1, "adam"),
-    "rainbow": ("c51", True, True, True, False, True, 3, None, "adam"),
-    "c51": ("c51", False, False, False, False, False, 1, None, "adam"),
-    "qr-dqn": ("quantile", False, False, False, False, False, 1, None, "adam"),
-    "iqn": ("iqn", False, False, False, False, False, 1, None, "adam"),
-    "m-dqn": ("expected", False, False, False, True, False, 1, None, "adam"),
+    "dqn2015": ("expected", False, False, False, False, False, 1, None, "rmsprop", 0),
+    "double": ("expected", True, False, False, False, False, 1, None, "rmsprop", 0),
+    "dueling": ("expected", True, True, True, False, False, 3, 1, "adam", 0),
+    "rainbow": ("c51", True, True, True, False, True, 3, None, "adam", 0),
+    "c51": ("c51", False, False, False, False, False, 1, None, "adam", 0),
+    "qr-dqn": ("quantile", False, False, False, False, False, 1, None, "adam", 0),
+    "iqn": ("iqn", False, False, False, False, False, 1, None, "adam", 0),
+    "m-dqn": ("expected", False, False, False, True, False, 1, None, "adam", 0),
 }
 NUMBERS = {
     "dqn2015": {"trunk": "nature", "hidden": 512, "learning_rate": 2.5e-4, "learning_rate_end": None, "huber_delta": 1},
@@ -75,7 +76,8 @@ def test_dueling_is_what_custom_environments_have(device, trunk):
 @pytest.mark.parametrize("preset", ["cpu", "cuda"])
 def test_dueling_takes_back_head_target_and_trunk_of_the_presets_of_atari(preset):
     config = PRESETS[preset].config
-    before = {"head": "expected", "munchausen": False, "double": True, "trunk": "small", "hidden": 256}
+    before = {"head": "expected", "munchausen": False, "double": True, "trunk": "small", "hidden": 256,
+              "average_updates": 0}  # fmt: skip
     assert with_agent(config, "dueling") == config.replace(**before)
 
 
