@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import time
 import traceback
@@ -341,9 +342,10 @@ class Ranks(Restarted):
         if said := self._said("error"):
             status, _, says = said.partition(" ")
             return PeerError(says, int(status))
+        # gloo begins with a place in its source, and ends with advice and a picture.
+        words = re.sub(r"\[\S*/\S*\] ", "", in_words(error), count=1).partition(". This is typically")[0]
         return PeerError(
-            f"another learner is gone without a message ({in_words(error)}): it was killed, or its machine or the "
-            "network failed"
+            f"another learner is gone without a message ({words}): it was killed, or its machine or the network failed"
         )
 
     def _said(self, key: str) -> str:

@@ -13,6 +13,8 @@ with extra("train"):
     import pygame
 
 WINDOW_HEIGHT = 640
+OF_SCREEN = 0.85
+"""Share of each side of the screen that a window takes at most: bars and frames need some."""
 
 
 class Window:
@@ -64,7 +66,9 @@ class Window:
         surface = pygame.surfarray.make_surface(picture.swapaxes(0, 1))  # pygame counts x first
         window = pygame.display.get_surface()
         if window is None:
-            factor = max(1, WINDOW_HEIGHT // picture.shape[0])
+            columns, rows = pygame.display.get_desktop_sizes()[0]
+            most = min(WINDOW_HEIGHT, OF_SCREEN * rows) / picture.shape[0], OF_SCREEN * columns / picture.shape[1]
+            factor = max(1, int(min(most)))
             size = (picture.shape[1] * factor, picture.shape[0] * factor)
             try:
                 window = pygame.display.set_mode(size, pygame.RESIZABLE)

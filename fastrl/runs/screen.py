@@ -75,9 +75,9 @@ class Plain(Silent):
         self.draw()
 
     def draw(self) -> None:
-        """Say it all in one line: how far, rate, time to go, fields."""
-        rate = f"{self.rate:,.0f} {self.unit}/s"
-        self.line("  ".join([f"{self.at:,}/{self.total:,} {self.unit}", rate, self.left, *named(self.shown)]))
+        """Say it all in one line: how far, rate and time to go if they are known, fields."""
+        pace = [f"{self.rate:,.0f} {self.unit}/s", self.left] if self.rate > 0 else []
+        self.line("  ".join([f"{self.at:,}/{self.total:,} {self.unit}", *pace, *named(self.shown)]))
 
     def line(self, text: str) -> None:
         say(text)

@@ -275,6 +275,15 @@ def test_a_real_window_shows_each_picture_enlarged(real_window):
     assert pygame.display.get_caption()[0] == "title"
 
 
+@pytest.mark.parametrize(
+    ("screen", "size"), [((800, 600), (400, 500)), ((500, 900), (400, 500)), ((90, 90), (80, 100))]
+)
+def test_a_real_window_fits_the_screen(real_window, monkeypatch, screen, size):
+    monkeypatch.setattr(pygame.display, "get_desktop_sizes", lambda: [screen])
+    real_window.draw(np.zeros((100, 80, 3), np.uint8))
+    assert pygame.display.get_surface().get_size() == size
+
+
 def test_a_real_window_keeps_the_pace(real_window):
     picture = np.zeros((10, 10, 3), np.uint8)
     real_window.draw(picture)
