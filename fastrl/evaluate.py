@@ -57,6 +57,8 @@ class Arguments:
     """Library that runs Atari games: EnvPool, or Gymnasium with ale-py as an independent second opinion."""
     checkpoint: str = "newest"
     """Checkpoint of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
+    last_weights: bool = False
+    """Play by the last weights of a run that is judged by their average (--average-updates)."""
     make_env: str | None = None
     """Factory for a custom environment, as `my_module:make_env` (default: the one the run recorded)."""
     epsilon: Annotated[float, Between(0, 1)] = 0.01
@@ -110,7 +112,7 @@ def main(arguments: list[str]) -> int:
     refuse_unread(args, line.given, READ_WITH)
     from fastrl.dqn.agent import load_agent
 
-    agent = load_agent(line.word, args.checkpoint, args.make_env)
+    agent = load_agent(line.word, args.checkpoint, args.make_env, last_weights=args.last_weights)
     begun()
     try:
         with interrupted_by_signals():

@@ -49,6 +49,8 @@ class Arguments:
     """Whole games to play, one after another."""
     checkpoint: str = "newest"
     """Checkpoint of a run: `newest`, `best` (by evaluation), or a name from its folder checkpoints/."""
+    last_weights: bool = False
+    """Play by the last weights of a run that is judged by their average (--average-updates)."""
     make_env: str | None = None
     """Factory for a custom environment, as `my_module:make_env` (default: the one the run recorded)."""
     protocol: ProtocolName | None = None
@@ -84,9 +86,7 @@ def main(arguments: list[str]) -> int:
 
     from fastrl.dqn.agent import load_agent
 
-    agent = load_agent(line.word, args.checkpoint, args.make_env)
-    if args.protocol is not None and not is_atari(agent.game):
-        refuse_rules_of_atari({"protocol": args.protocol}, agent.game)
+    agent = load_agent(line.word, args.checkpoint, args.make_env, last_weights=args.last_weights)
     torch.set_num_threads(1)  # with one observation at a time, more threads cost more in waiting than they save
     return watch(agent, args)
 
@@ -97,10 +97,12 @@ def watch(agent: Agent, args: Arguments) -> int:
     Raises
     ------
     ConfigError
-        If a window is asked for and cannot be opened.
+        If a window is asked for and cannot be opened, or a protocol for what is no Atari game.
     RunError
         If pictures are asked for, but there are none, or the film cannot be written; the message says why.
     """
+    if args.protocol is not None and not is_atari(agent.game):
+        refuse_rules_of_atari({"protocol": args.protocol}, agent.game)
     say(agent.about)
     window: Window | None = None
     try:

@@ -16,7 +16,7 @@ import torch
 from fastrl.base.errors import ConfigError
 from fastrl.config.record import run_near
 from fastrl.dqn import pretrained
-from fastrl.dqn.checkpoint import load_network, load_state
+from fastrl.dqn.checkpoint import load_learner, load_network, load_state
 from fastrl.dqn.network import QNetwork
 from fastrl.envs.frames import Frame, is_array, no_array, per_array, require_equal_counts
 from fastrl.envs.names import game_name, is_custom, load
@@ -61,7 +61,13 @@ class Agent:
         return f"{self.origin}, averaged weights" if self.averaged else str(self.origin)
 
 
-def load_agent(run_or_game: str | os.PathLike[str], checkpoint: str = "newest", make_env: str | None = None) -> Agent:
+def load_agent(
+    run_or_game: str | os.PathLike[str],
+    checkpoint: str = "newest",
+    make_env: str | None = None,
+    *,
+    last_weights: bool = False,
+) -> Agent:
     """Return the agent in a run's folder or, where there is no such folder, the one that ships for a game.
 
     Parameters
@@ -72,15 +78,24 @@ def load_agent(run_or_game: str | os.PathLike[str], checkpoint: str = "newest", 
         Which of a run's, as `RunFolder.find` takes it.
     make_env : str, optional
         Factory of a custom environment, as ``module:callable`` (default: the one that the run recorded).
+    last_weights : bool
+        Those that learned, of a run that keeps the average of its weights too.
 
     Raises
     ------
     ConfigError
-        If it names neither, its weights cannot be read, or its environment is not found.
+        If it names neither, its weights cannot be read, its environment is not found, or the last weights are asked for
+        where there are no others, or where they are not saved.
     """
     run_or_game = os.fspath(run_or_game)
     path = Path(run_or_game)
-    agent = _trained(path, checkpoint) if os.path.exists(path / "config.json") else _shipped(run_or_game, checkpoint)
+    if os.path.exists(path / "config.json"):
+        agent = _trained(path, checkpoint)
+        agent = _by_last_weights(agent) if last_weights else agent
+    elif last_weights:
+        raise ConfigError(f"--last-weights is on, and {run_or_game} is no run folder; leave it out")
+    else:
+        agent = _shipped(run_or_game, checkpoint)
     if make_env is not None:
         if not (is_custom(agent.game) and is_custom(make_env)):
             raise ConfigError(
@@ -146,6 +161,24 @@ def _trained(run: Path, checkpoint: str) -> Agent:
         masked=bool(state.get("masked", False)),
         averaged=bool(state.get("averaged", False)),
     )
+
+
+def _by_last_weights(agent: Agent) -> Agent:
+    """Return the agent with the weights that learned instead of their average."""
+    saved = agent.origin / "learner.safetensors"
+    learner = load_learner(agent.origin) if saved.exists() else {}
+    if agent.averaged and not learner:
+        raise ConfigError(
+            f"--last-weights is on, and {agent.origin} holds the averaged weights alone; give --checkpoint newest or "
+            "the name of a numbered one"
+        )
+    if learner.get("average") is None:
+        raise ConfigError(
+            f"--last-weights is on, and {agent.origin} holds no average of weights: what it plays by are the last ones "
+            "anyway; leave it out"
+        )
+    agent.network.load_state_dict(learner["online"])
+    return dataclasses.replace(agent, averaged=False)
 
 
 def _shipped(name: str, checkpoint: str) -> Agent:

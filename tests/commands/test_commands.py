@@ -87,7 +87,7 @@ def reached(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", ModuleType("imageio_ffmpeg"))
     monkeypatch.setattr(train, "_dqn", note)
     monkeypatch.setattr("fastrl.sarsa.run.train", lambda *given, **_: SimpleNamespace(status=note(*given)))
-    monkeypatch.setattr("fastrl.dqn.agent.load_agent", lambda *_: None)
+    monkeypatch.setattr("fastrl.dqn.agent.load_agent", lambda *_, **__: None)
     monkeypatch.setattr(evaluate, "evaluate", note)
     monkeypatch.setattr(watch, "watch", note)
     monkeypatch.setattr(plot, "plot", lambda *arguments: reached.append(arguments) or [])

@@ -20,6 +20,7 @@ from fastrl import evaluate, train, watch
 from fastrl.base.errors import ConfigError
 from fastrl.config import PRESETS, with_agent
 from fastrl.dqn import checkpoint
+from fastrl.dqn.agent import load_agent
 from fastrl.dqn.callbacks import Callback
 from fastrl.dqn.run import build, evaluation, experiment, replay_plan
 from fastrl.runs.folder import RunFolder
@@ -231,6 +232,28 @@ def test_evaluate_and_watch_say_whether_weights_are_averages(tmp_path, capsys, a
         assert json.loads(figures.read_text())["averaged"] == bool(average_updates)
     watch.main([path, "--episodes", "1", "--no-window"])
     assert ("averaged weights" in capsys.readouterr().out) == bool(average_updates)
+
+
+def test_evaluate_and_watch_play_by_the_last_weights_too(tmp_path, capsys):
+    ended = start(QUICK.replace(total_frames=1_500, average_updates=100), tmp_path)
+    path, figures = str(ended.folder), tmp_path / "figures.json"
+    capsys.readouterr()
+    evaluate.main([path, "--episodes", "1", "--last-weights", "--json", str(figures)])
+    watch.main([path, "--episodes", "1", "--no-window", "--last-weights"])
+    assert "averaged" not in capsys.readouterr().out
+    assert json.loads(figures.read_text())["averaged"] is False
+    online, network = ended.learner.online.state_dict(), load_agent(path, last_weights=True).network.state_dict()
+    assert all(torch.equal(network[name], online[name].cpu()) for name in online)
+    assert not all(torch.equal(load_agent(path).network.state_dict()[name], online[name].cpu()) for name in online)
+    with pytest.raises(ConfigError, match="best holds the averaged weights alone; give --checkpoint newest"):
+        load_agent(path, "best", last_weights=True)
+    with pytest.raises(ConfigError, match="--last-weights is on, and breakout is no run folder; leave it out"):
+        load_agent("breakout", last_weights=True)
+
+
+def test_last_weights_are_refused_where_there_are_no_others(finished):
+    with pytest.raises(ConfigError, match=r"holds no average of weights: .*; leave it out"):
+        load_agent(str(finished[0].folder), last_weights=True)
 
 
 @pytest.mark.parametrize("changes", [{}, {"average_updates": 100}, {"optimizer": "rmsprop"}])
