@@ -292,7 +292,8 @@ def run_command(main: Callable[[list[str]], int], prog: str, arguments: Sequence
         complain(f"{prog}: error: {error}")
         status = exit_status(error)
     except KeyboardInterrupt as asked:
-        complain(f"{prog}: stopped at once; what was saved before is whole")
+        if first_rank():
+            complain(f"{prog}: stopped at once; what was saved before is whole")
         status = 128 + (asked.args[0] if asked.args else signal.SIGINT)
     sys.exit(status)
 

@@ -202,9 +202,7 @@ def read_groups(words: Sequence[str], args: Arguments) -> list[list[MeasuredRun]
     """
     own = {word: read_run(Path(word), args.game) for word in words if not is_others(word)}
     theirs = Theirs(*(getattr(args, flag) for flag in THEIRS))
-    games = {run.game for run in own.values()}
-    game = args.game or (games.pop() if len(games) == 1 else None)
-    named = read_others([word for word in words if word not in own], theirs, args.columns[1], game)
+    named = read_others([word for word in words if word not in own], theirs, args.columns[1], args.game, own.values())
     if theirs != Theirs() and not any(isinstance(run, TheirRun) for each in named.values() for run in each):
         flag = next(flag for flag in THEIRS if getattr(args, flag) is not None).replace("_", "-")
         raise ConfigError(f"--{flag} is for other programs' files, and none is given; add NAME=FILES, or leave it out")

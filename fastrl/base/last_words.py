@@ -6,27 +6,32 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 
-_SHELL = """trap '' INT TERM HUP; read -r left || printf '%s\\n' "$1" >&2"""
+_SHELL = """
+trap '' INT TERM HUP
+read -r left && exit
+[ -t 2 ] && printf '\\n' >&2  # below what stands there, such as a panel
+printf '%s\\n' "$1" >&2
+"""
 
 
 @contextlib.contextmanager
 def last_words(text: str) -> Iterator[None]:
     """Let a shell print a text on stderr if this process ends within; however else it leaves, nothing is printed.
 
-    The shell waits on a pipe that the end of this process closes. Where none can be started, nothing is printed.
+    The shell waits on a pipe that the end of this process closes, and that of processes forked from it. Where no shell
+    can be started, nothing is printed.
     """
-    try:
+    shell = None
+    with contextlib.suppress(OSError):
         shell = subprocess.Popen(
             ["/bin/sh", "-c", _SHELL, "sh", text],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-    except OSError:
-        yield
-        return
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            shell.communicate(b"left\n")
+        if shell is not None:
+            with contextlib.suppress(OSError):
+                shell.communicate(b"left\n")

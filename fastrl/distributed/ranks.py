@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # or a later import, of torch.compile, keeps the connections: see `Ranks.close`
 from torch import Tensor
 
-from fastrl.base.errors import ConfigError, PeerError, Stopped, exit_status, in_words
+from fastrl.base.errors import ConfigError, PeerError, RunError, Stopped, exit_status, in_words
 from fastrl.base.launch import Launch, launched
 from fastrl.base.ranges import flag_of
 from fastrl.base.stop import Stop
@@ -43,7 +43,8 @@ LOOK = timedelta(seconds=1)
 """So long a collective waits before it looks whether the other processes of its machine are still there. In about one
 death of a hundred, one amid a message, gloo does not notice that the connection was closed (PyTorch 2.13)."""
 JOIN = timedelta(minutes=5)
-"""Longest wait for all to come together."""
+"""Longest wait for all to come together, for the first run of a process. For later ones it is `PATIENCE`: one of them
+may have had work of its own in between."""
 ASK_SECONDS = 0.05
 """Between two looks whether they have."""
 MESSAGE_SECONDS = 2.0
@@ -108,7 +109,7 @@ class Ranks(Restarted):
         cuda = device.type == "cuda"
         try:
             with self._heard():
-                self._store = _part_of(self._store, self._meet(stop))
+                self._store = _part_of(self._store, self._meet(stop, PATIENCE if number else JOIN))
                 dist.init_process_group(
                     "cpu:gloo,cuda:nccl" if cuda else "gloo",
                     store=self._store,
@@ -123,7 +124,7 @@ class Ranks(Restarted):
             self.close()
             raise
 
-    def _meet(self, stop: Stop) -> str:
+    def _meet(self, stop: Stop, patience: timedelta) -> str:
         """Return a name that all learners of this start know and those of no other.
 
         Whatever starts anew needs keys of its own: gloo would connect to addresses of processes that are gone. What
@@ -134,10 +135,13 @@ class Ranks(Restarted):
         mine = uuid.uuid4().hex
         if not self.leads:
             self._store.set(f"word {self.rank}", mine)
-            self._come({0: f"answer {mine}"}, stop)
+            self._come({0: f"answer {mine}"}, stop, patience)
             name = str(self._store.get(f"answer {mine}").decode())
             self._store.set(f"{name} confirmed {self.rank}", "")
-            self._come({0: f"{name} begins"}, stop)
+            try:
+                self._come({0: f"{name} begins"}, stop, patience)
+            except RunError as error:
+                raise PeerError("another learner did not come; learner 0 says which") from error
             return name
         answered = dict[int, bytes]()
 
@@ -149,22 +153,25 @@ class Ranks(Restarted):
                         self._store.set(f"answer {word.decode()}", mine)
                         answered[rank] = word
 
-        self._come({rank: f"{mine} confirmed {rank}" for rank in range(1, self.count)}, stop, answer)
+        self._come({rank: f"{mine} confirmed {rank}" for rank in range(1, self.count)}, stop, patience, answer)
         self._store.set(f"{mine} begins", "")
         return mine
 
-    def _come(self, keys: Mapping[int, str], stop: Stop, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def _come(
+        self, keys: Mapping[int, str], stop: Stop, patience: timedelta, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         """Wait until other learners, by their numbers, have set these keys."""
-        until = time.monotonic() + JOIN.total_seconds()
+        until = time.monotonic() + patience.total_seconds()
         while not self._store.check(list(keys.values())):
             meanwhile()
             if stop:
                 raise KeyboardInterrupt(stop.signal)
             if time.monotonic() > until:
-                missing = ", ".join(str(rank) for rank, key in keys.items() if not self._store.check([key]))
-                raise PeerError(
-                    f"learner {missing} did not come within {JOIN.total_seconds():g} seconds; see what torchrun says "
-                    "on all machines, and start it anew"
+                missing = [str(rank) for rank, key in keys.items() if not self._store.check([key])]
+                raise RunError(
+                    f"learner{'s' * (len(missing) > 1)} {', '.join(missing)} did not come within "
+                    f"{patience.total_seconds():g} seconds; see what torchrun says on all machines, and unless it "
+                    "does so itself, start it anew"
                 )
             time.sleep(ASK_SECONDS)
 
@@ -328,7 +335,7 @@ class Ranks(Restarted):
         """Turn the error of a connection into one that says what became of the other side."""
         try:
             yield
-        except PeerError:
+        except RunError:
             raise
         except RuntimeError as error:
             raise self._gone(error) from error

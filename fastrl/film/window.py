@@ -66,13 +66,13 @@ class Window:
         surface = pygame.surfarray.make_surface(picture.swapaxes(0, 1))  # pygame counts x first
         window = pygame.display.get_surface()
         if window is None:
-            columns, rows = pygame.display.get_desktop_sizes()[0]
-            most = min(WINDOW_HEIGHT, OF_SCREEN * rows) / picture.shape[0], OF_SCREEN * columns / picture.shape[1]
-            factor = max(1, int(min(most)))
-            size = (picture.shape[1] * factor, picture.shape[0] * factor)
             try:
+                columns, rows = pygame.display.get_desktop_sizes()[0]
+                most = min(WINDOW_HEIGHT, OF_SCREEN * rows) / picture.shape[0], OF_SCREEN * columns / picture.shape[1]
+                factor = max(1, int(min(most)))
+                size = (picture.shape[1] * factor, picture.shape[0] * factor)
                 window = pygame.display.set_mode(size, pygame.RESIZABLE)
-            except pygame.error as error:
+            except (pygame.error, IndexError) as error:
                 raise _no_display(str(error)) from error
         window.blit(pygame.transform.scale(surface, window.get_size()), (0, 0))
         pygame.display.flip()

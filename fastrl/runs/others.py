@@ -142,7 +142,9 @@ def is_others(word: str) -> bool:
     return bool(name and equals and files) and os.sep not in name and not os.path.exists(word)
 
 
-def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) -> dict[str, list[MeasuredRun]]:
+def read_others(
+    words: Iterable[str], theirs: Theirs, y: str, game: str | None, beside: Iterable[MeasuredRun] = ()
+) -> dict[str, list[MeasuredRun]]:
     """Read the files of words ``NAME=FILES``; return the runs of each word, which are the seeds of one line.
 
     Parameters
@@ -154,7 +156,9 @@ def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) 
     y : str
         The column that is drawn, by its name in metrics.csv; ``theirs.columns`` is read as that.
     game : str or None
-        The game that they play.
+        The game that they play; None: that of the own runs among them and beside them, if it is one.
+    beside : iterable of MeasuredRun
+        Own runs without a name for their line.
 
     Raises
     ------
@@ -181,8 +185,16 @@ def read_others(words: Iterable[str], theirs: Theirs, y: str, game: str | None) 
             f"it is not said how many frames a step of {others[0].partition('=')[0]} has; give "
             "--their-frames-per-step 4 for Atari with a frame skip of 4, or 1 if the files count frames"
         )
+    own = {id(table): read_run(table.path, game) for table in every if forms[id(table)] is OWN}
+    games = {run.game for run in (*beside, *own.values())}
+    game = game or (games.pop() if len(games) == 1 else None)
     return {
-        word: [_run(word.partition("=")[0], table, forms[id(table)], theirs, y, game) for table in each]
+        word: [
+            dataclasses.replace(own[id(table)], line=word.partition("=")[0])
+            if id(table) in own
+            else _run(word.partition("=")[0], table, forms[id(table)], theirs, y, game)
+            for table in each
+        ]
         for word, each in tables.items()
     }
 
@@ -200,8 +212,6 @@ def _paths(word: str) -> list[Path]:
 
 
 def _run(name: str, table: _Table, form: _Form, theirs: Theirs, y: str, game: str | None) -> MeasuredRun:
-    if form is OWN:
-        return dataclasses.replace(read_run(table.path, game), line=name)
     assert theirs.frames_per_step is not None
     columns = {ours: table[column] for ours, column in form.names.items() if column in table.columns}
     steps = columns[FRAMES].cumsum() if form.counts_games else columns[FRAMES]
@@ -225,6 +235,8 @@ def _form(table: _Table, theirs: Theirs, y: str) -> _Form:
     if theirs.columns is not None and set(theirs.columns) <= set(table.columns):
         steps, drawn = theirs.columns
         return _Form(frozenset(), {FRAMES: steps, y: drawn})
+    if table.path.name == "metrics.csv" and (table.path.parent / "config.json").exists():
+        return OWN
     for form in FORMS:
         if form.known_by <= set(table.columns):
             return form

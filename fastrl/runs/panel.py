@@ -30,6 +30,8 @@ with extra("train"):
 
 REDRAW_EVERY_SECONDS: Final = 0.5
 """Least time between two pictures of the panel where it is."""
+PAUSE_SECONDS: Final = 2.0
+"""A process that continues after less than that was not stopped by a Ctrl-Z."""
 WIDEST: Final = 120
 """Columns that a panel takes at most."""
 LABEL: Final = 10
@@ -156,28 +158,28 @@ class Panel(Rows):
         self._live = Live(self, console=self._console, auto_refresh=False, vertical_overflow="crop")
         self._live.start()
         self._console.show_cursor(True)
-        self._continued = False
+        self._continued = 0.0  # when a pause ended; 0: it has been seen to, or there was none
         self._before: Any = None  # what heard SIGCONT
         with contextlib.suppress(ValueError, AttributeError):  # not the main thread, not Unix
             self._before = signal.signal(signal.SIGCONT, self._note_pause)
 
     def draw(self) -> None:
         with though_closed():
-            if self._continued:
-                self._continued = False
-                self._below_the_shell()
             self._forget_wrapped_rows()
             self._live.refresh()
 
     def _note_pause(self, number: int, frame: FrameType | None) -> None:
-        self._continued = True
+        # GNU timeout sends SIGCONT too, and the pause of a Ctrl-Z is longer than that between two pictures.
+        if self._marks and self.now() - self._marks[-1][0] > PAUSE_SECONDS:
+            self._continued = self.now()
 
     def _below_the_shell(self) -> None:
         """Leave what the shell printed after a Ctrl-Z, and forget the rate, which the pause would lower."""
         self._console.file.write("\n" * len(self._drawn))
         self._drawn = []
-        while len(self._marks) > 1:
+        while self._marks and self._marks[0][0] < self._continued:
             self._marks.popleft()
+        self._continued = 0.0
 
     def line(self, text: str) -> None:
         with though_closed():
@@ -192,7 +194,12 @@ class Panel(Rows):
             self._live.stop()
 
     def _forget_wrapped_rows(self) -> None:
-        """Erase what a terminal that was made narrower has wrapped: the picture is higher now than it was drawn."""
+        """Erase what a terminal that was made narrower has wrapped: the picture is higher now than it was drawn.
+
+        After a Ctrl-Z the shell has written below the picture, which stays then.
+        """
+        if self._continued:
+            self._below_the_shell()
         extra = sum(-(-columns // self._console.width) - 1 for columns in self._drawn if columns)
         if extra > 0:
             codes = [(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * extra

@@ -82,6 +82,10 @@ class Plain(Silent):
     def line(self, text: str) -> None:
         say(text)
 
+    def now(self) -> float:
+        """Return the seconds of the clock that pictures are timed by."""
+        return monotonic()
+
     @property
     def rate(self) -> float:
         """Units a second over the last minute; 0 before it is known."""

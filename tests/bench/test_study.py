@@ -468,7 +468,7 @@ def test_speed_is_measured_in_turns_and_gives_the_minutes_from_then_on(table, ca
 
 
 def test_an_arm_that_cannot_be_timed_is_said_with_its_reason(table, capsys):
-    path = table('[[arm]]\nname = "one"\n[[arm]]\nname = "broken"\nflags = { learning_rate = 1e30 }\n')
+    path = table('[[arm]]\nname = "one"\n[[arm]]\nname = "broken"\nflags = { trunk = "nature" }\n')
     assert study.main([str(path), "--speed", "--rounds", "1", "--seconds", "0.05"]) == 1
     assert "broken could not be timed: ConfigError: --trunk is 'nature'" in capsys.readouterr().out
     assert list(json.loads(Path("runs/quick/speed.json").read_text())["arms"]) == ["one"]

@@ -542,36 +542,41 @@ def test_without_torchrun_a_learner_is_alone_and_agrees_with_itself(monkeypatch)
 
 
 def one_comes(rank, folder):
-    if rank == 1:
+    if rank == 0:
         sys.exit(3)
     learn(rank, folder)
 
 
 def test_a_start_in_which_a_learner_never_came_leaves_nothing_that_the_next_one_takes_for_its_own(tmp_path):
-    folder, job = tmp_path / "run", Job()
+    folder, job, words = tmp_path / "run", Job(), {b""}
     for _ in range(2):
         job.start(one_comes, folder)
-        one, other = job.processes
-        other.join(60)
-        time.sleep(0.5)
-        one.terminate()
-        one.join(60)
-        assert one.exitcode not in (0, None)
-        assert other.exitcode == 3
+        missing, waits = job.processes
+        missing.join(60)
+        end = time.monotonic() + 60
+        while not job.store.check(["fastrl/0/word 1"]) or job.store.get("fastrl/0/word 1") in words:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        words.add(job.store.get("fastrl/0/word 1"))
+        waits.terminate()
+        waits.join(60)
+        assert (missing.exitcode, waits.exitcode) == (3, 1)
     assert job.run(learn, folder, changes={"total_frames": 600}) == [0, 0]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
 
 
 def late(rank, folder):
-    ranks.JOIN = timedelta(seconds=1 + rank)
+    ranks.JOIN = timedelta(seconds=5 * (1 + rank))
     if rank != 1:
         learn(rank, folder)
 
 
 def test_learners_that_do_not_come_are_named(tmp_path):
     assert Job(3).run(late, tmp_path / "run") == [3, 0, 3]
+    assert error(tmp_path / "run", 2) == "PeerError: another learner did not come; learner 0 says which"
     assert error(tmp_path / "run", 0) == (
-        "PeerError: learner 1 did not come within 1 seconds; see what torchrun says on all machines, and start it anew"
+        "RunError: learner 1 did not come within 5 seconds; see what torchrun says on all machines, and unless it "
+        "does so itself, start it anew"
     )
 
 

@@ -251,6 +251,12 @@ def test_brackets_in_a_path_that_exists_are_no_pattern(tmp_path, files):
     assert run.path == tmp_path / "br[1]" / "a.csv"
 
 
+def test_a_run_of_cartpole_can_have_a_name_too(tmp_path):
+    run = record(tmp_path, "sarsa", table="episodes,v0/return\n1,10\n2,20\n", kind="sarsa")
+    [[one]] = plot.read_groups([f"mine={run}"], plot.Arguments())
+    assert (one.game, one.line, one.columns) == ("cartpole", "mine", ["episodes", "v0/return"])
+
+
 @pytest.mark.parametrize("files", ["runs/a-s*", "runs/a-s*/metrics.csv", "thinned", "thinned/a-s*.csv"])
 def test_own_runs_and_their_csv_files_are_known_too(tmp_path, monkeypatch, files):
     monkeypatch.chdir(tmp_path)
@@ -259,7 +265,11 @@ def test_own_runs_and_their_csv_files_are_known_too(tmp_path, monkeypatch, files
     for seed in (1, 2):
         run = record(tmp_path / "runs", f"a-s{seed}", seed=seed)
         (tmp_path / "thinned" / f"a-s{seed}.csv").write_text((run / "metrics.csv").read_text())
+    (tmp_path / "theirs.csv").write_text(PROGRESS)
     words = [f"mine={files}"]
+    groups = plot.read_groups([*words, "SB3=theirs.csv"], plot.Arguments(their_frames_per_step=4))
+    game = "breakout" if files.startswith("runs") else None
+    assert [{run.game for run in group} for group in groups] == [{game}, {game}]
     groups = plot.read_groups(words, plot.Arguments())
     assert [[curve_of(run, FRAMES, SCORE).y.tolist() for run in group] for group in groups] == [[[1, 2, 4]] * 2]
     assert name_groups(groups) == ["mine, 2 seeds"]

@@ -216,14 +216,20 @@ def test_what_the_shell_printed_after_ctrl_z_stays_and_the_rate_begins_anew(open
     panel = open_panel()
     play(panel, clock)
     before, rows = panel.got(), len(panel._drawn)
-    os.kill(os.getpid(), signal.SIGCONT)
+    os.kill(os.getpid(), signal.SIGCONT)  # as `timeout` sends it, at once
+    assert not panel._continued
     clock[0] += 3_600
+    os.kill(os.getpid(), signal.SIGCONT)
+    panel.line("message")
+    clock[0] += 1
     panel.show(1_000, FIELDS)
     assert panel.got()[len(before) :].startswith("\n" * rows)
     assert panel.rate == 0
     clock[0] += 2
     panel.show(1_600, FIELDS)
     assert panel.rate == 300
+    panel.close()
+    assert signal.getsignal(signal.SIGCONT) in (signal.SIG_DFL, None)
 
 
 def test_a_terminal_without_unicode_gets_ascii(open_panel, clock):

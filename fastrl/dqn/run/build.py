@@ -211,7 +211,7 @@ def _is_left_out(path: Path, config: DQNConfig, notes: list[str]) -> bool:
 def _other_games(path: Path, games: int, config: DQNConfig) -> ConfigError:
     """Return the error for a replay of another number of games."""
     if not config.collectors:
-        given, remedy = f"--num-envs is {config.num_envs}", f"--num-envs {games}"
+        given, remedy = f"--num-envs is {config.num_envs}", f"--num-envs {games}, or the --collectors that it had"
     else:
         given = f"--collectors is {config.collectors}, with {config.num_envs} games each"
         fits = games % config.num_envs == 0

@@ -102,10 +102,13 @@ def train(
                 run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
         except Stopped as asked:  # while collectors were starting: nothing is written yet
             raise KeyboardInterrupt(own.signal) from asked
-        ends = f"the run's process was killed, or Ray ended it; resume with: {run.folder.resume_command}"
-        by_ray = config.collectors and peers.leads and not quiet
+        ends = f"the run's process was killed{', or Ray ended it' if config.collectors else ''}; " + (
+            "unless torchrun starts it anew, " if peers.several else ""
+        )
+        ends += f"if it has a checkpoint, resume with: {run.folder.resume_command}"
+        tells = (config.collectors or peers.several) and peers.leads and not quiet
         try:
-            with run.reporter, last_words(ends) if by_ray else contextlib.nullcontext():
+            with run.reporter, last_words(ends) if tells else contextlib.nullcontext():
                 run.play()
         except KeyboardInterrupt:
             run.saver.give_up()
@@ -388,6 +391,7 @@ class Run(Loop):
                 except Stopped:
                     self.reporter.line("stopped during the evaluation")
         except Exception as error:
+            tell = complain if isinstance(error, BrokenPipeError) else self.reporter.line
             # What was learned is spoilt, a checkpoint would need all learners, or there is no place for it.
             if not (isinstance(error, NotFiniteError) or self.peers.several or self.folder.gone):
                 keeps = self.config.checkpoint_replay
@@ -395,12 +399,11 @@ class Run(Loop):
                 def take(replay: bool) -> RunSnapshot:  # without games, which stand in the middle of a step
                     return self.snapshot(replay=replay and keeps, rescue=True)
 
-                tell = complain if isinstance(error, BrokenPipeError) else self.reporter.line
                 self.saver.rescue(error, f"{self.frames:012d}", take, tell)
             elif self.peers.several and self.peers.leads and (saved := self.folder.numbered()):
-                self.reporter.line(
-                    f"{type(error).__name__} ended the run; what was learned after checkpoint {saved[-1].name} is "
-                    f"lost; unless torchrun starts it anew, resume with: {self.folder.resume_command}"
+                tell(
+                    f"what was learned after checkpoint {saved[-1].name} is lost; unless torchrun starts it anew, "
+                    f"resume with: {self.folder.resume_command}"
                 )
             if refused := self.folder.unwritable(error):
                 raise refused from error
