@@ -252,7 +252,7 @@ def test_brackets_in_a_path_that_exists_are_no_pattern(tmp_path, files):
 
 
 def test_a_run_of_cartpole_can_have_a_name_too(tmp_path):
-    run = record(tmp_path, "sarsa", table="episodes,v0/return\n1,10\n2,20\n", kind="sarsa")
+    run = record(tmp_path, "sarsa", table="episodes,v0/return\n1,10\n2,20\n", kind="sarsa", game=None)
     [[one]] = plot.read_groups([f"mine={run}"], plot.Arguments())
     assert (one.game, one.line, one.columns) == ("cartpole", "mine", ["episodes", "v0/return"])
 
