@@ -175,10 +175,8 @@ def test_a_run_whose_ray_ends_it_says_how_to_go_on(endless):
     [raylet] = endless.below(r"\S*/raylet/raylet ")
     os.kill(raylet, signal.SIGKILL)
     assert endless.wait() == 1
-    end, words = (
-        time.monotonic() + 10,
-        "the run's process was killed, or Ray ended it; if it has a checkpoint, resume with: ",
-    )
+    words = "the run's process was killed, or Ray ended it; if it has a checkpoint, resume with: "
+    end = time.monotonic() + 10
     while words not in endless.said:  # another process says it
         assert time.monotonic() < end, endless.said
         time.sleep(0.05)
