@@ -236,6 +236,7 @@ def without_none(hint):
 SAME = {  # flags of several commands, and words that each help has: a new one wants a look at the others
     "seed": "Seeds",
     "episodes": "to play|that count",  # of CartPole, whose games are its episodes
+    "last_weights": "last weights of a run that is judged by their average",
     "checkpoint": "Checkpoint of a run: `newest`, `best`",
     "epsilon": "Share of random actions",
     "make_env": "Factory for a custom environment",

@@ -126,7 +126,7 @@ def test_another_number_of_collectors_is_refused_with_the_number_to_give_or_goes
 def test_a_run_without_the_collectors_it_had_says_how_many_games_to_give_or_goes_on_without_the_replay(tmp_path):
     play_on(tmp_path / "run", config=CONFIG.replace(total_frames=1_500))
     alone = CONFIG.replace(total_frames=2_000, collectors=0)
-    with pytest.raises(ConfigError, match=r"--num-envs is 4, and .* of 12 games; give --num-envs 12, or resume with"):
+    with pytest.raises(ConfigError, match=r"--num-envs is 4, and .* of 12 games; give --num-envs 12, or the --coll"):
         Run(alone, [], Stop(), resume=tmp_path / "run", quiet=True)
     run = Run(alone.replace(checkpoint_replay=False), [], Stop(), resume=tmp_path / "run", quiet=True)
     assert run.buffer.settings["num_envs"] == 4
