@@ -32,8 +32,8 @@ from fastrl.base.ranges import Above, AtLeast, Between, Printable, ReadWith, che
 from fastrl.base.stop import begun, interrupted_by_signals
 from fastrl.cli import read, show_help
 from fastrl.envs.levels import LEVELS, SOURCE, human_normalized
-from fastrl.envs.names import is_atari, is_custom
-from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName, refuse_rules_of_atari
+from fastrl.envs.names import is_atari, is_custom, refuse_rules_of_atari
+from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, ProtocolName
 from fastrl.film.video import check_film, write_content, write_film
 from fastrl.play import games
 from fastrl.play.acting import telling
@@ -126,8 +126,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     """Play and print; return the games."""
     from fastrl.dqn.agent import greedy, rules_for
 
-    if not is_atari(agent.game):
-        refuse_rules_of_atari({name: value for name, value in vars(args).items() if value is not None}, agent.game)
+    refuse_rules_of_atari(vars(args), agent.game)
     if agent.game == "catch" and args.env == "gymnasium":
         raise ConfigError("--env is 'gymnasium', which has no catch; give envpool")
     rules = rules_for(

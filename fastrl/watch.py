@@ -27,8 +27,8 @@ from fastrl.base.machine import has_display
 from fastrl.base.ranges import AtLeast, Between, check
 from fastrl.base.stop import Stop
 from fastrl.cli import read, show_help
-from fastrl.envs.names import is_atari, is_custom
-from fastrl.envs.rules import ProtocolName, refuse_rules_of_atari
+from fastrl.envs.names import is_custom, refuse_rules_of_atari
+from fastrl.envs.rules import ProtocolName
 from fastrl.film.video import PICTURES_PER_SECOND, check_film, write_film
 from fastrl.play import games
 from fastrl.play.acting import telling
@@ -101,8 +101,7 @@ def watch(agent: Agent, args: Arguments) -> int:
     RunError
         If pictures are asked for, but there are none, or the film cannot be written; the message says why.
     """
-    if args.protocol is not None and not is_atari(agent.game):
-        refuse_rules_of_atari({"protocol": args.protocol}, agent.game)
+    refuse_rules_of_atari(vars(args), agent.game)
     say(agent.about)
     window: Window | None = None
     try:

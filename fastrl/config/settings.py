@@ -30,8 +30,8 @@ from fastrl.base.ranges import (
     refuse_unread,
     spelled,
 )
-from fastrl.envs.names import is_atari
-from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules, refuse_rules_of_atari
+from fastrl.envs.names import refuse_rules_of_atari
+from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -390,8 +390,7 @@ class DQNConfig(Rules, RunConfig):
                     f"{flag_of(name)} is {getattr(self, name)}, and {flag_of(end)} is not given; give {flag_of(end)} N "
                     "too, or leave it out"
                 )
-        if not is_atari(self.game):
-            refuse_rules_of_atari({name: getattr(self, name) for name in given}, self.game)
+        refuse_rules_of_atari({name: getattr(self, name) for name in given}, self.game)
         refuse_unread(self, given, READ_WITH)
 
     @property

@@ -94,8 +94,10 @@ class Ranks(Restarted):
 
     Raises
     ------
+    RunError
+        If the others do not come.
     PeerError
-        If the others do not come, and by every method that hears of others, if one of them is gone.
+        By every method that hears of others, if one of them is gone.
     """
 
     def __init__(self, launch: Launch, device: torch.device, number: int, stop: Stop) -> None:
@@ -160,7 +162,10 @@ class Ranks(Restarted):
     def _come(
         self, keys: Mapping[int, str], stop: Stop, patience: timedelta, meanwhile: Callable[[], None] = lambda: None
     ) -> None:
-        """Wait until other learners, by their numbers, have set these keys."""
+        """Wait until other learners, by their numbers, have set these keys; RunError if they do not.
+
+        ``meanwhile`` is called between two looks.
+        """
         until = time.monotonic() + patience.total_seconds()
         while not self._store.check(list(keys.values())):
             meanwhile()
@@ -430,8 +435,8 @@ def joined(device: str, stop: Stop) -> Iterator[Peers]:
         If there are fewer GPUs.
     KeyboardInterrupt
         With the number of a signal that came before the others did.
-    PeerError
-        If the others do not come, or one of them is gone.
+    RunError
+        If the others do not come; `PeerError`, if one of them is gone.
     """
     global _runs
     launch = launched()

@@ -7,7 +7,7 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from multiprocessing import process
@@ -17,8 +17,9 @@ from typing import Any, cast
 
 from fastrl.base.errors import ConfigError, in_words
 from fastrl.base.extras import extra
+from fastrl.base.ranges import flag_of
 from fastrl.envs.foreign import line_of, place, same_folder
-from fastrl.envs.rules import Rules
+from fastrl.envs.rules import PROTOCOLS, Rules
 
 
 @functools.cache
@@ -160,6 +161,15 @@ def is_custom(game: str) -> bool:
 def is_atari(game: str) -> bool:
     """Whether a plain name is that of an Atari game, which a protocol's rules apply to."""
     return game != "catch" and not is_custom(game)
+
+
+def refuse_rules_of_atari(given: Mapping[str, Any], game: str) -> None:
+    """Raise ConfigError if a value that is not None is, by its name, a rule of Atari games, and the game is none."""
+    for name in () if is_atari(game) else ("protocol", *PROTOCOLS["deepmind"]):
+        if given.get(name) is not None:
+            raise ConfigError(
+                f"{flag_of(name)} is {given[name]!r}, a rule of Atari games, and {game} is not one; leave it out"
+            )
 
 
 def same_game(one: str, other: str) -> bool:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from fastrl.base.errors import ConfigError
-from fastrl.base.ranges import Between, check, flag_of
+from fastrl.base.ranges import Between, check
 
 ProtocolName = Literal["deepmind", "machado"]
 MOST_STEPS_OF_A_GAME = 1_000_000_000
@@ -96,12 +94,3 @@ class EvaluationRules(Rules):
             f"protocol {self.protocol_name}: {shared} ({self.max_steps * self.frame_skip:,} frames), up to "
             f"{self.noop_max} no-op frames, sticky actions {self.repeat_action_probability:g}"
         )
-
-
-def refuse_rules_of_atari(given: Mapping[str, Any], game: str) -> None:
-    """Raise ConfigError if one of these values, by name, is a rule of Atari games; the game is of another kind."""
-    for name in ("protocol", *PROTOCOLS["deepmind"]):
-        if name in given:
-            raise ConfigError(
-                f"{flag_of(name)} is {given[name]!r}, a rule of Atari games, and {game} is not one; leave it out"
-            )

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastrl.base import console
-from fastrl.base.console import complain
 from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
 from fastrl.base.last_words import last_words
@@ -102,13 +101,9 @@ def train(
                 run = Run(config, callbacks, stop, resume=resume, quiet=quiet, peers=peers)
         except Stopped as asked:  # while collectors were starting: nothing is written yet
             raise KeyboardInterrupt(own.signal) from asked
-        ends = f"the run's process was killed{', or Ray ended it' if config.collectors else ''}; " + (
-            "unless torchrun starts it anew, " if peers.several else ""
-        )
-        ends += f"if it has a checkpoint, resume with: {run.folder.resume_command}"
         tells = (config.collectors or peers.several) and peers.leads and not quiet
         try:
-            with run.reporter, last_words(ends) if tells else contextlib.nullcontext():
+            with run.reporter, last_words(_if_killed(run, peers)) if tells else contextlib.nullcontext():
                 run.play()
         except KeyboardInterrupt:
             run.saver.give_up()
@@ -117,6 +112,14 @@ def train(
         finally:
             run.close()
     return run
+
+
+def _if_killed(run: Run, peers: Peers) -> str:
+    """Return what there is to say where the process of a run is gone without leaving."""
+    by_ray = ", or Ray ended it" if run.config.collectors else ""
+    unless = "unless torchrun starts it anew, " if peers.several else ""
+    resume = f"if it has a checkpoint, resume with: {run.folder.resume_command}"
+    return f"the run's process was killed{by_ray}; {unless}{resume}"
 
 
 def _then_compiled(what: str, config: DQNConfig) -> str:
@@ -391,7 +394,7 @@ class Run(Loop):
                 except Stopped:
                     self.reporter.line("stopped during the evaluation")
         except Exception as error:
-            tell = complain if isinstance(error, BrokenPipeError) else self.reporter.line
+            tell = console.complain if isinstance(error, BrokenPipeError) else self.reporter.line
             # What was learned is spoilt, a checkpoint would need all learners, or there is no place for it.
             if not (isinstance(error, NotFiniteError) or self.peers.several or self.folder.gone):
                 keeps = self.config.checkpoint_replay
