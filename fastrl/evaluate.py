@@ -127,8 +127,8 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
     from fastrl.dqn.agent import greedy, rules_for
 
     refuse_rules_of_atari(vars(args), agent.game)
-    if agent.game == "catch" and args.env == "gymnasium":
-        raise ConfigError("--env is 'gymnasium', which has no catch; give envpool")
+    if args.env == "gymnasium" and not is_atari(agent.game):
+        raise ConfigError(f"--env is 'gymnasium', which plays Atari games, and {agent.game} is none; leave it out")
     rules = rules_for(
         agent,
         args.protocol,
@@ -140,7 +140,7 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
         fire_reset=args.fire_reset,
     )
     library = "custom" if is_custom(agent.game) else args.env
-    film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{library}.gif"
+    film = args.out or agent.films / f"evaluation-{agent.origin.stem}-{library}{'-last' * args.last_weights}.gif"
     check_film(film)
     words = rules.describe(atari=is_atari(agent.game))
     say(f"{agent.named}: {counted(args.episodes, 'game')}, {words}")

@@ -52,6 +52,7 @@ from fastrl.runs.others import TheirRun, Theirs, is_others, read_others
 if TYPE_CHECKING:  # Matplotlib is optional, and slow to import: not before the flags are read
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 PROG = program("plot")
 COLUMNS = {"minutes": "time/minutes", "score": "games/return_mean_100", "evaluation": "evaluation/return_mean"}
@@ -76,6 +77,7 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#E6E6E6",
     "legend.frameon": False,
+    "text.parse_math": False,  # names are shown as they are given, a "$" too
 }
 
 
@@ -326,8 +328,8 @@ def draw(bands: Sequence[Band], labels: Sequence[str], game: str | None, args: A
         from matplotlib.figure import Figure
     figure = Figure(figsize=args.size, layout="constrained")
     axes = figure.subplots()
-    for number, (band, label) in enumerate(zip(bands, labels, strict=True)):
-        _draw_band(axes, band, label, number, points=args.columns[1].startswith("evaluation/"))
+    points = args.columns[1].startswith("evaluation/")
+    lines = [_draw_band(axes, band, number, points=points) for number, band in enumerate(bands)]
     curves = _published_curves(game, args.x_max) if args.published else {}
     levels = LEVELS[str(game)] if args.levels or args.published else ()
     end = max([band.x[-1] for band in bands] + [curve.x[-1] for curve in curves.values()])
@@ -337,21 +339,25 @@ def draw(bands: Sequence[Band], labels: Sequence[str], game: str | None, args: A
     _name_axes(axes, end, args)
     axes.set_title(spoken(game) if game else "", loc="left")
     across = max(1, 60 // (max(map(len, labels)) + 6))
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=across)  # never over a curve
+    axes.legend(
+        lines, labels, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=across
+    )  # never over a curve
     figure.supxlabel(_footnote(bands, list(curves), levels, args), x=0.01, ha="left", fontsize="small", color=GREY)
     return figure
 
 
-def _draw_band(axes: Axes, band: Band, label: str, number: int, *, points: bool) -> None:
+def _draw_band(axes: Axes, band: Band, number: int, *, points: bool) -> Line2D:
+    """Draw a band and return its line, for the legend."""
     colour, stroke = COLOURS[number % len(COLOURS)], STROKES[number // len(COLOURS) % len(STROKES)]
     if points:
-        axes.plot(band.x, band.middle, "o", markersize=5, color=colour, label=label, clip_on=False)
+        (line,) = axes.plot(band.x, band.middle, "o", markersize=5, color=colour, clip_on=False)
         if band.runs > 1:
             axes.vlines(band.x, band.low, band.high, color=colour)
-        return
-    axes.plot(band.x, band.middle, stroke, marker="o" if len(band.x) == 1 else "", color=colour, label=label)
+        return line
+    (line,) = axes.plot(band.x, band.middle, stroke, marker="o" if len(band.x) == 1 else "", color=colour)
     if band.runs > 1:
         axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+    return line
 
 
 def _published_curves(game: str | None, x_max: float | None) -> dict[str, Curve]:

@@ -117,7 +117,7 @@ def watch(agent: Agent, args: Arguments) -> int:
 
 def _watch(agent: Agent, args: Arguments, window: Window | None) -> int:
     best: games.Games | None = None
-    film = args.out or agent.films / f"watch-{agent.origin.stem}.gif"
+    film = args.out or agent.films / f"watch-{agent.origin.stem}{'-last' * args.last_weights}.gif"
     if args.out or window is None:
         check_film(film)
     with Stop() as stop:

@@ -76,9 +76,10 @@ def state_of(run):
 
 
 def lines_of(run):
-    """Read metrics.csv without its time columns and without empty cells."""
+    """Read metrics.csv without its time columns, empty cells, and the samples, which that version did not write."""
     with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if v and not k.startswith("time/")} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if v and k != "samples" and not k.startswith("time/")} for row in rows]
 
 
 def rows_of(path):

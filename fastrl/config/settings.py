@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from fastrl.base.ranges import (
     refuse_unread,
     spelled,
 )
-from fastrl.envs.names import refuse_rules_of_atari
+from fastrl.envs.names import is_custom, refuse_rules_of_atari
 from fastrl.envs.rules import MOST_STEPS_OF_A_GAME, Rules
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -106,6 +107,11 @@ class RunConfig:
     """Name of the run's folder (default: game, seed and date)."""
     films: bool = True
     """Film one game of each evaluation; metrics are the same without films."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # JSON, and so every checkpoint, knows Python's numbers alone
+            if isinstance(value := getattr(self, field.name), numbers.Number):
+                object.__setattr__(self, field.name, as_tuples(value))
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in the named fields."""
@@ -318,7 +324,8 @@ class DQNConfig(Rules, RunConfig):
     """Save the replay with the newest checkpoint, so that a resumed run needs no new warm-up."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Rules.__post_init__(self)
+        RunConfig.__post_init__(self)
         for name in REPLACES:  # most are schedules, which JSON keeps as lists
             object.__setattr__(self, name, as_tuples(getattr(self, name)))
         check_device(self.device)
@@ -391,6 +398,12 @@ class DQNConfig(Rules, RunConfig):
                     "too, or leave it out"
                 )
         refuse_rules_of_atari({name: getattr(self, name) for name in given}, self.game)
+        for name in ("env_threads", "dephase_steps") if is_custom(self.game) else ():
+            if name in given:
+                raise ConfigError(
+                    f"{flag_of(name)} is {getattr(self, name)}, which EnvPool's games read alone, and {self.game} is a "
+                    "custom environment; leave it out"
+                )
         refuse_unread(self, given, READ_WITH)
 
     @property
@@ -505,4 +518,5 @@ class SarsaConfig(RunConfig):
     """CartPole-v0 (200 steps, solved at 195), v1 (500 steps, solved at 475), or one after the other."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self)

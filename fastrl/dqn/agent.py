@@ -23,6 +23,7 @@ from fastrl.envs.names import game_name, is_custom, load
 from fastrl.envs.rules import EvaluationRules, ProtocolName
 from fastrl.play.acting import Act
 from fastrl.runs import folder
+from fastrl.runs.checkpoints import check_file
 from fastrl.runs.folder import RunFolder
 
 
@@ -92,10 +93,10 @@ def load_agent(
     if os.path.exists(path / "config.json"):
         agent = _trained(path, checkpoint)
         agent = _by_last_weights(agent) if last_weights else agent
-    elif last_weights:
-        raise ConfigError(f"--last-weights is on, and {run_or_game} is no run folder; leave it out")
     else:
         agent = _shipped(run_or_game, checkpoint)
+        if last_weights:
+            raise ConfigError(f"--last-weights is on, and {run_or_game} is no run folder; leave it out")
     if make_env is not None:
         if not (is_custom(agent.game) and is_custom(make_env)):
             raise ConfigError(
@@ -166,6 +167,7 @@ def _trained(run: Path, checkpoint: str) -> Agent:
 def _by_last_weights(agent: Agent) -> Agent:
     """Return the agent with the weights that learned instead of their average."""
     saved = agent.origin / "learner.safetensors"
+    check_file(saved)
     learner = load_learner(agent.origin) if saved.exists() else {}
     if agent.averaged and not learner:
         raise ConfigError(
@@ -207,4 +209,5 @@ def _shipped(name: str, checkpoint: str) -> Agent:
         origin=pretrained.WEIGHTS / f"{game}.safetensors",
         card=card.describe(),
         films=Path(),
+        averaged=card.averaged,
     )

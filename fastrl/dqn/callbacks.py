@@ -52,6 +52,8 @@ class TrainingRun(Protocol):
     in the one that ``leads``."""
     steps: int
     """Agent steps played so far."""
+    samples: int
+    """Samples learned so far, by all learners."""
     abandoned: int
     """Games cut short, because a resumed run could not continue them."""
     game_env: int

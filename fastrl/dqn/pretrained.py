@@ -73,13 +73,15 @@ class Card(Judgement):
     """Versions of the packages that trained."""
     sha256: str
     """Of the file of weights that the scores belong to."""
+    averaged: bool = False
+    """Whether the weights are a moving average of those that learned (`DQNConfig.average_updates`)."""
 
     def describe(self) -> str:
         """Return origin and mean scores in one line."""
         played = ", ".join(f"{s['mean']:,.1f} over {s['games']} games on {name}" for name, s in self.scores.items())
         return (
             f"{self.game} after {self.frames:,} frames in {self.minutes:,.0f} minutes, seed {self.seed}, "
-            f"commit {self.commit[:7]}; mean score {played}"
+            f"commit {self.commit[:7]}{', averaged weights' * self.averaged}; mean score {played}"
         )
 
 
@@ -209,6 +211,7 @@ def _origin(run: Path, config: DQNConfig, saved: Path) -> dict[str, Any]:
             "seed": config.seed,
             "frames": state["frames"],
             "minutes": round(state["seconds"] / 60, 1),
+            "averaged": bool(state.get("averaged", False)),
             "frame_skip": config.frame_skip,
             "rules": config.rules(),
             "trained_with": without_platform(json.loads((run / "versions.json").read_text(encoding="utf-8"))),

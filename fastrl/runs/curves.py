@@ -60,10 +60,22 @@ class MeasuredRun:
 
         Notes
         -----
-        ``"samples"``, which no run writes, is ``updates`` times the run's batch size.
+        Where an older version left ``"samples"`` out, they are ``updates`` times the run's batch size; if that is not
+        true of the rows that have both, the run has had several sizes, and the others stay NaN.
         """
-        if name == "samples" and name not in self.columns and "batch_size" in self.settings:
-            return self.column("updates", flag) * float(self.settings["batch_size"])
+        if name == "samples" and "batch_size" in self.settings and "updates" in self.columns:
+            return self._samples(flag)
+        return self._numbers(name, flag)
+
+    def _samples(self, flag: str) -> Floats:
+        counted = self.column("updates", flag) * float(self.settings["batch_size"])
+        if "samples" not in self.columns:
+            return counted
+        written = self._numbers("samples", flag)
+        both = np.isfinite(written) & np.isfinite(counted)
+        return np.where(np.isfinite(written), written, counted) if (written == counted)[both].all() else written
+
+    def _numbers(self, name: str, flag: str) -> Floats:
         if name not in self.columns:
             raise ConfigError(self.without(name, flag))
         try:
@@ -103,7 +115,7 @@ class Band:
 def read_run(path: Path, game: str | None = None) -> MeasuredRun:
     """Read a run's folder, or a CSV file of the same form.
 
-    A last row without a line end is left out: the run is still writing it, or a crash cut it short.
+    A run's last row without a line end is left out: the run is still writing it, or a crash cut it short.
 
     Parameters
     ----------
@@ -122,7 +134,7 @@ def read_run(path: Path, game: str | None = None) -> MeasuredRun:
     table, settings = path, {}
     if os.path.isdir(path):
         table, settings = path / "metrics.csv", read_record(path / "config.json")
-    columns, rows = _read_table(table)
+    columns, rows = _read_table(table, written=bool(settings))
     game = settings.get("game") or ("cartpole" if settings.get("kind") == "sarsa" else game)
     name = path.resolve().name if os.path.isdir(path) else path.stem
     return MeasuredRun(path=path, name=name, settings=settings, game=game, columns=columns, rows=rows)
@@ -173,10 +185,11 @@ def whole_rows(lines: csv.DictReader[str], path: Path, before: int = 0) -> list[
     return rows
 
 
-def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns' names and the rows by them, whole rows only."""
+def _read_table(path: Path, *, written: bool) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns' names and the rows by them, whole rows only; a run may be writing the last one still."""
     try:
-        lines = csv.DictReader(path.read_text(encoding="utf-8-sig").rpartition("\n")[0].splitlines())
+        text = path.read_text(encoding="utf-8-sig")
+        lines = csv.DictReader((text.rpartition("\n")[0] if written else text).splitlines())
         rows = whole_rows(lines, path)
     except FileNotFoundError:
         remedy = run_near(path) or "give a folder that a run made, or a CSV file of metrics"
@@ -259,7 +272,7 @@ def _common_name(group: Sequence[MeasuredRun]) -> str:
 
 def _with_files(group: Sequence[MeasuredRun]) -> str:
     """Return the name that a line was given, with its file or the folder of its files."""
-    paths = [run.path for run in group]
+    paths = [run.path.absolute() for run in group]
     return f"{group[0].line} ({os.path.basename(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].name})"
 
 
@@ -294,9 +307,25 @@ def curve_of(run: MeasuredRun, x: str, y: str) -> Curve:
 
 
 def filled(run: MeasuredRun, x: str) -> Floats:
-    """Return column ``x`` as ``[R]`` with its gaps filled over the first column, NaN before and after all of it."""
-    xs, first = run.column(x, "--x"), run.column(run.columns[0], "--x")
-    known, gap = np.isfinite(xs) & np.isfinite(first), ~np.isfinite(xs)
+    """Return column ``x`` as ``[R]`` with its gaps filled over the first column, NaN before and after all of it.
+
+    Raises
+    ------
+    ConfigError
+        If the first column is needed and goes back somewhere.
+    """
+    xs = run.column(x, "--x")
+    gap = ~np.isfinite(xs)
+    if x != run.columns[0] and not gap.any():
+        return xs
+    first = run.column(run.columns[0], "--x")
+    seen = first[np.isfinite(first)]
+    if len(back := np.flatnonzero(np.diff(seen) < 0)):
+        raise ConfigError(
+            f"{run.path} goes back in {printable(run.columns[0])}, from {seen[back[0]]:g} to {seen[back[0] + 1]:g}; "
+            "give each part as a file of its own, or sort the rows"
+        )
+    known = ~gap & np.isfinite(first)
     if known.any():
         xs[gap] = np.interp(first[gap], first[known], xs[known], left=np.nan, right=np.nan)
     return xs

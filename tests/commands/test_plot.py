@@ -65,6 +65,16 @@ class TestPictures:
         folders = [make(f"a-s{seed}", seed=seed) for seed in (1, 2, 3)]
         assert draw(tmp_path, *folders, "--published") == draw(tmp_path, *folders, "--published")
 
+    def test_names_are_drawn_as_they_are_given(self, make, tmp_path):
+        _, svg = draw(tmp_path, make("a"), make("b", num_envs=2), "--labels", r"a$\foo$b", "_x", "--group", "each")
+        assert all(name in svg for name in (rb"a$\foo$b", b"_x"))
+
+    def test_one_name_may_have_relative_and_absolute_paths(self, make, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in "abc":
+            (tmp_path / f"{name}.csv").write_bytes((make(name) / "metrics.csv").read_bytes())
+        draw(tmp_path, "b.csv", "b=a.csv", f"b={tmp_path / 'c.csv'}")
+
     def test_the_size_is_as_asked(self, make, tmp_path):
         png, _ = draw(tmp_path, make("a"), "--size", 4, 3, "--dpi", 150)
         assert size(png) == (600, 450)

@@ -107,6 +107,19 @@ def test_rules_of_atari_are_refused_for_other_games(name, value):
     assert getattr(config_for("pong", "cpu", **{name: value}), name) == value
 
 
+@pytest.mark.parametrize(("name", "value"), [("env_threads", 3), ("dephase_steps", 99)])
+def test_settings_of_envpool_are_refused_for_custom_environments(name, value):
+    config = DQNConfig(game="image_env:make_env", **{name: value})
+    with pytest.raises(ConfigError) as refused:
+        config.check_read([name])
+    flag = f"--{name.replace('_', '-')}"
+    assert str(refused.value) == (
+        f"{flag} is {value}, which EnvPool's games read alone, and image_env:make_env is a custom environment; leave "
+        "it out"
+    )
+    DQNConfig(game="catch", **{name: value}).check_read([name])
+
+
 def test_settings_of_collectors_are_read_with_collectors():
     given = {"chunk_steps": 8, "weights_every_steps": 900, "collectors_in_order": True, "collector_timeout": 5.0}
     config = config_for("breakout", "cpu", collectors=2, **given)

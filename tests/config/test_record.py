@@ -110,6 +110,14 @@ def test_numbers_of_numpys_are_recorded_as_pythons():
     assert (record["num_envs"], record["gamma"], record["seed"]) == (8, 0.5, 3)
 
 
+def test_numbers_of_numpys_become_pythons_in_the_settings():
+    config = DQNConfig(batch_size=np.int64(8), samples_per_step=np.float32(2), seed=np.int64(4))
+    assert [type(value) for value in (config.batch_size, config.samples_per_step, config.seed)] == [int, float, int]
+    assert config == DQNConfig(batch_size=8, samples_per_step=2.0, seed=4)
+    config = SarsaConfig(seed=np.int64(4), episodes=np.int32(7))
+    assert [type(value) for value in (config.seed, config.episodes)] == [int, int]
+
+
 def test_schedules_are_recorded_as_lists_and_read_back():
     config = DQNConfig(n_step_schedule=[(np.int64(0), 10), [5, 3]], gamma_schedule=((0, np.float32(0.5)),))
     assert config.n_step_schedule == ((0, 10), (5, 3))

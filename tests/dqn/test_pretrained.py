@@ -95,6 +95,18 @@ def test_the_card_says_where_the_weights_come_from_and_names_no_folder(exported,
     )
 
 
+def test_the_card_says_whether_the_weights_are_an_average(exported, weights, tmp_path):
+    assert pretrained.card("catch").averaged is False
+    state = sorted((tmp_path / "run" / "checkpoints").glob("0*"))[-1] / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"averaged": True}))
+    card = pretrained.export(tmp_path / "run", "newest", lambda *_: JUDGEMENT)
+    assert card.averaged
+    assert "averaged weights" in card.describe()
+    agent = load_agent("catch")
+    assert agent.averaged
+    assert agent.about.count("averaged weights") == 1
+
+
 def test_another_checkpoint_replaces_what_ships(exported, tmp_path):
     before = fastrl.load_pretrained("catch").hidden.weight
     pretrained.export(tmp_path / "run", "000000000200", lambda *_: JUDGEMENT)

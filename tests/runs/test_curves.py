@@ -116,6 +116,32 @@ class TestReading:
         curve = curve_of(read_run(make("b", batch_size=64)), "samples", EVALUATION)
         assert (curve.x.tolist(), curve.y.tolist()) == ([160, 576], [7, 9])
 
+    @pytest.mark.parametrize(("first", "expected"), [("", [10, 20, 60]), ("30", [30, 20, 60])])
+    def test_samples_that_a_run_wrote_come_before_those_counted_and_two_batch_sizes_leave_gaps(
+        self, make, first, expected
+    ):
+        rows = f"100,1,{first},1\n200,2,20,2\n300,6,60,3\n"
+        run = read_run(make("a", "frames,updates,samples,games/return_mean_100\n" + rows, batch_size=10))
+        assert run.column("samples", "--x").tolist() == expected
+        run = replace(run, settings=run.settings | {"batch_size": 20})
+        assert [x for x in run.column("samples", "--x") if np.isfinite(x)] == [x for x in expected if first or x != 10]
+
+    @pytest.mark.parametrize(("x", "y"), [("frames", SCORE), (MINUTES, EVALUATION)])
+    def test_a_file_that_goes_back_is_refused(self, make, x, y):
+        table = TABLE + TABLE.partition("\n")[2]
+        with pytest.raises(
+            ConfigError, match=r"goes back in frames, from \d+ to \d+; give each part as a file of its own"
+        ):
+            curve_of(read_run(make("a", table)), x, y)
+
+    def test_a_first_column_of_words_is_not_needed(self, tmp_path):
+        (file := tmp_path / "days.csv").write_text(f"when,frames,{SCORE}\nmon,0,1\ntue,1,2\n")
+        assert curve_of(read_run(file), "frames", SCORE).y.tolist() == [1, 2]
+
+    def test_a_file_that_no_run_writes_may_lack_the_last_line_end(self, tmp_path):
+        (file := tmp_path / "exported.csv").write_text(f"frames,{SCORE}\n0,1\n1,2\n2,99")
+        assert curve_of(read_run(file), "frames", SCORE).y.tolist() == [1, 2, 99]
+
     def test_a_run_that_does_not_tell_its_batch_size_has_no_samples(self, make):
         with pytest.raises(ConfigError, match=r"--x asks for samples, which .* has not; it has frames, updates"):
             curve_of(read_run(make("a")), "samples", SCORE)

@@ -68,6 +68,7 @@ class Metrics(Callback):
         metrics = {
             "steps": float(run.steps),
             "updates": float(run.learner.updates),
+            "samples": float(run.samples),
             "games/finished": float(self._games),
             "games/abandoned": float(run.abandoned),
         }

@@ -249,6 +249,34 @@ def test_evaluate_and_watch_play_by_the_last_weights_too(tmp_path, capsys):
         load_agent(path, "best", last_weights=True)
     with pytest.raises(ConfigError, match="--last-weights is on, and breakout is no run folder; leave it out"):
         load_agent("breakout", last_weights=True)
+    with pytest.raises(ConfigError, match=r"brekout is no run folder .*did you mean breakout"):
+        load_agent("brekout", last_weights=True)
+
+
+def test_damaged_last_weights_are_not_played(tmp_path):
+    ended = start(QUICK.replace(total_frames=1_500, average_updates=100), tmp_path)
+    file = sorted((ended.folder / "checkpoints").glob("0*"))[-1] / "learner.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert load_agent(str(ended.folder)).averaged
+    with pytest.raises(ConfigError, match=r"learner\.safetensors cannot be read \(its checksum is wrong\)"):
+        load_agent(str(ended.folder), last_weights=True)
+
+
+def test_films_of_the_last_weights_lie_beside_those_of_the_average(tmp_path):
+    ended = start(QUICK.replace(total_frames=1_500, average_updates=100), tmp_path)
+    for flags in ([], ["--last-weights"]):
+        evaluate.main([str(ended.folder), "--episodes", "1", *flags])
+        watch.main([str(ended.folder), "--episodes", "1", "--no-window", *flags])
+    films = [path.stem for path in (ended.folder / "pictures").glob("*-*.gif")]
+    assert sorted(name.partition("-")[0] for name in films if not name.endswith("-last")) == ["evaluation", "watch"]
+    assert sorted(name.partition("-")[0] for name in films if name.endswith("-last")) == ["evaluation", "watch"]
+
+
+def test_a_run_saves_with_settings_of_numpys(tmp_path):
+    ended = start(QUICK.replace(batch_size=np.int64(8), samples_per_step=np.float32(4), hidden=np.int32(16)), tmp_path)
+    assert json.loads((sorted((ended.folder / "checkpoints").glob("0*"))[-1] / "state.json").read_text())["samples"] > 0
 
 
 def test_last_weights_are_refused_where_there_are_no_others(finished):
@@ -286,6 +314,11 @@ def test_evaluate_refuses_rules_of_atari_for_other_games(finished):
         ConfigError, match=r"--protocol is 'machado', a rule of Atari games, and catch is not one; leave"
     ):
         evaluate.main([str(finished[0].folder), "--protocol", "machado"])
+
+
+def test_evaluate_refuses_ale_py_for_other_games(finished):
+    with pytest.raises(ConfigError, match="--env is 'gymnasium', which plays Atari games, and catch is none; leave it"):
+        evaluate.main([str(finished[0].folder), "--env", "gymnasium"])
 
 
 def catch_command(tmp_path, *flags):
