@@ -128,7 +128,9 @@ def evaluate(agent: Agent, args: Arguments) -> games.Games:
 
     refuse_rules_of_atari(vars(args), agent.game)
     if args.env == "gymnasium" and not is_atari(agent.game):
-        raise ConfigError(f"--env is 'gymnasium', which plays Atari games, and {agent.game} is none; leave it out")
+        raise ConfigError(
+            f"--env is 'gymnasium', which plays only Atari games, and {agent.game} is not one; leave it out"
+        )
     rules = rules_for(
         agent,
         args.protocol,

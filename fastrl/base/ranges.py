@@ -172,6 +172,11 @@ def as_tuples(value: Any) -> Any:
     """Return lists in lists as tuples in tuples, and NumPy's numbers in them as Python's."""
     if isinstance(value, list | tuple):
         return tuple(map(as_tuples, value))
+    return plain_number(value)
+
+
+def plain_number(value: Any) -> Any:
+    """Return Python's own number for one of NumPy's, which JSON does not know; all else as it is."""
     return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
 
 

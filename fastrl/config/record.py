@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import numbers
 import os
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,8 @@ OTHER_NAMES = ("distributional",)
 def to_record(config: RunConfig) -> dict[str, Any]:
     """Return settings as a record of the newest format, ready for JSON."""
     kind = next(name for name, kind in KINDS.items() if isinstance(config, kind))
-    fields = {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name not in OTHER_NAMES}
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in OTHER_NAMES}
     return {"format": FORMAT, "kind": kind} | fields
-
-
-def _plain(value: Any) -> Any:
-    """Return Python's own number for one of NumPy's, which JSON does not know."""
-    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
 
 
 def read_record(path: Path) -> dict[str, Any]:

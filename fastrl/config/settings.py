@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from fastrl.base.ranges import (
     as_tuples,
     check,
     flag_of,
+    plain_number,
     refuse_unread,
     spelled,
 )
@@ -109,9 +109,8 @@ class RunConfig:
     """Film one game of each evaluation; metrics are the same without films."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # JSON, and so every checkpoint, knows Python's numbers alone
-            if isinstance(value := getattr(self, field.name), numbers.Number):
-                object.__setattr__(self, field.name, as_tuples(value))
+        for field in dataclasses.fields(self):  # config.json and every checkpoint hold settings as JSON
+            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in the named fields."""
@@ -401,7 +400,7 @@ class DQNConfig(Rules, RunConfig):
         for name in ("env_threads", "dephase_steps") if is_custom(self.game) else ():
             if name in given:
                 raise ConfigError(
-                    f"{flag_of(name)} is {getattr(self, name)}, which EnvPool's games read alone, and {self.game} is a "
+                    f"{flag_of(name)} is {getattr(self, name)}, which only EnvPool's games read, and {self.game} is a "
                     "custom environment; leave it out"
                 )
         refuse_unread(self, given, READ_WITH)

@@ -164,7 +164,7 @@ def is_atari(game: str) -> bool:
 
 
 def refuse_rules_of_atari(given: Mapping[str, Any], game: str) -> None:
-    """Raise ConfigError if a value that is not None is, by its name, a rule of Atari games, and the game is none."""
+    """Raise ConfigError where the game is no Atari game and a rule of Atari games is given, by name and not as None."""
     for name in () if is_atari(game) else ("protocol", *PROTOCOLS["deepmind"]):
         if given.get(name) is not None:
             raise ConfigError(

@@ -114,7 +114,7 @@ def test_settings_of_envpool_are_refused_for_custom_environments(name, value):
         config.check_read([name])
     flag = f"--{name.replace('_', '-')}"
     assert str(refused.value) == (
-        f"{flag} is {value}, which EnvPool's games read alone, and image_env:make_env is a custom environment; leave "
+        f"{flag} is {value}, which only EnvPool's games read, and image_env:make_env is a custom environment; leave "
         "it out"
     )
     DQNConfig(game="catch", **{name: value}).check_read([name])

@@ -275,6 +275,7 @@ def test_each_shipped_card_is_complete(game):
     assert re.fullmatch("[0-9a-f]{7,40}", card.exported_at)  # and no -dirty
     assert card.command.startswith("python ")
     assert not re.search(r"(^|[\s=])[~/]", card.command)  # no folder of anybody's machine
+    assert card.averaged or "--average-updates" not in card.command
     assert card.frames > 0
     assert card.minutes > 0
     assert "sticky actions" in card.protocol

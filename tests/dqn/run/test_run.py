@@ -317,7 +317,9 @@ def test_evaluate_refuses_rules_of_atari_for_other_games(finished):
 
 
 def test_evaluate_refuses_ale_py_for_other_games(finished):
-    with pytest.raises(ConfigError, match="--env is 'gymnasium', which plays Atari games, and catch is none; leave it"):
+    with pytest.raises(
+        ConfigError, match="--env is 'gymnasium', which plays only Atari games, and catch is not one; leave it out"
+    ):
         evaluate.main([str(finished[0].folder), "--env", "gymnasium"])
 
 
