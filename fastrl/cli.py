@@ -44,7 +44,7 @@ _VALUE_NAMES = {
     tuple[int, int]: "STEP:N",
     tuple[int, float]: "STEP:X",
 }
-_WANTED = {int: "a whole number", float: "a number"}
+_WANTED = {int: "a whole number", float: "a number", Path: "a path"}
 
 
 def examples(doc: str | None) -> str:
@@ -96,6 +96,8 @@ def read(arguments: Sequence[str], *kinds: type) -> CommandLine:
     unknown = [word for word in rest if word.startswith("-")]
     if unknown and not asks_help:
         raise _no_flag(unknown[0].partition("=")[0], fields.values())
+    if "" in rest:
+        raise ConfigError("a word of the command line is empty (''); leave it out, or give what belongs there")
     given = {name: _value(fields[name], words) for name, words in vars(parsed).items() if name != "help"}
     return CommandLine([word for word in rest if word not in unknown], given, asks_help)
 
@@ -183,6 +185,8 @@ def _converted(word: str, kind: Any) -> Any:
     """Return a word as a value of a type, which for ``STEP:VALUE`` is a tuple; ValueError if it is none."""
     if get_origin(kind) is tuple:
         return tuple(_converted(part, one) for one, part in zip(get_args(kind), word.split(":"), strict=True))
+    if kind is Path and not word:
+        raise ValueError("an empty path is the current folder")
     if kind is int and "e" in word.lower() and (number := float(word)).is_integer():  # 1e6
         return int(number)
     return kind(word)

@@ -204,11 +204,14 @@ def read_groups(words: Sequence[str], args: Arguments) -> list[list[MeasuredRun]
     """
     own = {word: read_run(Path(word), args.game) for word in words if not is_others(word)}
     theirs = Theirs(*(getattr(args, flag) for flag in THEIRS))
-    named = read_others([word for word in words if word not in own], theirs, args.columns[1], args.game, own.values())
+    x, y = args.columns
+    named = read_others([word for word in words if word not in own], theirs, y, args.game, own.values(), x=x)
     if theirs != Theirs() and not any(isinstance(run, TheirRun) for each in named.values() for run in each):
         flag = next(flag for flag in THEIRS if getattr(args, flag) is not None).replace("_", "-")
         raise ConfigError(f"--{flag} is for other programs' files, and none is given; add NAME=FILES, or leave it out")
     runs = [run for word in words for run in ([own[word]] if word in own else named[word])]
+    if args.game is not None and args.game not in {run.game for run in runs}:
+        raise ConfigError(f"--game is {args.game}, and each run says itself that it plays another game; leave it out")
     return group_runs(runs, args.group)
 
 

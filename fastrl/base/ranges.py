@@ -176,8 +176,17 @@ def as_tuples(value: Any) -> Any:
 
 
 def plain_number(value: Any) -> Any:
-    """Return Python's own number for one of NumPy's, which JSON does not know; all else as it is."""
-    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+    """Return Python's own number, truth value or text for one that JSON may not know, such as NumPy's.
+
+    All else stays as it is. An array without dimensions, or such a tensor, is its value.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value  # a long double's item is itself
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastrl.base.errors import ConfigError
+from fastrl.base.errors import ConfigError, DamageError
 from fastrl.config.record import run_near
 from fastrl.dqn import pretrained
 from fastrl.dqn.checkpoint import load_learner, load_network, load_state
@@ -151,10 +151,16 @@ def greedy(network: QNetwork) -> Act:
 def _trained(run: Path, checkpoint: str) -> Agent:
     config = folder.load_dqn_config(run)
     saved = RunFolder(run).find(checkpoint)
-    state = load_state(saved)
+    try:
+        state, network = load_state(saved), load_network(saved / "weights.safetensors")
+    except DamageError as error:
+        others = [path.name for path in RunFolder(run).numbered() if path != saved]
+        reason, _, remedy = str(error).partition("; ")
+        remedy = f"{remedy}: there is also {', '.join(others)}" if others else "restore it from a copy"
+        raise DamageError(f"{reason}; {remedy}") from error
     return Agent(
         game=config.game,
-        network=load_network(saved / "weights.safetensors"),
+        network=network,
         stack=config.stack,
         rules=EvaluationRules(max_steps=config.max_episode_steps, **config.rules()),
         origin=saved,

@@ -310,6 +310,10 @@ def _through(layer: nn.Linear, x: Tensor, noise: Tensor | None) -> Tensor:
     return y
 
 
+NETWORK = ("trunk", "head", "dueling", "noisy", "width", "hidden", "atoms", "quantiles")
+"""Settings by which `build_network` builds; environments give the rest."""
+
+
 def build_network(config: DQNConfig, obs_shape: FrameShape, num_actions: int) -> QNetwork:
     """Return the network that the settings ask for, with PyTorch's default initial weights."""
     return QNetwork(

@@ -256,6 +256,8 @@ def load(game: str) -> MakeEnv:
         where = line_of(error)
         if not where:
             remedy = _near(game, module, name, found)
+            if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+                remedy = f"start in the folder that holds {error.name}, or set PYTHONPATH to it, or {remedy}"
             raise ConfigError(f"environment {game!r} cannot be imported ({error}); {remedy}") from error
         remedy = f"put what a script does under {GUARD}" if isinstance(error, SystemExit) else "correct it there"
         raise ConfigError(

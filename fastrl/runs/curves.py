@@ -32,6 +32,7 @@ Grouping = Literal["settings", "each", "all"]
 CONFIDENCE = 0.95
 RESAMPLES = 2_000
 MOST_POINTS = 500  # of a band: a picture does not show more, and each costs RESAMPLES means
+LARGEST = 1e100  # that is drawn: the range of an axis stays far below the largest float64
 IGNORED = (*NOT_SETTINGS, "seed", "name", "runs_dir")  # in the record of a run: runs that differ here are one line
 
 
@@ -86,7 +87,12 @@ class MeasuredRun:
 
     def without(self, name: str, flag: str) -> str:
         """Return the message where there is no column of this name, which ``flag`` asked for."""
-        return f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(map(printable, self.columns))}"
+        words = f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(map(printable, self.columns))}"
+        return words if self.settings else f"{words}; if another program wrote the file, give NAME={self.path}"
+
+    def unmeasured(self, x: str, y: str) -> str:
+        """Return the message where no row has both columns."""
+        return f"{self.path} has no row with both {x} and {y}; give another --x or --y, or wait for one"
 
 
 @dataclass(frozen=True)
@@ -189,16 +195,23 @@ def _read_table(path: Path, *, written: bool) -> tuple[list[str], list[dict[str,
     """Return the columns' names and the rows by them, whole rows only; a run may be writing the last one still."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        lines = csv.DictReader((text.rpartition("\n")[0] if written else text).splitlines())
+        lines = csv.DictReader((text.rpartition("\n")[0] if written else text).splitlines(), skipinitialspace=True)
         rows = whole_rows(lines, path)
     except FileNotFoundError:
         remedy = run_near(path) or "give a folder that a run made, or a CSV file of metrics"
         raise ConfigError(f"there is no {path}; {remedy}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if isinstance(error, UnicodeDecodeError) and not written:
+            raise not_utf8(path, error) from error
         raise ConfigError(f"{path} cannot be read ({error}); give a CSV file of metrics") from error
     if not rows:
         raise ConfigError(f"{path} holds no measurements; wait for the run's first line, or give another run")
     return list(lines.fieldnames or []), rows
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> ConfigError:
+    """Return the error to raise for a table of another encoding."""
+    return ConfigError(f"{path} is no text in UTF-8 ({error}); give a CSV file, saved as UTF-8")
 
 
 def group_runs(runs: Sequence[MeasuredRun], by: Grouping) -> list[list[MeasuredRun]]:
@@ -267,7 +280,7 @@ def _common_name(group: Sequence[MeasuredRun]) -> str:
         return group[0].name
     columns = zip(*(run.name for run in group), strict=False)
     common = "".join(letters[0] for letters in itertools.takewhile(lambda letters: len(set(letters)) == 1, columns))
-    return re.sub(r"[-_.]+((s|seed)[-_]?)?\d*$", "", common) or group[0].name
+    return re.sub(r"[-_. ]+((s|seed)[-_]?)?\d*$", "", common) or group[0].name
 
 
 def _with_files(group: Sequence[MeasuredRun]) -> str:
@@ -295,12 +308,17 @@ def curve_of(run: MeasuredRun, x: str, y: str) -> Curve:
     Raises
     ------
     ConfigError
-        If a column is missing, or no row has both.
+        If a column is missing, no row has both, or a number is too large to draw.
     """
     xs, ys = filled(run, x), run.column(y, "--y")
     measured = np.isfinite(xs) & np.isfinite(ys)
     if not measured.any():
-        raise ConfigError(f"{run.path} has no row with both {x} and {y}; give another --x or --y, or wait for one")
+        raise ConfigError(run.unmeasured(x, y))
+    if max(largest := [np.abs(each[measured]).max() for each in (xs, ys)]) > LARGEST:
+        raise ConfigError(
+            f"{run.path} has {max(largest):g} in column {x if largest[0] > LARGEST else y}; give numbers up to "
+            f"{LARGEST:g}, or --x or --y another column"
+        )
     last_first = slice(None, None, -1)
     xs, at = np.unique(xs[measured][last_first], return_index=True)
     return Curve(xs, ys[measured][last_first][at])

@@ -221,7 +221,8 @@ class RunFolder:
             return self.checkpoints / name
         if self._has_best():
             known.append(checkpoints.BEST)
-        there_is = f"there is {', '.join(known)}" if known else "the run has none yet"
+        none = "the run has none yet: wait for the first, or start it anew with another --name"
+        there_is = f"there is {', '.join(known)}" if known else none
         raise ConfigError(f"{self} has no checkpoint {name!r}; {there_is}")
 
     def newest_whole(self) -> tuple[Path, list[str]]:

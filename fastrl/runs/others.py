@@ -19,7 +19,7 @@ import numpy as np
 
 from fastrl.base.console import printable
 from fastrl.base.errors import ConfigError
-from fastrl.runs.curves import Floats, MeasuredRun, read_run, whole_rows
+from fastrl.runs.curves import Floats, MeasuredRun, not_utf8, read_run, whole_rows
 
 FRAMES, SCORE, EVALUATION, MINUTES = "frames", "games/return_mean_100", "evaluation/return_mean", "time/minutes"
 GAMES = 100
@@ -52,10 +52,12 @@ class _Table:
         self.path = path
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, error) from error
+        except OSError as error:
             raise ConfigError(f"{path} cannot be read ({error}); give CSV files") from error
         self.is_monitor = lines[:1] != [] and lines[0].startswith("#{")
-        table = csv.DictReader(lines[self.is_monitor :])
+        table = csv.DictReader(lines[self.is_monitor :], skipinitialspace=True)
         self._rows = whole_rows(table, path, before=int(self.is_monitor))
         self.columns = list(table.fieldnames or [])
         if not self._rows:
@@ -105,6 +107,11 @@ class TheirRun(MeasuredRun):
             f"{', or '.join(remedies)}; the file has {', '.join(there)}"
         )
 
+    def unmeasured(self, x: str, y: str) -> str:
+        """Return the message where no row has both columns, in the file's own names."""
+        names = " and ".join(printable(self.names.get(name, name)) for name in (x, y))
+        return f"{self.path} has no row with a number in both {names}; give another file, or --their-columns others"
+
 
 class _Form(NamedTuple):
     """What a program's files are known by, and read as."""
@@ -115,6 +122,8 @@ class _Form(NamedTuple):
     """The file's columns by our names: steps, which are not yet frames, and seconds for minutes."""
     counts_games: bool = False
     """Whether the column of steps has the length of a game in each row."""
+    by_date: bool = False
+    """Whether seconds are a date, since 1970: minutes then count from the first row."""
 
 
 OWN = _Form(frozenset({FRAMES, SCORE}), {})
@@ -132,7 +141,11 @@ FORMS = (
     # Its Monitor: a row per game, with its score, its length in steps and the seconds since start.
     _Form(frozenset({"r", "l", "t"}), {FRAMES: "l", SCORE: "r", MINUTES: "t"}, counts_games=True),
     # One scalar, as TensorBoard's page exports it.
-    _Form(frozenset({"Wall time", "Step", "Value"}), {FRAMES: "Step", SCORE: "Value", EVALUATION: "Value"}),
+    _Form(
+        frozenset({"Wall time", "Step", "Value"}),
+        {FRAMES: "Step", SCORE: "Value", EVALUATION: "Value", MINUTES: "Wall time"},
+        by_date=True,
+    ),
 )  # fmt: skip
 
 
@@ -143,7 +156,13 @@ def is_others(word: str) -> bool:
 
 
 def read_others(
-    words: Iterable[str], theirs: Theirs, y: str, game: str | None, beside: Iterable[MeasuredRun] = ()
+    words: Iterable[str],
+    theirs: Theirs,
+    y: str,
+    game: str | None,
+    beside: Iterable[MeasuredRun] = (),
+    *,
+    x: str = FRAMES,
 ) -> dict[str, list[MeasuredRun]]:
     """Read the files of words ``NAME=FILES``; return the runs of each word, which are the seeds of one line.
 
@@ -159,6 +178,8 @@ def read_others(
         The game that they play; None: that of the own runs among them and beside them, if it is one.
     beside : iterable of MeasuredRun
         Own runs without a name for their line.
+    x : str
+        The column that it is drawn over, by its name in metrics.csv. Only frames need to know the frames of a step.
 
     Raises
     ------
@@ -180,6 +201,8 @@ def read_others(
                 f"setting; name the files of one kind, such as {word.partition('=')[0]}={each[0].path}"
             )
     others = [word for word, each in tables.items() if forms[id(each[0])] is not OWN]
+    if others and theirs.frames_per_step is None and x != FRAMES:
+        theirs = dataclasses.replace(theirs, frames_per_step=1.0)  # steps only order the rows
     if others and theirs.frames_per_step is None:
         raise ConfigError(
             f"it is not said how many frames a step of {others[0].partition('=')[0]} has; give "
@@ -218,6 +241,8 @@ def _run(name: str, table: _Table, form: _Form, theirs: Theirs, y: str, game: st
     columns[FRAMES] = steps * theirs.frames_per_step
     if MINUTES in columns and form.known_by:
         columns[MINUTES] = columns[MINUTES] / 60
+    if form.by_date:
+        columns[MINUTES] -= columns[MINUTES][np.isfinite(columns[MINUTES])][:1].sum()
     rows = theirs.rows or (GAMES if table.is_monitor else 1)
     for one in {SCORE, EVALUATION, y} & columns.keys() - {FRAMES, MINUTES}:
         columns[one] = _mean_of_last(columns[one], rows)

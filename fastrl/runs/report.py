@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.base.errors import ConfigError
 from fastrl.base.extras import extra
 from fastrl.base.files import sync
 from fastrl.runs.metrics_csv import MetricsCsv
@@ -88,13 +89,19 @@ class Reporter:
             By key, such as ``games/return_mean_100``; nothing is written if it is empty.
         at : int
             Point of the run, in the reporter's unit.
+
+        Raises
+        ------
+        ConfigError
+            If a key is no text or a value no number; nothing is written then.
         """
         if not values:
             return
+        measured = {key: _number(key, value) for key, value in values.items()}
         self._at = at
-        self._csv.append(values, at)
-        for key, value in values.items():
-            self._board.add_scalar(key, float(value), at)
+        self._csv.append(measured, at)
+        for key, value in measured.items():
+            self._board.add_scalar(key, value, at)
         self._board.flush()  # its own clock for that is the wall's, which may be set back
 
     def histogram(self, tag: str, values: NDArray[Any], at: int) -> None:
@@ -200,6 +207,16 @@ class NoReporter(Reporter):
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def _number(key: Any, value: Any) -> float:
+    """Return a metric as Python's number; raise ConfigError if it is none, or its key no text."""
+    if not isinstance(key, str):
+        raise ConfigError(f"a metric has the key {key!r}; give text, as in metrics['mine/name']")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"metric {key!r} is {value!r}; give a number") from None
 
 
 def _event_files(folder: Path) -> list[Path]:

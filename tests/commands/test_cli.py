@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import pytest
 
 import fastrl
+from fastrl import plot
 from fastrl.base.errors import ConfigError
 from fastrl.base.ranges import AtLeast, check
 from fastrl.cli import read, refuse_others, run_command, show_help, texts_of
@@ -125,6 +126,13 @@ def test_what_cannot_be_read_is_one_line_with_the_nearest_remedy(line, message):
         read(line.split(), Flags, Others)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_an_empty_word_or_path_is_refused():
+    with pytest.raises(ConfigError, match=r"a word of the command line is empty \(''\); leave it out"):
+        read(["", "--seed", "3"], Flags)
+    with pytest.raises(ConfigError, match="--out is ''; give a path"):
+        read(["--out", ""], plot.Arguments)
 
 
 def test_a_whole_number_may_have_an_exponent():

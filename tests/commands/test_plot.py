@@ -220,6 +220,20 @@ def test_an_error_is_named_before_anything_is_written(make, tmp_path, words, mes
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", "metrics.csv"]
 
 
+@pytest.mark.parametrize("words", [["--y", "big"], ["--x", "big", "--y", "updates"]])
+def test_numbers_that_no_axis_takes_are_named(tmp_path, words):
+    (tmp_path / "a.csv").write_text("frames,updates,big\n1,1,1e308\n2,2,-1e308\n")
+    with pytest.raises(ConfigError, match=r"a\.csv has 1e\+308 in column big; give numbers up to 1e\+100"):
+        plot.main([str(tmp_path / "a.csv"), *words, "--out", str(tmp_path / "drawn")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_game_beside_runs_that_name_another_is_refused(make, tmp_path):
+    with pytest.raises(ConfigError, match="--game is pong, and each run says itself that it plays another game"):
+        draw(tmp_path, make("a", game="breakout"), "--game", "pong")
+    draw(tmp_path, make("b", game="breakout"), "--game", "breakout")
+
+
 def test_a_run_must_be_given_and_exist(tmp_path):
     with pytest.raises(ConfigError, match="no run is given first"):
         plot.main(["--x", "minutes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,20 @@ def test_numbers_of_numpys_become_pythons_in_the_settings():
     assert config == DQNConfig(batch_size=8, samples_per_step=2.0, seed=4)
     config = SarsaConfig(seed=np.int64(4), episodes=np.int32(7))
     assert [type(value) for value in (config.seed, config.episodes)] == [int, int]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"compile": np.bool_(False), "total_frames": np.array(300), "gamma": np.longdouble("0.5")},
+        {"compile": np.array(False), "total_frames": np.uint64(300), "gamma": Fraction(1, 2)},
+    ],
+)
+def test_whatever_is_one_number_or_truth_value_becomes_pythons(given):
+    config = DQNConfig(**given)
+    assert config == DQNConfig(compile=False, total_frames=300, gamma=0.5)
+    assert [type(getattr(config, name)) for name in given] == [bool, int, float]
+    json.dumps(to_record(config))
 
 
 def test_schedules_are_recorded_as_lists_and_read_back():

@@ -145,7 +145,10 @@ def test_a_name_that_is_nothing_is_answered_with_both_lists():
         ("my_module:make_enw", r"did you mean my_module:make_env\?"),
         ("my_module:make_env()", r"did you mean my_module:make_env\?"),
         ("./my_module.py:make_env", r"did you mean my_module:make_env, in the folder .*\?"),
-        ("my_modul:make_env", r"No module named 'my_modul'\); name a callable that can be imported"),
+        (
+            "my_modul:make_env",
+            r"'my_modul'\); start in the folder that holds my_modul, or set PYTHONPATH to it, or name a",
+        ),
         ("__main__:make_env", "it was defined in a notebook or by hand: put it into a module"),
     ],
 )

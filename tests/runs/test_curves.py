@@ -297,6 +297,7 @@ class TestGroups:
             (("atoms1", "atoms2"), "atoms"),
             (("run_seed_1", "run_seed_2"), "run"),
             (("x", "y"), "x"),
+            (("catch s1", "catch s2"), "catch"),
         ],
     )
     def test_seeds_are_called_by_what_their_names_share(self, make, names, common):

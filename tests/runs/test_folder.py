@@ -86,7 +86,7 @@ def test_no_message_tells_to_delete_the_best_network(tmp_path):
 
 def test_newest_best_and_a_folders_own_name_are_found(tmp_path):
     folder = RunFolder(tmp_path)
-    with pytest.raises(ConfigError, match="the run has none yet"):
+    with pytest.raises(ConfigError, match="the run has none yet: wait for the first, or"):
         folder.find()
     first = small_checkpoint(tmp_path)
     second = checkpoints.write_checkpoint(tmp_path, "000000000002", {"frames": 2}, {"a": np.arange(3)})

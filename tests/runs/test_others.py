@@ -69,7 +69,38 @@ def test_a_monitors_score_is_the_mean_of_the_last_hundred_games(tmp_path):
 
 def test_an_export_of_tensorboard_is_known(tmp_path):
     found = columns_of(tmp_path, TENSORBOARD, Theirs(frames_per_step=1, rows=2))
-    assert found == {FRAMES: [10, 20], SCORE: [1, 2], EVALUATION: [1, 2]}
+    assert found == {FRAMES: [10, 20], SCORE: [1, 2], EVALUATION: [1, 2], MINUTES: [0, 1]}
+
+
+@pytest.mark.parametrize(("text", "minutes"), [(PROGRESS, [1, 2]), (MONITOR, [0.5, 1.5]), (TENSORBOARD, [0, 1])])
+def test_minutes_need_no_frames_of_a_step(tmp_path, text, minutes):
+    word = f"other={write(tmp_path / 'files', a=text) / 'a.csv'}"
+    (run,) = read_others([word], Theirs(), SCORE, None, x=MINUTES)[word]
+    assert curve_of(run, MINUTES, SCORE).x.tolist() == minutes
+
+
+def test_a_space_after_a_comma_is_none_of_a_name(tmp_path):
+    found = columns_of(tmp_path, 'steps, reward, "a, b"\n1, 2, 3\n', Theirs(("steps", "reward"), 1))
+    assert (found[FRAMES], found[SCORE]) == ([1], [2])
+
+
+def test_a_table_of_another_encoding_is_named_with_what_to_do(tmp_path):
+    (tmp_path / "a.csv").write_bytes("steps,reward\n1,2\n".encode("utf-16"))
+    for words in (["mine={}"], ["{}"]):
+        with pytest.raises(ConfigError, match=r"a\.csv is no text in UTF-8 \(.*\); give a CSV file, saved as UTF-8"):
+            plot.main([word.format(tmp_path / "a.csv") for word in words])
+
+
+def test_rows_without_both_numbers_are_named_by_the_files_own_columns(tmp_path):
+    files = write(tmp_path / "files", a="steps,reward\n1,nan\n2,\n")
+    with pytest.raises(ConfigError, match=r"a\.csv has no row with a number in both steps and reward; give another"):
+        plot.main([f"mine={files}", "--their-columns", "steps", "reward", "--their-frames-per-step", "4"])
+
+
+def test_another_programs_file_without_a_name_leads_to_the_name(tmp_path):
+    files = write(tmp_path / "files", a=PROGRESS)
+    with pytest.raises(ConfigError, match=r"; if another program wrote the file, give NAME=.*a\.csv$"):
+        plot.main([str(files / "a.csv")])
 
 
 def test_columns_may_be_named(tmp_path):

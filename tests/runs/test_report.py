@@ -56,6 +56,23 @@ class TestMetricsCsv:
             out.write({"a": np.float32(0.5), "b": np.int64(2)}, np.int64(10))
         assert (tmp_path / "metrics.csv").read_text() == "frames,a,b\n10,0.5,2.0\n"
 
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"a": 1.0, "mine/x": "high"}, r"metric 'mine/x' is 'high'; give a number"),
+            ({"a": 1.0, "x": None}, r"metric 'x' is None; give a number"),
+            ({"a": 1.0, "x": np.zeros(2)}, r"metric 'x' is array\(\[0\., 0\.\]\); give a number"),
+            ({3: 1.0}, r"a metric has the key 3; give text"),
+        ],
+    )
+    def test_what_is_no_number_is_named_and_nothing_of_the_row_is_written(self, tmp_path, values, message):
+        with quiet(tmp_path) as out:
+            out.write({"a": 0.5}, 10)
+            with pytest.raises(ConfigError, match=message):
+                out.write(values, 20)
+            out.write({"a": 2.0}, 30)
+        assert (tmp_path / "metrics.csv").read_text() == "frames,a\n10,0.5\n30,2.0\n"
+
     def test_drops_what_came_after_the_point_of_the_resume(self, tmp_path):
         with quiet(tmp_path) as out:
             for at in (10, 20):

@@ -232,7 +232,7 @@ def require_disk(
     earlier: Path | None,
     peers: Peers = ALONE,
 ) -> str:
-    """Return words on the disk that checkpoints with the replay take at most, to follow those on the replay.
+    """Return words on the disk that checkpoints with the replay take at most, to follow those on the replay; else none.
 
     Parameters
     ----------
@@ -252,11 +252,12 @@ def require_disk(
     ConfigError
         If less disk is free than that.
     """
-    if not config.checkpoint_replay:
-        return ""
     settings = buffer.settings
     one_file = earlier is not None and earlier.is_file()  # which shares nothing with later saves
-    replaced = 0 if earlier is None else _bytes_below(earlier.parent)  # other checkpoints may stay
+    if config.checkpoint_replay:
+        replaced = 0 if earlier is None else _bytes_below(earlier.parent)  # other checkpoints may stay
+    else:
+        replaced = _bytes_below(run_folder / "checkpoints")
     plan = plan_disk(
         config,
         segments.frame_bytes(settings),
@@ -269,7 +270,7 @@ def require_disk(
     )
     if error := disk_refusal(plan, run_folder):
         raise error
-    return describe_disk(plan)
+    return describe_disk(plan) if config.checkpoint_replay else ""
 
 
 def bytes_beside_replay(config: DQNConfig, envs: Envs) -> int:

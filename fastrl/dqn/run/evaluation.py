@@ -91,7 +91,8 @@ class Evaluation(Callback):
         figures = {f"evaluation/return_{name}": value for name, value in games.figures().items()}
         run.reporter.write(figures, run.frames)
         film = f"; film: {self.films.path(run, run.frames)}" if games.film else ""  # a custom environment may draw none
-        run.reporter.line(f"after {run.frames:,} frames: {games.summary()}{film}")
+        weights = " by averaged weights" if config.average_updates else ""
+        run.reporter.line(f"after {run.frames:,} frames{weights}: {games.summary()}{film}")
         if games.film_error:
             self.films.warn(run, games.film_error)
         if games.mean > self._best_so_far(run, recorded):

@@ -17,7 +17,7 @@ from fastrl.base.errors import ConfigError, Stopped
 from fastrl.base.extras import need
 from fastrl.base.last_words import last_words
 from fastrl.base.launch import first_rank
-from fastrl.base.ranges import flag_of
+from fastrl.base.ranges import as_flag, flag_of
 from fastrl.base.stop import Stop
 from fastrl.config import DQNConfig
 from fastrl.distributed.engine import build_collectors
@@ -27,6 +27,7 @@ from fastrl.dqn.callbacks import Callback, check_callbacks, named
 from fastrl.dqn.collector import RowSource, build_collector
 from fastrl.dqn.device.device import forget_compiled, pick_device
 from fastrl.dqn.learner import Learner
+from fastrl.dqn.network import NETWORK
 from fastrl.dqn.pace import Pace
 from fastrl.dqn.peers import ALONE, Peers
 from fastrl.dqn.policy import Policy
@@ -351,7 +352,8 @@ class Run(Loop):
         elif mine is not None and mine != found:
             learner |= checkpoint.load_learner(mine)
         network = state.get("network", {})
-        # Weights of one support fit another with all values stretched, and implicit quantiles fit any number of them.
+        # Weights of one support fit another with all values stretched, and implicit quantiles fit any number of them; a
+        # config.json that was edited hides that from _refuse_other_play.
         for head, name, setting in (("c51", "v_max", "v_max"), ("iqn", "atoms", "quantiles")):
             own = getattr(self.config, setting)
             if self.config.head == network.get("head") == head and network[name] != own:
@@ -514,7 +516,7 @@ def _refuse_other_actions(config: DQNConfig, found: Path | None, had: int, has: 
 
 
 def _refuse_other_play(config: DQNConfig, earlier: DQNConfig, found: Path | None, state: dict[str, Any]) -> None:
-    """Raise ConfigError if frames would be counted, or rewards learned, in another way than before a resume."""
+    """Raise ConfigError if a resume would count frames or learn rewards in another way, or has another network."""
     steps, frames = int(state.get("steps", 0)), int(state.get("frames", 0))
     if steps and frames != steps * config.frame_skip:
         was = frames // steps
@@ -528,6 +530,12 @@ def _refuse_other_play(config: DQNConfig, earlier: DQNConfig, found: Path | None
             f"{flags[config.reward_clip]} is given, and the run has learned with {flags[earlier.reward_clip]}: its "
             "values and its replay are of those rewards; leave it out, or start a new run"
         )
+    for name in NETWORK if found else ():
+        if (now := getattr(config, name)) != (had := getattr(earlier, name)):
+            raise ConfigError(
+                f"{as_flag(name, now)} is given, and the network in {found} was built with {as_flag(name, had)}; leave "
+                "it out, or start a new run"
+            )
 
 
 def _refuse_two_stacks(config: DQNConfig, envs: Envs) -> None:

@@ -312,7 +312,7 @@ def refusal(plan: ReplayPlan) -> ConfigError | None:
 
 
 class DiskPlan(NamedTuple):
-    """Disk for the checkpoints that keep the replay.
+    """Disk for the checkpoints.
 
     Attributes
     ----------
@@ -340,7 +340,7 @@ def plan_disk(
     share_files: bool,
     beside: int = 0,
 ) -> DiskPlan:
-    """Work out how much disk the checkpoints, one of which has the replay, take at most.
+    """Work out how much disk the checkpoints take at most; one of them has the replay, if the run keeps it.
 
     While a checkpoint is written, the one before is still there.
 
@@ -372,6 +372,7 @@ def plan_disk(
         written = min(rows, small + most_rows(config.checkpoint_every_frames // config.frame_skip))
         overwritten = largest if largest < rows else 0
     on_disk = (rows + overwritten + written) * frame_bytes + 2 * rows * BYTES_BESIDE_FRAME
+    on_disk *= config.checkpoint_replay
     # Besides those to keep there are the best one, one by the clock and the one that is being written.
     checkpoints = 3 + min(config.keep_checkpoints, to_come * config.frame_skip // config.checkpoint_every_frames)
     return DiskPlan(on_disk + checkpoints * beside, disk_free, checkpoints * beside)
@@ -390,9 +391,17 @@ def disk_refusal(plan: DiskPlan, run_folder: Path) -> ConfigError | None:
     if plan.free > plan.networks:
         remedies.append("a smaller --capacity")
     give = f"give {' or '.join(remedies)}, " if remedies else ""
+    with_replay = " with the replay" if plan.needed > plan.networks else ""
+    needs = f"{run_folder} needs up to {_size(plan.needed)} of disk for checkpoints{with_replay}"
+    if plan.free >= plan.networks:
+        return ConfigError(
+            f"{needs}, {_size(plan.free)} are free; free some, {give}or leave the replay out with "
+            "--no-checkpoint-replay"
+        )
+    without = f" and {_size(plan.networks)} without it" if with_replay else ""
     return ConfigError(
-        f"{run_folder} needs up to {_size(plan.needed)} of disk for checkpoints with the replay, "
-        f"{_size(plan.free)} are free; free some, {give}or leave the replay out with --no-checkpoint-replay"
+        f"{needs}{without}, {_size(plan.free)} are free; free some, {give}or start a run with a smaller network "
+        "(--trunk, --width, --hidden) or a lower --keep-checkpoints"
     )
 
 

@@ -279,5 +279,11 @@ def test_what_disk_checkpoints_need_is_said_and_asked_for(monkeypatch, tmp_path)
             build.require_disk(config, ENVS, buffer, 0, run, replay)
     free = (200 + 12 + 200) * FRAME + 2 * 200 * BYTES_BESIDE_FRAME + 3 * 1_000
     build.require_disk(config, ENVS, buffer, config.total_steps - 160, run, None)  # no more rows come
-    free = 0
-    assert build.require_disk(config.replace(checkpoint_replay=False), ENVS, buffer, 0, run, None) == ""
+    without = config.replace(checkpoint_replay=False)
+    free = 6 * 1_000 - 2  # and two bytes lie there that will give way
+    assert build.require_disk(without, ENVS, buffer, 0, run, None) == ""
+    free -= 1
+    with pytest.raises(ConfigError, match=r"needs up to 5.9 KiB of disk for checkpoints, 5.9 KiB are free; free some"):
+        build.require_disk(without, ENVS, buffer, 0, run, None)
+    (run / "checkpoints" / "000000000800" / "weights").write_bytes(b"x")  # so a resume needs no more than the run did
+    build.require_disk(without, ENVS, buffer, 0, run, None)

@@ -423,6 +423,23 @@ def test_a_smaller_replay_is_no_remedy_where_the_networks_alone_have_no_room():
     assert "or a smaller --capacity, or leave" in str(disk_refusal(plan._replace(networks=GIB), Path("a")))
 
 
+def test_networks_without_the_replay_are_all_that_a_run_without_it_needs():
+    config = CONFIG.replace(checkpoint_replay=False)
+    plan = plan_disk(config, FRAME, 1_000, 5, held=0, steps=0, share_files=True, beside=100)
+    assert plan.needed == plan.networks > 0
+
+
+def test_what_does_not_help_is_no_remedy_where_the_networks_alone_have_no_room():
+    smaller = "or start a run with a smaller network (--trunk, --width, --hidden) or a lower --keep-checkpoints"
+    assert str(disk_refusal(DiskPlan(3 * GIB, GIB, 2 * GIB), Path("a"))) == (
+        "a needs up to 3.0 GiB of disk for checkpoints with the replay and 2.0 GiB without it, 1.0 GiB are free; "
+        f"free some, give another --runs-dir, {smaller}"
+    )
+    assert str(disk_refusal(DiskPlan(2 * GIB, GIB, 2 * GIB), Path("/"))) == (
+        f"/ needs up to 2.0 GiB of disk for checkpoints, 1.0 GiB are free; free some, {smaller}"
+    )
+
+
 def test_the_plan_asks_the_machine_nothing():
     tree = ast.parse(Path(replay_plan.__file__).read_text())
     imports = {

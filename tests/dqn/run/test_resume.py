@@ -170,8 +170,14 @@ def test_quantiles_of_another_number_are_refused_where_the_weights_would_take_th
     config = CONFIG.replace(head="iqn", quantiles=5, total_frames=600)
     play(tmp_path / "run", config=config)
     longer = config.replace(total_frames=700)
+    with pytest.raises(ConfigError, match=r"--quantiles 9 is given, .* was built with --quantiles 5; leave it out"):
+        play(tmp_path / "run", config=longer.replace(quantiles=9), resume=True)
+    record = tmp_path / "run" / "config.json"
+    before = record.read_text()
+    record.write_text(before.replace('"quantiles": 5', '"quantiles": 9'))
     with pytest.raises(ConfigError, match="--quantiles is 9; the saved state needs 5"):
         play(tmp_path / "run", config=longer.replace(quantiles=9), resume=True)
+    record.write_text(before)
     assert play(tmp_path / "run", config=longer, resume=True).frames >= 700
 
 
@@ -186,6 +192,14 @@ def test_quantiles_of_another_number_are_refused_where_the_weights_would_take_th
         (
             {"prioritized": False},
             r"replay was made with --prioritized, and this run has --no-prioritized; give --prior",
+        ),
+        (
+            {"trunk": "nature"},
+            r"--trunk nature is given, and the network in .*000000000600 was built with --trunk \w+; leave it out, or",
+        ),
+        (
+            {"dueling": False},
+            r"--no-dueling is given, and the network in .* was built with --dueling; leave it out, or",
         ),
         ({"alpha": 0.5}, r"replay was made with alpha 0.6, this run has 0.5; give the settings that it was made with"),
     ],

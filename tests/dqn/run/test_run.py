@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -421,10 +422,25 @@ def test_an_existing_run_is_not_written_over(finished):
 
 
 def test_another_network_does_not_go_on_with_these_weights(finished):
-    with pytest.raises(ConfigError, match=r"weight .* in the saved state"):
+    with pytest.raises(ConfigError, match=r"--hidden 32 is given, and the network in .* was built with --hidden 64;"):
         experiment.train(finished[0].config.replace(hidden=32), resume=finished[0].folder, quiet=True)
     with pytest.raises(ConfigError, match=r"alpha 0.6, this run has 0.5"):
         experiment.train(finished[0].config.replace(alpha=0.5), resume=finished[0].folder, quiet=True)
+
+
+def test_a_damaged_network_is_named_with_the_checkpoints_to_play_instead(tmp_path):
+    ended = start(QUICK.replace(total_frames=1_000, checkpoint_every_frames=400), tmp_path)
+    *others, last = ended.folder.numbered()
+    assert others
+    (last / "weights.safetensors").write_bytes(b"broken")
+    names = ", ".join(path.name for path in others)
+    with pytest.raises(ConfigError, match=rf"{last}.*; use another .* with --checkpoint NAME: there is also {names}$"):
+        load_agent(ended.folder)
+    load_agent(ended.folder, others[-1].name)
+    for path in others:
+        shutil.rmtree(path)
+    with pytest.raises(ConfigError, match=rf"{last}.*; restore it from a copy$"):
+        load_agent(ended.folder)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -173,10 +173,15 @@ def test_a_run_that_fails_waits_for_the_checkpoint_in_progress(tmp_path):
 
 
 def test_too_small_a_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "free_disk_bytes", lambda path: 1_000)
+    monkeypatch.setattr(build, "free_disk_bytes", lambda path: 3_000_000)
     with pytest.raises(
-        ConfigError, match=r"run needs up to 4.4 MiB of disk .* give another --runs-dir, or .*--no-check"
+        ConfigError, match=r"run needs up to 4.4 MiB of disk .* --runs-dir or a smaller --capacity, or .*--no-check"
     ):
         start(QUICK, tmp_path)
+    without = QUICK.replace(total_frames=500, checkpoint_replay=False)
+    monkeypatch.setattr(build, "free_disk_bytes", lambda path: 1_000)
+    with pytest.raises(ConfigError, match=r"disk for checkpoints, 1.0 KiB are free; .* or start a run with a smaller"):
+        start(without, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    start(QUICK.replace(total_frames=500, checkpoint_replay=False), tmp_path)
+    monkeypatch.undo()
+    start(without, tmp_path)
