@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,8 @@ class MeasuredRun:
     def without(self, name: str, flag: str) -> str:
         """Return the message where there is no column of this name, which ``flag`` asked for."""
         words = f"{flag} asks for {name}, which {self.path} has not; it has {', '.join(map(printable, self.columns))}"
-        return words if self.settings else f"{words}; if another program wrote the file, give NAME={self.path}"
+        named = shlex.quote(f"NAME={self.path}")
+        return words if self.settings else f"{words}; if another program wrote the file, give {named}"
 
     def unmeasured(self, x: str, y: str) -> str:
         """Return the message where no row has both columns."""

@@ -98,8 +98,8 @@ def test_rows_without_both_numbers_are_named_by_the_files_own_columns(tmp_path):
 
 
 def test_another_programs_file_without_a_name_leads_to_the_name(tmp_path):
-    files = write(tmp_path / "files", a=PROGRESS)
-    with pytest.raises(ConfigError, match=r"; if another program wrote the file, give NAME=.*a\.csv$"):
+    files = write(tmp_path / "seed 1", a=PROGRESS)
+    with pytest.raises(ConfigError, match=r"; if another program wrote the file, give 'NAME=.*seed 1/a\.csv'$"):
         plot.main([str(files / "a.csv")])
 
 
