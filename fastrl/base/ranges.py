@@ -172,10 +172,10 @@ def as_tuples(value: Any) -> Any:
     """Return lists in lists as tuples in tuples, and NumPy's numbers in them as Python's."""
     if isinstance(value, list | tuple):
         return tuple(map(as_tuples, value))
-    return plain_number(value)
+    return plain_value(value)
 
 
-def plain_number(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return Python's own number, truth value or text for one that JSON may not know, such as NumPy's.
 
     All else stays as it is. An array without dimensions, or such a tensor, is its value.

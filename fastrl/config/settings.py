@@ -27,7 +27,7 @@ from fastrl.base.ranges import (
     as_tuples,
     check,
     flag_of,
-    plain_number,
+    plain_value,
     refuse_unread,
     spelled,
 )
@@ -110,7 +110,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # config.json and every checkpoint hold settings as JSON
-            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
+            object.__setattr__(self, field.name, plain_value(getattr(self, field.name)))
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in the named fields."""

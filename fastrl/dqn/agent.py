@@ -150,11 +150,12 @@ def greedy(network: QNetwork) -> Act:
 
 def _trained(run: Path, checkpoint: str) -> Agent:
     config = folder.load_dqn_config(run)
-    saved = RunFolder(run).find(checkpoint)
+    run_folder = RunFolder(run)
+    saved = run_folder.find(checkpoint)
     try:
         state, network = load_state(saved), load_network(saved / "weights.safetensors")
     except DamageError as error:
-        others = [path.name for path in RunFolder(run).numbered() if path != saved]
+        others = [path.name for path in run_folder.numbered() if path != saved]
         reason, _, remedy = str(error).partition("; ")
         remedy = f"{remedy}: there is also {', '.join(others)}" if others else "restore it from a copy"
         raise DamageError(f"{reason}; {remedy}") from error

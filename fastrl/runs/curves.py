@@ -316,11 +316,12 @@ def curve_of(run: MeasuredRun, x: str, y: str) -> Curve:
     measured = np.isfinite(xs) & np.isfinite(ys)
     if not measured.any():
         raise ConfigError(run.unmeasured(x, y))
-    if max(largest := [np.abs(each[measured]).max() for each in (xs, ys)]) > LARGEST:
-        raise ConfigError(
-            f"{run.path} has {max(largest):g} in column {x if largest[0] > LARGEST else y}; give numbers up to "
-            f"{LARGEST:g}, or --x or --y another column"
-        )
+    for column, values in ((x, xs), (y, ys)):
+        if (largest := np.abs(values[measured]).max()) > LARGEST:
+            raise ConfigError(
+                f"{run.path} has {largest:g} in column {column}; give numbers up to {LARGEST:g}, or --x or --y another "
+                "column"
+            )
     last_first = slice(None, None, -1)
     xs, at = np.unique(xs[measured][last_first], return_index=True)
     return Curve(xs, ys[measured][last_first][at])

@@ -201,13 +201,13 @@ def read_others(
                 f"setting; name the files of one kind, such as {word.partition('=')[0]}={each[0].path}"
             )
     others = [word for word, each in tables.items() if forms[id(each[0])] is not OWN]
-    if others and theirs.frames_per_step is None and x != FRAMES:
-        theirs = dataclasses.replace(theirs, frames_per_step=1.0)  # steps only order the rows
     if others and theirs.frames_per_step is None:
-        raise ConfigError(
-            f"it is not said how many frames a step of {others[0].partition('=')[0]} has; give "
-            "--their-frames-per-step 4 for Atari with a frame skip of 4, or 1 if the files count frames"
-        )
+        if x == FRAMES:
+            raise ConfigError(
+                f"it is not said how many frames a step of {others[0].partition('=')[0]} has; give "
+                "--their-frames-per-step 4 for Atari with a frame skip of 4, or 1 if the files count frames"
+            )
+        theirs = dataclasses.replace(theirs, frames_per_step=1.0)  # over another axis steps only order the rows
     own = {id(table): read_run(table.path, game) for table in every if forms[id(table)] is OWN}
     games = {run.game for run in (*beside, *own.values())}
     game = game or (games.pop() if len(games) == 1 else None)
@@ -242,7 +242,8 @@ def _run(name: str, table: _Table, form: _Form, theirs: Theirs, y: str, game: st
     if MINUTES in columns and form.known_by:
         columns[MINUTES] = columns[MINUTES] / 60
     if form.by_date:
-        columns[MINUTES] -= columns[MINUTES][np.isfinite(columns[MINUTES])][:1].sum()
+        known = columns[MINUTES][np.isfinite(columns[MINUTES])]
+        columns[MINUTES] -= known[0] if len(known) else 0.0
     rows = theirs.rows or (GAMES if table.is_monitor else 1)
     for one in {SCORE, EVALUATION, y} & columns.keys() - {FRAMES, MINUTES}:
         columns[one] = _mean_of_last(columns[one], rows)

@@ -210,7 +210,7 @@ class NoReporter(Reporter):
 
 
 def _number(key: Any, value: Any) -> float:
-    """Return a metric as Python's number; raise ConfigError if it is none, or its key no text."""
+    """Return the value of a metric as a float; raise ConfigError if it is not a number or its key is not text."""
     if not isinstance(key, str):
         raise ConfigError(f"a metric has the key {key!r}; give text, as in metrics['mine/name']")
     try:

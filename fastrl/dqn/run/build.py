@@ -254,10 +254,12 @@ def require_disk(
     """
     settings = buffer.settings
     one_file = earlier is not None and earlier.is_file()  # which shares nothing with later saves
-    if config.checkpoint_replay:
-        replaced = 0 if earlier is None else _bytes_below(earlier.parent)  # other checkpoints may stay
+    if not config.checkpoint_replay:
+        replaced = _bytes_below(run_folder / "checkpoints")  # the plan counts every checkpoint that a run keeps
+    elif earlier is not None:
+        replaced = _bytes_below(earlier.parent)  # the next checkpoint replaces it; others may stay
     else:
-        replaced = _bytes_below(run_folder / "checkpoints")
+        replaced = 0
     plan = plan_disk(
         config,
         segments.frame_bytes(settings),

@@ -372,7 +372,8 @@ def plan_disk(
         written = min(rows, small + most_rows(config.checkpoint_every_frames // config.frame_skip))
         overwritten = largest if largest < rows else 0
     on_disk = (rows + overwritten + written) * frame_bytes + 2 * rows * BYTES_BESIDE_FRAME
-    on_disk *= config.checkpoint_replay
+    if not config.checkpoint_replay:
+        on_disk = 0
     # Besides those to keep there are the best one, one by the clock and the one that is being written.
     checkpoints = 3 + min(config.keep_checkpoints, to_come * config.frame_skip // config.checkpoint_every_frames)
     return DiskPlan(on_disk + checkpoints * beside, disk_free, checkpoints * beside)
